@@ -1,0 +1,207 @@
+"""The se(3) camera optimizer: initial poses, the learned correction, and the only place where the two are composed."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Literal, Optional, Sequence, Tuple, Type, Union
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hashpose_ns.errors import HashPoseError
+from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.lie_groups import exp_map_SE3
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.utils import poses as pose_utils
+
+REFINE_KEY = "hashpose_train_camera"
+"""A camera carrying this metadata key (a training camera's index) is rendered from its refined pose. nerfstudio's own
+`cam_idx` is no help: viewer cameras carry `cam_idx = 0` and would be moved with the first training camera."""
+
+
+@dataclass
+class PoseOptimizerConfig(CameraOptimizerConfig):
+    """Configuration of the pose refinement."""
+
+    _target: Type = field(default_factory=lambda: PoseOptimizer)
+    mode: Literal["off", "SE3"] = "SE3"
+    """`SE3` refines the poses, `off` keeps them as they are."""
+    side: Literal["world", "camera"] = "world"
+    """Where the correction acts. `world`: refined = exp(xi) * initial, a motion about the world's origin (BARF);
+    `camera`: refined = initial * exp(xi), a motion about the camera's own centre."""
+    start: float = 0.02
+    """Fraction of training before which poses stand still. Early gradients come from an untrained field and throw
+    poses off."""
+    warmup: float = 0.02
+    """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
+    frozen_cameras: Tuple[str, ...] = ()
+    """Cameras that keep their initial pose exactly: image file names (with or without folder) or indices into the
+    training images."""
+    trans_l2_penalty: float = 0.0
+    """Weight of a squared penalty on the translation part of the corrections; 0 leaves it out."""
+    rot_l2_penalty: float = 0.0
+    """Weight of a squared penalty on the rotation part (radians) of the corrections; 0 leaves it out."""
+
+
+def frozen_indices(frozen: Sequence[str], image_names: Sequence[str]) -> list[int]:
+    """Training-camera indices meant by file names or numbers.
+
+    Raises:
+        HashPoseError: a name matches no training image, or several.
+    """
+    indices = []
+    for name in frozen:
+        matches = [i for i, image in enumerate(image_names) if image == name or Path(image).as_posix().endswith("/" + name)]
+        if not matches and name.isdigit() and int(name) < len(image_names):
+            matches = [int(name)]
+        if len(matches) == 1:
+            indices.append(matches[0])
+            continue
+        if matches:
+            raise HashPoseError(
+                f"The frozen camera '{name}' matches {len(matches)} training images; write more of its path, such as "
+                f"'{image_names[matches[0]]}'."
+            )
+        near = difflib.get_close_matches(name, [Path(image).name for image in image_names], n=1, cutoff=0.0)
+        raise HashPoseError(
+            f"The frozen camera '{name}' is not one of the {len(image_names)} training images; the nearest name is "
+            f"'{near[0] if near else ''}'. Images held out for evaluation cannot be frozen."
+        )
+    return sorted(set(indices))
+
+
+class PoseOptimizer(CameraOptimizer):
+    """Learned se(3) corrections of the training cameras.
+
+    Poses are camera-to-world [3, 4] matrices in OpenGL axes and nerfstudio's world. A correction is a twist
+    [translation, rotation] (scene units, radians), mapped to SE(3) by the library's exponential with the V matrix.
+
+    Args:
+        config: settings.
+        num_cameras: number of training cameras N.
+        device: where the parameters live.
+        initial_camera_to_worlds: [N, 3, 4] poses that training starts from.
+        reference_camera_to_worlds: [N, 3, 4] poses that errors are measured against.
+        image_names: [N] file names, by which cameras can be frozen.
+    """
+
+    config: PoseOptimizerConfig
+    initial_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    reference_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    trainable: Tensor
+
+    def __init__(
+        self,
+        config: PoseOptimizerConfig,
+        num_cameras: int,
+        device: Union[torch.device, str],
+        initial_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]] = None,
+        reference_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]] = None,
+        image_names: Sequence[str] = (),
+        **kwargs,
+    ) -> None:
+        super().__init__(config, num_cameras, device)
+        if initial_camera_to_worlds is None:
+            initial_camera_to_worlds = torch.eye(4)[:3].repeat(num_cameras, 1, 1)
+        if reference_camera_to_worlds is None:
+            reference_camera_to_worlds = initial_camera_to_worlds
+        self.image_names = list(image_names)
+        trainable = torch.ones(num_cameras, dtype=torch.bool)
+        trainable[frozen_indices(config.frozen_cameras, self.image_names)] = False
+        self.register_buffer("initial_camera_to_worlds", initial_camera_to_worlds.clone().float().to(device))
+        self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
+        self.register_buffer("trainable", trainable.to(device), persistent=False)
+        self.active = config.mode != "off"
+        """Whether poses receive gradients now; the model switches it by the step. Standing still means no gradient
+        at all: Adam's moments would remember zeros."""
+        if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
+            raise HashPoseError("camera-optimizer.start and .warmup are fractions of training; their sum is at most 1.")
+
+    def rate_factor(self, progress: float) -> float:
+        """Factor on the poses' learning rate at a fraction of training; 0 before `start`."""
+        if progress < self.config.start:
+            return 0.0
+        return min((progress - self.config.start) / self.config.warmup, 1.0) if self.config.warmup > 0 else 1.0
+
+    def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""
+        identity = torch.eye(4, device=self.initial_camera_to_worlds.device)[:3]
+        if self.config.mode == "off":
+            return identity.repeat(self.num_cameras, 1, 1)
+        corrections = corrections_to_world(
+            exp_map_SE3(self.pose_adjustment), self.initial_camera_to_worlds, self.config.side
+        )
+        return torch.where(self.trainable[:, None, None], corrections, identity)
+
+    def refined_camera_to_worlds(self) -> Float[Tensor, "num_cameras 3 4"]:
+        """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes."""
+        return pose_utils.multiply(self.world_corrections(), self.initial_camera_to_worlds)
+
+    def forward(self, indices: Int[Tensor, "camera_indices"]) -> Float[Tensor, "camera_indices 3 4"]:
+        """Camera-frame corrections: initial^-1 * refined, what nerfstudio's viewer multiplies from the right.
+
+        Args:
+            indices: indices of training cameras.
+        Returns:
+            Transformations from refined camera coordinates to initial camera coordinates, [n, 3, 4].
+        """
+        initial = self.initial_camera_to_worlds[indices]
+        return pose_utils.multiply(pose_utils.inverse(initial), self.refined_camera_to_worlds()[indices])
+
+    def apply_to_raybundle(self, raybundle: RayBundle) -> None:
+        """Moves rays of training cameras, generated from the initial poses, to the refined poses, in place."""
+        if self.config.mode == "off":
+            return
+        assert raybundle.camera_indices is not None
+        corrections = self.world_corrections()
+        if not self.active:
+            corrections = corrections.detach()
+        move_rays(raybundle, corrections[raybundle.camera_indices[..., 0]])
+
+    def apply_to_camera(self, camera: Cameras) -> Tensor:
+        """Camera-to-world matrices to render `camera` from; refined where the camera says it is a training camera."""
+        if camera.metadata is None or REFINE_KEY not in camera.metadata:
+            return camera.camera_to_worlds
+        index = int(camera.metadata[REFINE_KEY])
+        return self.refined_camera_to_worlds()[index].expand_as(camera.camera_to_worlds)
+
+    def get_loss_dict(self, loss_dict: dict) -> None:
+        """Adds the squared penalties, where they are switched on."""
+        if self.config.mode == "off":
+            return
+        if self.config.trans_l2_penalty or self.config.rot_l2_penalty:
+            squares = self.pose_adjustment.square()
+            loss_dict["camera_opt_regularizer"] = (
+                self.config.trans_l2_penalty * squares[:, :3].sum(-1).mean()
+                + self.config.rot_l2_penalty * squares[:, 3:].sum(-1).mean()
+            )
+
+    def get_metrics_dict(self, metrics_dict: dict) -> None:
+        """Pose errors are reported by the pipeline, from `cameras/alignment.py`."""
+
+    def get_param_groups(self, param_groups: Dict) -> None:
+        """Adds the group `camera_opt`, where poses are refined."""
+        if self.config.mode != "off":
+            param_groups["camera_opt"] = [self.pose_adjustment]
+
+
+def corrections_to_world(
+    corrections: Float[Tensor, "*batch 3 4"], camera_to_worlds: Float[Tensor, "*batch 3 4"], side: str
+) -> Float[Tensor, "*batch 3 4"]:
+    """World-side motion D of each correction C: D = C on the world side, D = T C T^-1 on the camera side of pose T."""
+    if side == "world":
+        return corrections
+    return pose_utils.multiply(
+        pose_utils.multiply(camera_to_worlds, corrections), pose_utils.inverse(camera_to_worlds)
+    )
+
+
+def move_rays(raybundle: RayBundle, motions: Float[Tensor, "*batch 3 4"]) -> None:
+    """Applies one rigid world motion per ray to origins and directions, in place."""
+    rotations, translations = motions[..., :3], motions[..., 3]
+    raybundle.origins = (rotations * raybundle.origins[..., None, :]).sum(-1) + translations
+    raybundle.directions = (rotations * raybundle.directions[..., None, :]).sum(-1)

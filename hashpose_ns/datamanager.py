@@ -1,0 +1,159 @@
+"""HashPoseDataManager: checks what came in, and decides where the initial poses come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Literal, Sequence, Tuple, Type
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
+from hashpose_ns.errors import HashPoseError
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
+
+
+@dataclass
+class HashPoseDataManagerConfig(VanillaDataManagerConfig):
+    """Configuration of the data and of the initial poses."""
+
+    _target: Type = field(default_factory=lambda: HashPoseDataManager)
+    initial_poses: Literal["given", "perturbed", "identity"] = "given"
+    """Where training starts: at the dataparser's poses, at those poses after a perturbation, or with all cameras at the
+    origin looking the same way. The dataparser's poses are kept as the reference that errors are measured against."""
+    perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
+    """The noise of `initial-poses perturbed`."""
+
+
+class HashPoseDataManager(VanillaDataManager[InputDataset]):
+    """Rays and pixels of all training images, with initial poses by the settings.
+
+    The reference poses stay in `train_dataparser_outputs`; `train_dataset.cameras` carries the initial ones. What the
+    model must know travels in `train_dataset.metadata`. Rays depend on (seed, step) alone, so that a resumed run sees
+    what an uninterrupted one would have seen.
+    """
+
+    config: HashPoseDataManagerConfig
+
+    def __init__(self, *args, **kwargs) -> None:
+        # ns-train seeded torch just before; ns-eval did not, and needs no rays.
+        self.seed = torch.initial_seed() % 2**31
+        super().__init__(*args, **kwargs)
+
+    def create_train_dataset(self) -> InputDataset:
+        """The training images, with the initial poses in place of the dataparser's."""
+        outputs = self.train_dataparser_outputs
+        names = image_names(outputs.image_filenames)
+        if len(names) < 2:
+            raise HashPoseError(
+                f"There is {len(names)} training image; poses are refined between images, so at least 2 are needed."
+            )
+        check_images(outputs.image_filenames, outputs.cameras)
+        reference = outputs.cameras.camera_to_worlds
+        try:
+            validate_poses(reference, names)
+        except ValueError as error:
+            raise HashPoseError(str(error)) from error
+        dataset = super().create_train_dataset()
+        dataset.cameras.metadata = dataset.cameras.metadata or {}
+        initial = self._initial_poses(reference)
+        dataset.cameras.camera_to_worlds = initial.clone()
+        dataset.metadata["initial_camera_to_worlds"] = initial
+        dataset.metadata["reference_camera_to_worlds"] = reference.clone()
+        dataset.metadata["image_names"] = names
+        dataset.metadata["half_extent"] = half_extent(outputs.cameras)
+        return dataset
+
+    def _initial_poses(self, reference: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
+        if self.config.initial_poses == "perturbed":
+            return perturb_poses(reference, self.config.perturbation)
+        if self.config.initial_poses == "identity":
+            return identity_poses(len(reference))
+        return reference.clone()
+
+    def create_eval_dataset(self) -> InputDataset:
+        """The held-out images; the test split where a scene has no validation split."""
+        try:
+            dataset = super().create_eval_dataset()
+        except FileNotFoundError:
+            if self.test_split != "val":
+                raise
+            CONSOLE.print("The data has no validation split; its test images are used during training.")
+            self.test_split = "test"
+            dataset = super().create_eval_dataset()
+        check_images(dataset.image_filenames, self.dataparser_cameras(dataset))
+        return dataset
+
+    @staticmethod
+    def dataparser_cameras(dataset: InputDataset) -> Cameras:
+        """A dataset's cameras at the images' own resolution."""
+        return dataset._dataparser_outputs.cameras
+
+    def set_initial_poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
+        """Takes the initial poses that a checkpoint was trained from, whatever this machine's generator would draw."""
+        self.train_dataset.cameras.camera_to_worlds = camera_to_worlds.cpu().clone()
+        if getattr(self, "train_ray_generator", None) is not None:
+            cameras = self.train_ray_generator.cameras
+            cameras.camera_to_worlds = camera_to_worlds.to(cameras.camera_to_worlds.device).clone()
+
+    def setup_train(self) -> None:
+        """Loads the images; in the order of their indices, where nerfstudio shuffles them."""
+        try:
+            super().setup_train()
+        except (OSError, SyntaxError) as error:  # what PIL raises for files it cannot decode
+            raise HashPoseError(f"A training image cannot be read: {error}.") from error
+        batch = self.train_image_dataloader.cached_collated_batch
+        if batch is not None and isinstance(batch["image_idx"], Tensor):
+            order = torch.argsort(batch["image_idx"])
+            for key, value in batch.items():
+                if isinstance(value, Tensor) and len(value) == len(order):
+                    batch[key] = value[order.to(value.device)]
+
+    def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
+        """Rays and pixels of one step."""
+        torch.manual_seed(self.seed * 1_000_003 + step)
+        return super().next_train(step)
+
+
+def image_names(filenames: Sequence[Path]) -> List[str]:
+    """File names as a person would call the images, unique among them: with as many folders as it takes."""
+    names = [Path(name).name for name in filenames]
+    return names if len(set(names)) == len(names) else [Path(name).as_posix() for name in filenames]
+
+
+def half_extent(cameras: Cameras) -> Tuple[float, float]:
+    """Tangents of the largest half field of view in x and y."""
+    x = torch.maximum(cameras.cx, cameras.width - cameras.cx) / cameras.fx
+    y = torch.maximum(cameras.cy, cameras.height - cameras.cy) / cameras.fy
+    return float(x.max()), float(y.max())
+
+
+def check_images(filenames: Sequence[Path], cameras: Cameras) -> None:
+    """Opens every image's header.
+
+    Raises:
+        HashPoseError: a file is missing, is no image, or has another size than its camera.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    for index, filename in enumerate(filenames):
+        try:
+            with Image.open(filename) as image:
+                size = image.size
+        except FileNotFoundError:
+            missing = sum(not Path(name).exists() for name in filenames)
+            raise HashPoseError(f"{missing} of {len(filenames)} images are missing, the first is {filename}.") from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise HashPoseError(f"The image {filename} cannot be read: {error}.") from error
+        camera = int(cameras.width[index]), int(cameras.height[index])
+        if size != camera:
+            raise HashPoseError(
+                f"The image {filename} is {size[0]}x{size[1]}, but its camera says {camera[0]}x{camera[1]}; scale the "
+                "intrinsics in the input, or give the images they belong to."
+            )

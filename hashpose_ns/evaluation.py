@@ -1,0 +1,142 @@
+"""Rendering and scoring of held-out images, and test-time photometric optimisation of their cameras."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hashpose_ns.cameras.pose_optimizer import corrections_to_world, move_rays
+from hashpose_ns.errors import HashPoseError
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.lie_groups import exp_map_SE3
+from nerfstudio.utils import poses as pose_utils
+
+if TYPE_CHECKING:
+    from hashpose_ns.model import HashPoseModel
+    from hashpose_ns.pipeline import HashPosePipeline
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of the module asks for a gradient inside."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def optimize_camera(
+    model: "HashPoseModel", camera: Cameras, image: Float[Tensor, "height width channels"], steps: int, rays: int, lr: float
+) -> Float[Tensor, "1 3 4"]:
+    """Test-time photometric optimisation of one camera against a frozen field (BARF's protocol): a fresh zero twist on
+    the side that the poses were refined on, a fresh Adam at a constant rate, random rays.
+
+    Args:
+        model: the model in evaluation mode.
+        camera: one camera at its aligned pose.
+        image: its photograph, values in [0, 1].
+        steps: number of steps.
+        rays: rays per step.
+        lr: Adam's learning rate.
+    Returns:
+        The optimised camera-to-world matrix.
+    """
+    side = model.camera_optimizer.config.side
+    start = camera.camera_to_worlds
+    height, width = image.shape[:2]
+    generator = torch.Generator().manual_seed(0)
+    twist = nn.Parameter(torch.zeros(1, 6, device=start.device))
+    adam = torch.optim.Adam([twist], lr=lr)
+
+    def motion() -> Tensor:
+        return corrections_to_world(exp_map_SE3(twist), start, side)
+
+    with frozen(model), torch.enable_grad():
+        for _ in range(steps):
+            pixels = torch.randint(height * width, (min(rays, height * width),), generator=generator)
+            rows, columns = pixels // width, pixels % width
+            coordinates = torch.stack([rows, columns], dim=-1).to(start.device) + 0.5
+            bundle = camera.generate_rays(camera_indices=0, coords=coordinates.float())
+            move_rays(bundle, motion().expand(len(pixels), 3, 4))
+            outputs = model(bundle)
+            target = image[rows, columns].to(start.device)
+            loss = model.get_loss_dict(outputs, {"image": target})["rgb_loss"]
+            twist.grad = torch.autograd.grad(loss, twist)[0]
+            adam.step()
+    with torch.no_grad():
+        return pose_utils.multiply(motion(), start)
+
+
+def spread(count: int, wanted: int) -> List[int]:
+    """`wanted` of `count` indices, spread evenly; all of them where `wanted` is negative or too large."""
+    if wanted == 0 or count == 0:
+        raise HashPoseError("There is no image to evaluate: the held-out split is empty, or eval-num-images is 0.")
+    if wanted < 0 or wanted >= count:
+        return list(range(count))
+    return [int(index) for index in torch.linspace(0, count - 1, wanted).round()]
+
+
+def evaluate_images(
+    pipeline: "HashPosePipeline", output_path: Optional[Path] = None, get_std: bool = False
+) -> Dict[str, float]:
+    """Scores held-out images with aligned cameras and, after test-time optimisation, again.
+
+    Args:
+        pipeline: a pipeline in evaluation mode.
+        output_path: where to save photographs beside renders.
+        get_std: whether to add the deviation over images as `*_std`; 0 for a single image.
+    Returns:
+        Means over images: `<metric>_aligned`, `<metric>_tto`, `num_rays_per_sec`, `fps`, `num_eval_images`.
+    """
+    from torchvision.utils import save_image
+
+    from nerfstudio.utils.rich_utils import get_progress
+
+    config, model, dataset = pipeline.config, pipeline.model, pipeline.datamanager.eval_dataset
+    indices = spread(len(dataset), config.eval_num_images)
+    poses = pipeline.aligned_eval_poses()
+    variants = ["aligned"] + (["tto"] if config.tto_steps > 0 else [])
+    values: Dict[str, List[float]] = defaultdict(list)
+    if output_path is not None:
+        output_path.mkdir(parents=True, exist_ok=True)
+    with get_progress("Evaluating held-out images", suffix="images") as progress:
+        for index in progress.track(indices):
+            batch = dataset[index]
+            for variant in variants:
+                camera = pipeline._eval_camera(index, poses)
+                if variant == "tto":
+                    camera.camera_to_worlds = optimize_camera(
+                        model, camera, batch["image"], config.tto_steps, config.tto_rays, config.tto_lr
+                    )
+                begin = time()
+                outputs = model.get_outputs_for_camera(camera)
+                seconds = time() - begin
+                metrics, images = model.get_image_metrics_and_images(outputs, batch)
+                for name, value in metrics.items():
+                    values[f"{name}_{variant}"].append(float(value))
+                if output_path is not None:
+                    for name, image in images.items():
+                        file = output_path / f"eval_{variant}_{name}_{index:04d}.png"
+                        save_image(image.permute(2, 0, 1).cpu(), file)
+            num_rays = int(camera.height * camera.width)
+            values["num_rays_per_sec"].append(num_rays / seconds)
+            values["fps"].append(1.0 / seconds)
+    result: Dict[str, float] = {}
+    for name, numbers in values.items():
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        result[name] = float(tensor.mean())
+        if get_std:
+            result[f"{name}_std"] = float(tensor.std(unbiased=True)) if len(numbers) > 1 else 0.0
+    result["num_eval_images"] = float(len(indices))
+    return result

@@ -1,0 +1,222 @@
+"""The radiance field: hash encoding, decoder, density and colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, Literal, Optional, Sequence, Tuple, Type
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hashpose_ns.encoding import HashEncodingConfig
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.optim.curriculum import Curriculum
+from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.configs.base_config import InstantiateConfig
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.field_components.activations import trunc_exp
+from nerfstudio.field_components.encodings import NeRFEncoding
+from nerfstudio.field_components.field_heads import FieldHeadNames
+from nerfstudio.field_components.mlp import MLP
+from nerfstudio.field_components.spatial_distortions import SceneContraction
+from nerfstudio.fields.base_field import Field
+
+SceneWarp = Literal["none", "contraction", "forward-facing"]
+DENSITY_ACTIVATIONS = {"softplus": nn.functional.softplus, "exp": trunc_exp, "relu": nn.functional.relu}
+
+
+@dataclass
+class DecoderConfig:
+    """The network from features to density and colour. The paper's "4-layer MLP, density and colour branches
+    included" is read as 2 + 2 hidden layers."""
+
+    density_layers: int = 2
+    """Hidden layers of the density branch."""
+    color_layers: int = 2
+    """Hidden layers of the colour branch."""
+    width: int = 256
+    """Width of all hidden layers."""
+    geometry_features: int = 15
+    """Features the density branch hands to the colour branch."""
+    direction_frequencies: int = 4
+    """Frequencies of the view direction's sinusoidal encoding; -1 makes colour independent of the direction."""
+    density_activation: Literal["softplus", "exp", "relu"] = "softplus"
+    """Maps the density branch's output to a density."""
+    appearance_dim: int = 0
+    """Size of a learned embedding per training image for changing exposure or weather; 0 leaves it out. Images that
+    were not trained on get the mean embedding."""
+    implementation: Literal["torch", "tcnn"] = "torch"
+    """`tcnn` uses tinycudann (a CUDA GPU, half precision) where it is installed."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the decoder's matrix products. `auto` takes bfloat16 where the hardware multiplies it natively."""
+
+
+@dataclass
+class HashPoseFieldConfig(InstantiateConfig):
+    """Configuration of the field."""
+
+    _target: Type = field(default_factory=lambda: HashPoseField)
+    encoding: HashEncodingConfig = field(default_factory=HashEncodingConfig)
+    """The hash grid."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The network behind it."""
+
+
+def warp_positions(positions: Float[Tensor, "*batch 3"], warp: SceneWarp) -> Float[Tensor, "*batch 3"]:
+    """Maps scene coordinates to where the grid's box lives.
+
+    `none`: as they are. `contraction`: all of space to the cube [-2, 2]^3 (mip-NeRF 360's contraction in the maximum
+    norm). `forward-facing`: (x / -z, y / -z, 1 / -z), the space seen by cameras that look down -z from near the
+    origin, where equal cells are equal pixels and equal disparities.
+    """
+    if warp == "contraction":
+        return SceneContraction(order=float("inf"))(positions)
+    if warp == "forward-facing":
+        disparity = 1.0 / (-positions[..., 2:]).clamp(min=1e-2)
+        return torch.cat([positions[..., :2] * disparity, disparity], dim=-1)
+    return positions
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has("bf16")
+
+
+def _cpu_has(flag: str) -> bool:
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            return flag in next((line for line in cpuinfo if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+
+
+class HashPoseField(Field):
+    """Density and colour of points, from a smoothed-gradient hash encoding and a decoder.
+
+    Args:
+        config: settings.
+        warp: how scene coordinates become coordinates of the grid's box, see `warp_positions`.
+        aabb: [2, 3] corners of the grid's box, in warped coordinates.
+        num_images: number of training images, for the appearance embedding.
+        curriculum: weights of the grid's levels over training.
+    """
+
+    def __init__(
+        self,
+        config: HashPoseFieldConfig,
+        warp: SceneWarp,
+        aabb: Float[Tensor, "2 3"],
+        num_images: int,
+        curriculum: Curriculum,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.curriculum = curriculum
+        self.step = 0
+        self.register_buffer("aabb", aabb.clone().float())
+        self.warp = warp
+        decoder = config.decoder
+        self.encoding = config.encoding.setup(num_dims=3)
+        if decoder.implementation == "tcnn":
+            _require_tinycudann()
+        self.density_network = MLP(
+            in_dim=self.encoding.out_dim,
+            num_layers=decoder.density_layers + 1,
+            layer_width=decoder.width,
+            out_dim=1 + decoder.geometry_features,
+            activation=nn.ReLU(),
+            implementation=decoder.implementation,
+        )
+        self.direction_encoding: Optional[NeRFEncoding] = None
+        color_inputs = decoder.geometry_features + decoder.appearance_dim
+        if decoder.direction_frequencies >= 0:
+            self.direction_encoding = NeRFEncoding(
+                in_dim=3,
+                num_frequencies=decoder.direction_frequencies,
+                min_freq_exp=0.0,
+                max_freq_exp=max(decoder.direction_frequencies - 1.0, 0.0),
+                include_input=True,
+                implementation="torch",
+            )
+            color_inputs += self.direction_encoding.get_out_dim()
+        self.appearance = nn.Embedding(num_images, decoder.appearance_dim) if decoder.appearance_dim else None
+        self.color_network = MLP(
+            in_dim=color_inputs,
+            num_layers=decoder.color_layers + 1,
+            layer_width=decoder.width,
+            out_dim=3,
+            activation=nn.ReLU(),
+            out_activation=nn.Sigmoid(),
+            implementation=decoder.implementation,
+        )
+        self.density_activation = DENSITY_ACTIVATIONS[decoder.density_activation]
+
+    def to_grid(
+        self, positions: Float[Tensor, "*batch 3"]
+    ) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 1"]]:
+        """Scene coordinates to the grid's unit cube, and 1 inside the box or 0 outside of it, where space is empty."""
+        unit = SceneBox.get_normalized_positions(warp_positions(positions, self.warp), self.aabb)
+        inside = ((unit > 0.0) & (unit < 1.0)).all(dim=-1, keepdim=True)
+        return unit, inside.to(positions.dtype)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        precision = self.config.decoder.precision
+        enabled = precision == "bfloat16" or (precision == "auto" and has_native_bfloat16(device))
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def get_density(
+        self, ray_samples: RaySamples
+    ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry_features"]]:
+        """Densities (per scene unit) and geometry features of samples."""
+        positions, inside = self.to_grid(ray_samples.frustums.get_positions())
+        levels = self.encoding.num_levels
+        train_levels = None
+        if self.training:
+            train_levels = [factor > 0 for factor in self.curriculum.learning_rate_weights(self.step)]
+        features = self.encoding(positions, train_levels)
+        features = self.curriculum.mask_features(features.unflatten(-1, (levels, -1)), self.step).flatten(-2)
+        with self._autocast(features.device):
+            density, geometry = self.density_network(features).split([1, self.config.decoder.geometry_features], dim=-1)
+        density = self.density_activation(density.float())
+        return density * inside, geometry
+
+    def get_outputs(
+        self, ray_samples: RaySamples, density_embedding: Optional[Tensor] = None
+    ) -> Dict[FieldHeadNames, Tensor]:
+        """Colours in [0, 1] of samples."""
+        assert density_embedding is not None
+        inputs = [density_embedding]
+        if self.direction_encoding is not None:
+            # Encoded once a ray: all samples of a ray share its direction.
+            directions = self.direction_encoding(ray_samples.frustums.directions[..., :1, :])
+            inputs.append(directions.expand(*density_embedding.shape[:-1], -1))
+        if self.appearance is not None:
+            inputs.append(self._appearance(ray_samples).expand(*density_embedding.shape[:-1], -1))
+        with self._autocast(density_embedding.device):
+            color = self.color_network(torch.cat([value.to(density_embedding.dtype) for value in inputs], dim=-1))
+        return {FieldHeadNames.RGB: color.float()}
+
+    def _appearance(self, ray_samples: RaySamples) -> Tensor:
+        assert self.appearance is not None
+        if self.training:
+            assert ray_samples.camera_indices is not None
+            return self.appearance(ray_samples.camera_indices[..., :1, 0])
+        return self.appearance.weight.mean(dim=0)
+
+    def decoder_parameters(self) -> Sequence[nn.Parameter]:
+        """All parameters but the grid's tables."""
+        tables = {id(table) for table in self.encoding.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in tables]
+
+
+def _require_tinycudann() -> None:
+    try:
+        import tinycudann  # noqa: F401
+    except Exception as error:  # tinycudann raises OSError without a GPU
+        raise HashPoseError(
+            f"The decoder was set to tcnn, but tinycudann cannot be used here ({error}); leave "
+            "--pipeline.model.field.decoder.implementation at torch, which needs nothing else."
+        ) from error

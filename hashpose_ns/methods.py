@@ -1,0 +1,149 @@
+"""The registered methods: `hashpose`, `hashpose-blender`, `hashpose-llff`, `hashpose-small`."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+from hashpose_ns.cameras.perturbation import PerturbationConfig
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
+from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
+from hashpose_ns.datamanager import HashPoseDataManagerConfig
+from hashpose_ns.encoding import HashEncodingConfig
+from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
+from hashpose_ns.model import HashPoseModelConfig
+from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
+from hashpose_ns.pipeline import HashPosePipelineConfig
+from hashpose_ns.trainer import HashPoseTrainerConfig
+from nerfstudio.configs.base_config import LoggingConfig, ViewerConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+
+def _optimizers(
+    tables: float, tables_final: float, decoder: float, decoder_final: float, poses: float, poses_final: float
+) -> Dict[str, Any]:
+    return {
+        "encoding": {"optimizer": AdamConfig(lr=tables), "scheduler": ScheduleConfig(lr_final=tables_final)},
+        "decoder": {"optimizer": AdamConfig(lr=decoder), "scheduler": ScheduleConfig(lr_final=decoder_final)},
+        "camera_opt": {"optimizer": AdamConfig(lr=poses), "scheduler": ScheduleConfig(lr_final=poses_final)},
+    }
+
+
+def _trainer(method_name: str, steps: int, pipeline: HashPosePipelineConfig, optimizers: Dict[str, Any], **kwargs):
+    return HashPoseTrainerConfig(
+        method_name=method_name,
+        max_num_iterations=steps,
+        mixed_precision=False,
+        pipeline=pipeline,
+        optimizers=optimizers,
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 13, default_composite_depth=False),
+        vis="viewer+tensorboard",
+        **kwargs,
+    )
+
+
+hashpose = MethodSpecification(
+    config=_trainer(
+        "hashpose",
+        30_000,
+        HashPosePipelineConfig(
+            datamanager=HashPoseDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=1024, eval_num_rays_per_batch=1024
+            ),
+            model=HashPoseModelConfig(scene="contraction", sampler="piecewise", num_samples=128),
+        ),
+        _optimizers(1e-2, 1e-4, 1e-3, 1e-4, 1e-3, 1e-5),
+        steps_per_save=2000,
+        steps_per_eval_all_images=30_000,
+    ),
+    description="Captures with imperfect poses: refines cameras and a hash-grid field together.",
+)
+
+blender = MethodSpecification(
+    config=_trainer(
+        "hashpose-blender",
+        200_000,
+        HashPosePipelineConfig(
+            datamanager=HashPoseDataManagerConfig(
+                dataparser=BlenderDataParserConfig(),
+                train_num_rays_per_batch=1024,
+                eval_num_rays_per_batch=1024,
+                camera_res_scale_factor=1.0,
+                initial_poses="perturbed",
+            ),
+            model=HashPoseModelConfig(
+                scene="none",
+                sampler="uniform",
+                num_samples=128,
+                near_plane=2.0,
+                far_plane=6.0,
+                background_color="white",
+            ),
+        ),
+        _optimizers(5e-4, 1e-4, 5e-4, 1e-4, 1e-3, 1e-5),
+        steps_per_save=5000,
+        steps_per_eval_all_images=200_000,
+    ),
+    description="NeRF-Synthetic by BARF's protocol: poses perturbed by 0.15, white background, 200K steps.",
+)
+
+llff = MethodSpecification(
+    config=_trainer(
+        "hashpose-llff",
+        200_000,
+        HashPosePipelineConfig(
+            datamanager=HashPoseDataManagerConfig(
+                dataparser=LLFFDataParserConfig(),
+                train_num_rays_per_batch=2048,
+                eval_num_rays_per_batch=2048,
+                initial_poses="identity",
+            ),
+            model=HashPoseModelConfig(
+                scene="forward-facing",
+                sampler="inverse-depth",
+                num_samples=128,
+                near_plane=1.0,
+                far_plane=1e4,
+                depth_measure="z",
+                background_color="black",
+            ),
+            tto_rays=2048,
+            tto_lr=3e-3,
+        ),
+        _optimizers(1e-3, 1e-4, 1e-3, 1e-4, 3e-3, 1e-5),
+        steps_per_save=5000,
+        steps_per_eval_all_images=200_000,
+    ),
+    description="Forward-facing captures from unknown poses: all cameras start at the identity (LLFF).",
+)
+
+small = MethodSpecification(
+    config=_trainer(
+        "hashpose-small",
+        3_000,
+        HashPosePipelineConfig(
+            datamanager=HashPoseDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=256, eval_num_rays_per_batch=256
+            ),
+            model=HashPoseModelConfig(
+                field=HashPoseFieldConfig(
+                    encoding=HashEncodingConfig(num_levels=8, log2_hashmap_size=16, max_resolution=512),
+                    decoder=DecoderConfig(width=64),
+                ),
+                scene="contraction",
+                sampler="piecewise",
+                num_samples=64,
+            ),
+            tto_steps=50,
+            tto_rays=256,
+            tto_lr=3e-3,
+        ),
+        _optimizers(1e-2, 1e-3, 2e-3, 2e-4, 3e-3, 1e-4),
+        steps_per_save=500,
+        steps_per_eval_batch=500,
+        steps_per_eval_image=1000,
+        steps_per_eval_all_images=3_000,
+    ),
+    description="A laptop or CI: 16K samples a step, 8 levels, a 64-wide decoder; minutes on two CPU cores.",
+)

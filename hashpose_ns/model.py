@@ -1,0 +1,228 @@
+"""HashPoseModel: rays to colours, losses and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Literal, Optional, Tuple, Type
+
+import torch
+from torch import Tensor, nn
+
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.field import HashPoseFieldConfig, SceneWarp
+from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.field_components.field_heads import FieldHeadNames
+from nerfstudio.model_components.ray_samplers import (
+    LinearDisparitySampler,
+    UniformLinDispPiecewiseSampler,
+    UniformSampler,
+)
+from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer, RGBRenderer
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.utils import colormaps
+
+SAMPLERS = {
+    "uniform": UniformSampler,
+    "inverse-depth": LinearDisparitySampler,
+    "piecewise": UniformLinDispPiecewiseSampler,
+}
+
+
+@dataclass
+class HashPoseModelConfig(ModelConfig):
+    """Configuration of the model."""
+
+    _target: Type = dataclasses.field(default_factory=lambda: HashPoseModel)
+    field: HashPoseFieldConfig = dataclasses.field(default_factory=HashPoseFieldConfig)
+    """Hash grid and decoder."""
+    camera_optimizer: PoseOptimizerConfig = dataclasses.field(default_factory=PoseOptimizerConfig)
+    """How poses are refined."""
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
+    """When the grid's levels are trained."""
+    scene: SceneWarp = "contraction"
+    """`none`: the scene fits into the dataparser's scene box and space outside of it is empty; `contraction`: unbounded
+    captures; `forward-facing`: all cameras look down -z from near the origin (LLFF)."""
+    scene_box_scale: float = 1.0
+    """Factor on the dataparser's scene box, for `scene` = none."""
+    sampler: Literal["uniform", "inverse-depth", "piecewise"] = "piecewise"
+    """Spacing of samples along a ray: uniform in depth, uniform in 1/depth, or uniform to 1 and in 1/depth behind."""
+    num_samples: int = 128
+    """Samples per ray; stratified in training."""
+    near_plane: float = 0.05
+    """Nearest sample, in nerfstudio's scene units."""
+    far_plane: float = 1000.0
+    """Farthest sample."""
+    depth_measure: Literal["distance", "z"] = "distance"
+    """Whether near and far planes are distances along the ray, or depths along the optical axis (BARF on LLFF)."""
+    background_color: Literal["white", "black", "last_sample", "random"] = "last_sample"
+    """What lies behind the field. For images with an alpha channel, the colour they are composited on."""
+    enable_collider: bool = False
+    """Not used: near and far planes are set here."""
+    eval_num_rays_per_chunk: int = 4096
+    """Rays per chunk when rendering images."""
+
+
+class HashPoseModel(Model):
+    """Joint field and poses. `kwargs["metadata"]` brings what the datamanager knows: initial and reference poses,
+    image names, the half field of view."""
+
+    config: HashPoseModelConfig
+
+    def populate_modules(self) -> None:
+        """Builds camera optimizer, field, sampler and renderers."""
+        super().populate_modules()
+        config = self.config
+        if not 0 < config.near_plane < config.far_plane:
+            raise HashPoseError("The near plane must lie between 0 and the far plane.")
+        if config.num_samples < 2:
+            raise HashPoseError("A ray needs at least 2 samples; set --pipeline.model.num-samples.")
+        metadata = self.kwargs.get("metadata", {})
+        self.camera_optimizer: PoseOptimizer = config.camera_optimizer.setup(
+            num_cameras=self.num_train_data,
+            device="cpu",
+            initial_camera_to_worlds=metadata.get("initial_camera_to_worlds"),
+            reference_camera_to_worlds=metadata.get("reference_camera_to_worlds"),
+            image_names=metadata.get("image_names", ()),
+        )
+        # The trainer tells the length of training; without one (evaluation) the window of the curriculum comes from
+        # the buffer that training left in the checkpoint.
+        self.register_buffer("progress", torch.zeros(2, dtype=torch.long))
+        self.curriculum = Curriculum(config.curriculum, config.field.encoding.num_levels, total_steps=1)
+        self.field = config.field.setup(
+            warp=config.scene,
+            aabb=self._grid_box(metadata),
+            num_images=self.num_train_data,
+            curriculum=self.curriculum,
+        )
+        self.sampler = SAMPLERS[config.sampler](num_samples=config.num_samples)
+        self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self.renderer_accumulation = AccumulationRenderer()
+        self.renderer_depth = DepthRenderer(method="expected")
+        self.rgb_loss = nn.MSELoss()
+
+    def _grid_box(self, metadata: Dict) -> Tensor:
+        """[2, 3] corners of the grid's box in the coordinates of the scene's warp."""
+        if self.config.scene == "contraction":
+            return torch.tensor([[-2.0] * 3, [2.0] * 3])
+        if self.config.scene == "forward-facing":
+            # A quarter more than the cameras see: refined cameras turn and move.
+            half_x, half_y = (1.25 * float(extent) for extent in metadata.get("half_extent", (1.0, 1.0)))
+            nearest = 1.0 / (0.8 * self.config.near_plane)
+            return torch.tensor([[-half_x, -half_y, -0.01 * nearest], [half_x, half_y, nearest]])
+        return self.scene_box.aabb * self.config.scene_box_scale
+
+    def set_training_length(self, total_steps: int) -> None:
+        """Tells the schedules how many steps training takes."""
+        self.progress[1] = total_steps
+        self.curriculum.total_steps = total_steps
+
+    def update_to_step(self, step: int) -> None:
+        """Sets everything that depends on the step of training."""
+        total = max(int(self.curriculum.total_steps), 1)
+        self.progress[0] = step
+        self.field.step = step
+        self.camera_optimizer.active = (
+            self.config.camera_optimizer.mode != "off" and self.camera_optimizer.rate_factor(step / total) > 0
+        )
+
+    def restore_progress(self) -> None:
+        """After a checkpoint was loaded: the step and length of training it was made at."""
+        step, total = self.progress.tolist()
+        self.curriculum.total_steps = max(total, 1)
+        self.update_to_step(step)
+
+    def rate_factors(self) -> Dict[str, Callable[[int], List[float]]]:
+        """Per parameter group of the optimizers, what scales the learning rate of each of its torch groups at a step."""
+        optimizer, curriculum = self.camera_optimizer, self.curriculum
+        return {
+            "encoding": curriculum.learning_rate_weights,
+            "camera_opt": lambda step: [optimizer.rate_factor(step / curriculum.total_steps)],
+        }
+
+    def get_param_groups(self) -> Dict[str, List]:
+        """`encoding` (a torch parameter group per level), `decoder` and `camera_opt`."""
+        groups: Dict[str, List] = {
+            "encoding": [{"params": [table], "level": level} for level, table in enumerate(self.field.encoding.tables)],
+            "decoder": list(self.field.decoder_parameters()),
+        }
+        self.camera_optimizer.get_param_groups(groups)
+        return groups
+
+    def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+        """Keeps the model's step in line with the trainer's."""
+        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step)]
+
+    def _set_planes(self, ray_bundle: RayBundle) -> None:
+        near = torch.full_like(ray_bundle.origins[..., :1], self.config.near_plane)
+        far = torch.full_like(near, self.config.far_plane)
+        if self.config.depth_measure == "z" and "directions_norm" in ray_bundle.metadata:
+            # |K^-1 pixel|: distance along the unit direction per unit of depth.
+            near, far = (plane * ray_bundle.metadata["directions_norm"] for plane in (near, far))
+        ray_bundle.nears, ray_bundle.fars = near, far
+
+    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
+        """Renders rays.
+
+        Args:
+            ray_bundle: rays; in training those of the initial poses, which are moved to the refined ones here.
+        Returns:
+            rgb [*, 3], accumulation [*, 1] and, outside training, the expected depth [*, 1].
+        """
+        if self.training:
+            self.camera_optimizer.apply_to_raybundle(ray_bundle)
+        self._set_planes(ray_bundle)
+        samples = self.sampler(ray_bundle)
+        field_outputs = self.field(samples)
+        weights = samples.get_weights(field_outputs[FieldHeadNames.DENSITY])
+        outputs = {
+            "rgb": self.renderer_rgb(rgb=field_outputs[FieldHeadNames.RGB], weights=weights),
+            "accumulation": self.renderer_accumulation(weights=weights),
+        }
+        if not self.training:
+            outputs["depth"] = self.renderer_depth(weights=weights, ray_samples=samples)
+        return outputs
+
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
+        """Renders a camera; a training camera that says so in its metadata, from its refined pose."""
+        with torch.no_grad():
+            camera.camera_to_worlds = self.camera_optimizer.apply_to_camera(camera)
+        return super().get_outputs_for_camera(camera, obb_box)
+
+    def get_loss_dict(
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor], metrics_dict: Optional[Dict] = None
+    ) -> Dict[str, Tensor]:
+        """Photometric loss (Eq. 4), and the pose penalties where they are switched on."""
+        image = batch["image"].to(self.device)
+        prediction, target = self.renderer_rgb.blend_background_for_loss_computation(
+            pred_image=outputs["rgb"], pred_accumulation=outputs["accumulation"], gt_image=image
+        )
+        losses = {"rgb_loss": self.rgb_loss(prediction, target)}
+        if self.training:
+            self.camera_optimizer.get_loss_dict(losses)
+        return losses
+
+    def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """PSNR of the batch's rays."""
+        target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+        return {"psnr": -10.0 * torch.log10((outputs["rgb"].detach() - target).square().mean())}
+
+    def get_image_metrics_and_images(
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """psnr, ssim (and lpips where AlexNet's weights are on this machine) of a rendered image, and pictures of it."""
+        from hashpose_ns.image_metrics import image_metrics
+
+        target = self.renderer_rgb.blend_background(batch["image"].to(outputs["rgb"].device))
+        rgb = outputs["rgb"].clamp(0.0, 1.0)
+        images = {
+            "img": torch.cat([target, rgb], dim=1),
+            "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
+            "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
+        }
+        return image_metrics(rgb, target), images

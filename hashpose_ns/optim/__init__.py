@@ -1,0 +1,1 @@
+"""What is trained when: the curriculum over grid levels, learning-rate schedules, the optimizer."""

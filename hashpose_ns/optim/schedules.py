@@ -1,0 +1,74 @@
+"""Learning-rate schedules over fractions of training, and Adam with per-level parameter groups.
+
+Every lambda returns a Python float: a numpy one would enter the checkpoint and `torch.load` refuses it by default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Callable, List, Optional, Tuple, Type
+
+import torch
+import tyro
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from hashpose_ns.errors import HashPoseError
+from nerfstudio.engine.optimizers import OptimizerConfig
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    """Adam, fused where the device has it. Takes parameters, or parameter groups with rates of their own."""
+
+    _target: Type = torch.optim.Adam
+    lr: float = 5e-4
+    """Learning rate at the start."""
+    eps: float = 1e-15
+    """Added to the root of the second moment. Small, because gradients of hash-table entries are small."""
+    betas: Tuple[float, float] = (0.9, 0.99)
+    """Decay rates of the moments."""
+
+    def setup(self, params) -> Optimizer:
+        """Builds the optimizer for parameters or parameter groups."""
+        return self._target(params, lr=self.lr, eps=self.eps, betas=tuple(self.betas), fused=True)
+
+
+@dataclass
+class ScheduleConfig(SchedulerConfig):
+    """Exponential decay over the whole training, times the model's own factors (curriculum, delayed poses)."""
+
+    _target: Type = field(default_factory=lambda: Schedule)
+    lr_final: Optional[float] = None
+    """Learning rate at the end of training; None keeps the initial one."""
+    total_steps: tyro.conf.Suppress[Optional[int]] = None
+    """Length of training; the trainer fills it in with max_num_iterations."""
+    factors: tyro.conf.Suppress[Optional[Callable[[int], List[float]]]] = None
+    """Factor of each parameter group at a step; the trainer fills it in from the model."""
+
+
+class Schedule(Scheduler):
+    """lr_g(t) = lr_0 * (lr_final / lr_0)^(t / T) * factor_g(t) for each parameter group g of one optimizer."""
+
+    config: ScheduleConfig
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
+        """One LambdaLR with a lambda per parameter group.
+
+        Raises:
+            HashPoseError: used outside the hashpose trainer.
+        """
+        total, factors = self.config.total_steps, self.config.factors
+        if total is None:
+            raise HashPoseError("This schedule needs the hashpose trainer, which tells it how long training is.")
+        ratio = (self.config.lr_final or lr_init) / lr_init
+
+        def rate(group: int) -> Callable[[int], float]:
+            def at(step: int) -> float:
+                decay = ratio ** min(step / total, 1.0)
+                return float(decay * factors(step)[group]) if factors else float(decay)
+
+            return at
+
+        return LambdaLR(optimizer, [rate(group) for group in range(len(optimizer.param_groups))])

@@ -1,0 +1,172 @@
+"""HashPosePipeline: evaluation with aligned and then test-time-optimised cameras, and pose errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple, Type
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns.cameras.alignment import align_poses, pose_errors
+from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
+from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.model import HashPoseModel, HashPoseModelConfig
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+
+@dataclass
+class HashPosePipelineConfig(VanillaPipelineConfig):
+    """Configuration of the pipeline."""
+
+    _target: Type = field(default_factory=lambda: HashPosePipeline)
+    datamanager: HashPoseDataManagerConfig = field(default_factory=HashPoseDataManagerConfig)
+    """Images and initial poses."""
+    model: HashPoseModelConfig = field(default_factory=HashPoseModelConfig)
+    """Field and poses."""
+    eval_num_images: int = -1
+    """Number of held-out images that are evaluated, spread evenly over all; -1 takes all."""
+    tto_steps: int = 100
+    """Steps of test-time photometric optimisation of each held-out camera, with the field frozen; 0 leaves it out."""
+    tto_rays: int = 1024
+    """Rays per held-out image and step of test-time optimisation."""
+    tto_lr: float = 1e-3
+    """Adam's rate in test-time optimisation, without a schedule: the poses' initial rate in BARF's protocol."""
+
+
+class HashPosePipeline(VanillaPipeline):
+    """nerfstudio's pipeline with the protocol of pose-refining fields.
+
+    Held-out cameras live in the frame of the given poses; the refined training cameras define the learned frame. The
+    sim(3) between the two, from the training cameras' centres, takes the held-out cameras to where the field is.
+    """
+
+    config: HashPosePipelineConfig
+    datamanager: HashPoseDataManager
+
+    @exits_on_user_error
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.eval_image_count = 0
+
+    @property
+    def model(self) -> HashPoseModel:
+        """The model, also where it is wrapped for several GPUs."""
+        return super().model  # type: ignore
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    @exits_on_user_error
+    def load_pipeline(self, loaded_state: Dict[str, Any], step: int) -> None:
+        """Loads a checkpoint strictly: nerfstudio would leave what doesn't match at random values without a word.
+
+        Raises:
+            HashPoseError: the checkpoint's modules, or its number of images, are not this run's.
+        """
+        state = {key.removeprefix("module."): value for key, value in loaded_state.items()}
+        state = {key.removeprefix("_model.").removeprefix("module."): v for key, v in state.items() if "_model." in key}
+        expected = self.model.state_dict()
+        key = "camera_optimizer.initial_camera_to_worlds"
+        if key in state and len(state[key]) != len(expected[key]):
+            raise HashPoseError(
+                f"The checkpoint was trained on {len(state[key])} images and there are {len(expected[key])} now; give "
+                "the same images and the same split, or train anew."
+            )
+        wrong = sorted(set(state) ^ set(expected)) + [
+            key for key in sorted(set(state) & set(expected)) if state[key].shape != expected[key].shape
+        ]
+        if wrong:
+            raise HashPoseError(
+                f"The checkpoint doesn't fit this configuration: {len(wrong)} entries differ, the first is {wrong[0]}; "
+                "load it with the config.yml it was trained with."
+            )
+        length = int(self.model.progress[1])
+        self.model.load_state_dict(state, strict=True)
+        if length:  # training goes on, by its own length
+            self.model.progress[1] = length
+        self.model.restore_progress()
+        self.datamanager.set_initial_poses(self.model.camera_optimizer.initial_camera_to_worlds)
+
+    # -- poses ---------------------------------------------------------------------------------------------------------
+
+    def pose_metrics(self) -> Dict[str, float]:
+        """Errors of the training poses against the dataparser's poses, before and after refinement, as flat floats.
+
+        `pose_error_before_*` and `pose_error_after_*`: rotation in degrees; translation, BARF's metric (w2c
+        translations after alignment, scene units); centre distances (scene units). Where training started from the
+        given poses there is nothing to compare with, and the same measures are called `pose_change_*`.
+        """
+        optimizer = self.model.camera_optimizer
+        reference = optimizer.reference_camera_to_worlds
+        with torch.no_grad():
+            after = pose_errors(optimizer.refined_camera_to_worlds(), reference)
+        if self.config.datamanager.initial_poses == "given":
+            return after.summary("pose_change_")
+        before = pose_errors(optimizer.initial_camera_to_worlds, reference)
+        return {**before.summary("pose_error_before_"), **after.summary("pose_error_after_")}
+
+    def print_pose_errors(self, step: int, metrics: Dict[str, float]) -> None:
+        """One line of pose errors on the console."""
+        given = self.config.datamanager.initial_poses == "given"
+        prefix, what = ("pose_change_", "moved") if given else ("pose_error_after_", "error")
+        CONSOLE.print(
+            f"step {step:6d}  pose {what}: rotation {metrics[prefix + 'rotation_deg_mean']:.3f} deg "
+            f"(median {metrics[prefix + 'rotation_deg_median']:.3f}, worst {metrics[prefix + 'rotation_deg_max']:.3f}), "
+            f"translation x100 {100 * metrics[prefix + 'translation_mean']:.2f}, "
+            f"centres x100 {100 * metrics[prefix + 'center_mean']:.2f}"
+        )
+
+    def aligned_eval_poses(self) -> Float[Tensor, "num_eval 3 4"]:
+        """The held-out cameras' given poses, taken to the learned frame."""
+        optimizer = self.model.camera_optimizer
+        with torch.no_grad():
+            similarity = align_poses(optimizer.refined_camera_to_worlds(), optimizer.reference_camera_to_worlds)
+        given = self.datamanager.eval_dataset.cameras.camera_to_worlds
+        return similarity.inverse().apply_to_poses(given.to(self.device)).to(given)
+
+    def _eval_camera(self, index: int, poses: Float[Tensor, "num_eval 3 4"]) -> Cameras:
+        camera = self.datamanager.eval_dataset.cameras[index : index + 1].to(self.device)
+        camera.camera_to_worlds = poses[index : index + 1].to(self.device)
+        return camera
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def get_eval_loss_dict(self, step: int) -> Tuple[Any, Dict[str, Any], Dict[str, Any]]:
+        """Loss of random rays of the held-out cameras, aligned."""
+        cameras = self.datamanager.eval_ray_generator.cameras
+        cameras.camera_to_worlds = self.aligned_eval_poses().to(cameras.camera_to_worlds.device)
+        with torch.no_grad():
+            return super().get_eval_loss_dict(step)
+
+    def get_eval_image_metrics_and_images(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
+        """Quality of one held-out image, its camera aligned."""
+        self.eval()
+        index = self.eval_image_count % len(self.datamanager.eval_dataset)
+        self.eval_image_count += 1
+        camera = self._eval_camera(index, self.aligned_eval_poses())
+        outputs = self.model.get_outputs_for_camera(camera)
+        metrics, images = self.model.get_image_metrics_and_images(outputs, self.datamanager.eval_dataset[index])
+        metrics["num_rays"] = int(camera.height * camera.width)
+        self.train()
+        return metrics, images
+
+    @exits_on_user_error
+    def get_average_eval_image_metrics(
+        self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
+    ) -> Dict[str, float]:
+        """Image quality over the held-out images and pose errors over the training cameras.
+
+        `psnr_aligned`, `ssim_aligned`: held-out cameras aligned by the training cameras; `psnr_tto`, `ssim_tto`: after
+        test-time photometric optimisation on top, which is what the field's tables report.
+        """
+        from hashpose_ns.evaluation import evaluate_images
+
+        self.eval()
+        metrics = evaluate_images(self, output_path=output_path, get_std=get_std)
+        metrics.update(self.pose_metrics())
+        self.train()
+        return metrics
