@@ -1,0 +1,1 @@
+"""Camera poses: perturbation, refinement, alignment and errors."""

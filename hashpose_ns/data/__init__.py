@@ -1,0 +1,1 @@
+"""Dataparsers that nerfstudio lacks."""

@@ -1,0 +1,101 @@
+"""Pixels where images have structure: flat regions carry no information on poses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Dict, Optional, Type, Union
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from hashpose_ns.errors import HashPoseError
+from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
+
+MAX_CELLS = 1 << 22
+"""Cells over all images that densities are kept for; larger images share a density among neighbouring pixels."""
+
+
+@dataclass
+class EdgePixelSamplerConfig(PixelSamplerConfig):
+    """Configuration of the edge-guided pixel sampler."""
+
+    _target: Type = field(default_factory=lambda: EdgePixelSampler)
+    edge_fraction: float = 0.0
+    """Fraction of a batch's pixels drawn in proportion to the smoothed image gradient around them; the rest is drawn
+    uniformly. 0 samples as nerfstudio does."""
+    edge_radius: float = 0.03
+    """Radius of the smoothing, as a fraction of the image's width: a wrong pose moves an edge into its neighbourhood."""
+
+
+class EdgePixelSampler(PixelSampler):
+    """nerfstudio's pixel sampler with a share of edge-guided pixels. Images of different sizes, masks, fisheye crops
+    and equirectangular images are sampled as nerfstudio does."""
+
+    config: EdgePixelSamplerConfig
+
+    def __init__(self, config: EdgePixelSamplerConfig, **kwargs) -> None:
+        if not 0 <= config.edge_fraction <= 1:
+            raise HashPoseError("pixel-sampler.edge-fraction is a fraction of the batch, between 0 and 1.")
+        super().__init__(config, **kwargs)
+        self._images: Optional[Tensor] = None
+        self._density: Optional[Tensor] = None
+
+    def sample(self, image_batch: Dict) -> Dict:
+        """Samples pixels of a batch of images, see nerfstudio's `PixelSampler.sample`."""
+        images = image_batch["image"]
+        if self.config.edge_fraction > 0 and isinstance(images, Tensor) and images is not self._images:
+            self._images, self._density = images, edge_density(images, self.config.edge_radius).cpu()
+            self._cumulative = self._density.flatten().double().cumsum(0)
+        return super().sample(image_batch)
+
+    def sample_method(
+        self,
+        batch_size: int,
+        num_images: int,
+        image_height: int,
+        image_width: int,
+        mask: Optional[Tensor] = None,
+        device: Union[torch.device, str] = "cpu",
+    ) -> Int[Tensor, "batch_size 3"]:
+        """Indices (image, row, column) of pixels."""
+        uniform = super().sample_method(batch_size, num_images, image_height, image_width, mask, device)
+        count = round(batch_size * self.config.edge_fraction)
+        if count == 0 or mask is not None or self._density is None:
+            return uniform
+        rows, columns = self._density.shape[1:]
+        drawn = torch.rand(count, dtype=torch.float64) * self._cumulative[-1]
+        cells = torch.searchsorted(self._cumulative, drawn).clamp(max=len(self._cumulative) - 1)
+        inside = torch.rand(count, 2)
+        row = ((cells // columns % rows + inside[:, 0]) * (image_height / rows)).long().clamp(max=image_height - 1)
+        column = ((cells % columns + inside[:, 1]) * (image_width / columns)).long().clamp(max=image_width - 1)
+        uniform[:count] = torch.stack([cells // (rows * columns), row, column], dim=-1).to(uniform.device)
+        return uniform
+
+
+def edge_density(images: Float[Tensor, "num height width channels"], radius: float) -> Float[Tensor, "num rows columns"]:
+    """Gradient magnitude of the grey images, averaged over a square of half-width `radius` times the image's width.
+
+    Args:
+        images: [N, H, W, C] with values in [0, 1]; the first three channels count.
+        radius: fraction of the width.
+    Returns:
+        Non-negative densities per image that sum to 1 for each image, so that every camera gets its share of rays; at
+        the images' resolution or, where that is too large, on a coarser grid of cells.
+    """
+    num, height, width = images.shape[:3]
+    stride = max(1, math.ceil(math.sqrt(num * height * width / MAX_CELLS)))
+    densities = []
+    for image in images:
+        gray = functional.avg_pool2d(image[..., :3].float().mean(-1)[None, None], stride, ceil_mode=True)
+        padded = functional.pad(gray, (1, 1, 1, 1), mode="replicate")
+        dx = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+        dy = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+        reach = max(1, round(radius * gray.shape[-1]))
+        magnitude = (dx.square() + dy.square()).sqrt()
+        smooth = functional.avg_pool2d(magnitude, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)[0, 0]
+        # A picture of nothing is sampled evenly.
+        densities.append((smooth + 1e-8) / (smooth + 1e-8).sum())
+    return torch.stack(densities)

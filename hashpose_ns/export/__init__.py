@@ -1,0 +1,1 @@
+"""Export of refined poses in the frame of the input dataset."""

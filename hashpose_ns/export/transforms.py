@@ -1,0 +1,138 @@
+"""Writing cameras as nerfstudio's transforms.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.intrinsics import frame_intrinsics, is_fisheye
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.utils.io import load_from_json
+
+NO_TRANSFORM = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0))
+
+COLMAP_TRANSFORM = ((0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0))
+"""What nerfstudio-data assumes for a transforms.json without applied_transform that has a COLMAP model beside it."""
+
+
+def input_file_extras(dataparser_config: DataParserConfig) -> Dict[str, Any]:
+    """What an exported transforms.json takes over from the input's, so that both are in one frame.
+
+    ``applied_transform`` maps the original (COLMAP's) frame to the frame of the file's matrices; nerfstudio undoes it
+    too when it goes back to the original space.
+
+    Args:
+        dataparser_config: config of the run's dataparser.
+
+    Returns:
+        ``applied_transform`` (3 rows of 4) and, where the input has points, ``ply_file_path`` as an absolute path.
+
+    Raises:
+        HashPoseError: if the input has an ``applied_scale`` other than 1, whose place among the transforms nerfstudio
+            does not define.
+    """
+    extras: Dict[str, Any] = {"applied_transform": NO_TRANSFORM}
+    if not isinstance(dataparser_config, NerfstudioDataParserConfig):
+        return extras
+    data = dataparser_config.data
+    path = data if data.suffix == ".json" else data / "transforms.json"
+    meta = load_from_json(path)
+    if float(meta.get("applied_scale", 1.0)) != 1.0:
+        raise HashPoseError(f"Poses of a dataset with an applied_scale cannot be exported ({path} has one).")
+    if "applied_transform" in meta:
+        extras["applied_transform"] = meta["applied_transform"]
+    elif (data / "colmap/sparse/0").exists():
+        extras["applied_transform"] = COLMAP_TRANSFORM
+    if "ply_file_path" in meta:
+        extras["ply_file_path"] = path.absolute().parent / meta["ply_file_path"]
+    return extras
+
+
+def write_transforms(
+    directory: Path,
+    camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
+    cameras: Cameras,
+    image_filenames: Sequence[Path],
+    note: str,
+    relative_to: Optional[Path] = None,
+    applied_transform: Sequence[Sequence[float]] = NO_TRANSFORM,
+    ply_file_path: Optional[Path] = None,
+    mask_filenames: Optional[Sequence[Path]] = None,
+    depth_filenames: Optional[Sequence[Path]] = None,
+) -> Path:
+    """Write transforms.json, for nerfstudio-data.
+
+    Intrinsics stand once at the top when all images share them, else with each frame.
+
+    Args:
+        directory: an existing folder.
+        camera_to_worlds: poses in the original frame, OpenGL axes.
+        cameras: their intrinsics; the poses in it are not read.
+        image_filenames: the images, absolute.
+        note: what made the file; readers ignore it.
+        relative_to: where the file will lie in the end, if not in ``directory``; file paths are written relative to it.
+        applied_transform: rigid motion, [3, 4], from the original frame to that of the matrices in the file.
+        ply_file_path: points in the frame of the matrices, absolute.
+        mask_filenames: a mask for each image, absolute.
+        depth_filenames: a depth map for each image, absolute.
+
+    Returns:
+        The file.
+
+    Raises:
+        HashPoseError: if a camera is neither perspective nor fisheye, or both occur.
+    """
+    if not len(camera_to_worlds) == len(cameras) == len(image_filenames):
+        raise ValueError(
+            f"There are {len(camera_to_worlds)} poses, {len(cameras)} cameras and {len(image_filenames)} images."
+        )
+    start = (directory if relative_to is None else relative_to).resolve()
+
+    def link(filename: Path) -> str:
+        try:
+            return Path(os.path.relpath(filename, start)).as_posix()
+        except ValueError:  # on another drive
+            return filename.as_posix()
+
+    fisheye = is_fisheye(cameras)
+    if any(fisheye) and not all(fisheye):
+        raise HashPoseError("A transforms.json cannot hold perspective and fisheye cameras together.")
+    content: Dict[str, Any] = {"note": note, "camera_model": "OPENCV_FISHEYE" if any(fisheye) else "OPENCV"}
+
+    intrinsics = frame_intrinsics(cameras)
+    shared = all(values == intrinsics[0] for values in intrinsics)
+    if shared:
+        content.update(intrinsics[0])
+    content["applied_transform"] = [[float(value) for value in row] for row in applied_transform]
+    if ply_file_path is not None:
+        content["ply_file_path"] = link(ply_file_path)
+
+    transform = torch.eye(4, dtype=torch.float64)
+    transform[:3] = torch.tensor(content["applied_transform"], dtype=torch.float64)
+    matrices = torch.eye(4, dtype=torch.float64).repeat(len(camera_to_worlds), 1, 1)
+    matrices[:, :3] = camera_to_worlds.detach().cpu().double()
+    matrices = transform @ matrices
+
+    content["frames"] = []
+    for i, filename in enumerate(image_filenames):
+        frame: Dict[str, Any] = {"file_path": link(filename)}
+        if mask_filenames is not None:
+            frame["mask_path"] = link(mask_filenames[i])
+        if depth_filenames is not None:
+            frame["depth_file_path"] = link(depth_filenames[i])
+        if not shared:
+            frame.update(intrinsics[i])
+        content["frames"].append({**frame, "transform_matrix": matrices[i].tolist()})
+
+    path = directory / "transforms.json"
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return path

@@ -1,0 +1,329 @@
+"""From a pipeline to cameras in the input's frame, through nerfstudio's own dataparsers on generated datasets."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
+from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.colmap import write_colmap_model
+from hashpose_ns.export.poses import (
+    ExportedPoints,
+    exported_cameras,
+    image_folder_and_names,
+    load_trained_pipeline,
+    to_input_frame,
+)
+from nerfstudio.configs.experiment_config import ExperimentConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+NUM = 10
+POINTS = np.random.default_rng(3).normal(size=(5, 3))
+
+
+def colmap_dataset(folder, helpers):
+    poses = helpers.poses(NUM)
+    names = [f"cam{i % 2}/{i}.png" for i in range(NUM)]
+    helpers.write_images(folder / "images", names, (640, 480))
+    (folder / "colmap/sparse/0").mkdir(parents=True)
+    points = ExportedPoints(POINTS, np.full((5, 3), 7, np.uint8), np.full(5, 0.5))
+    opencv = poses * torch.tensor([1.0, -1.0, -1.0, 1.0])
+    write_colmap_model(folder / "colmap/sparse/0", opencv, helpers.cameras(NUM), names, points)
+    return poses, ColmapDataParserConfig(data=folder, eval_mode="all", downscale_factor=1)
+
+
+def nerfstudio_dataset(folder, helpers, applied_transform=None):
+    poses = helpers.poses(NUM)
+    saved = torch.eye(4, dtype=torch.float64).repeat(NUM, 1, 1)
+    saved[:, :3] = poses
+    meta = dict(fl_x=500.0, fl_y=510.0, cx=322.5, cy=236.25, w=640, h=480, k1=0.01)
+    if applied_transform is not None:
+        meta["applied_transform"] = applied_transform
+        saved = torch.tensor([*applied_transform, [0, 0, 0, 1]], dtype=torch.float64) @ saved
+    meta["frames"] = [
+        dict(file_path=f"images/{i:02d}.png", transform_matrix=matrix.tolist()) for i, matrix in enumerate(saved)
+    ]
+    helpers.write_images(folder, [frame["file_path"] for frame in meta["frames"]], (640, 480))
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    return poses, NerfstudioDataParserConfig(data=folder, eval_mode="all", downscale_factor=1)
+
+
+def processed_dataset(folder, helpers):
+    return nerfstudio_dataset(folder, helpers, [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0.5]])
+
+
+def ngp_dataset(folder, helpers):
+    poses, _ = nerfstudio_dataset(folder, helpers)
+    return poses, InstantNGPDataParserConfig(data=folder, eval_mode="all")
+
+
+def blender_dataset(folder, helpers):
+    poses = helpers.poses(NUM)
+    matrices = torch.eye(4, dtype=torch.float64).repeat(NUM, 1, 1)
+    matrices[:, :3] = poses
+    frames = [dict(file_path=f"./train/r_{i}", transform_matrix=matrix.tolist()) for i, matrix in enumerate(matrices)]
+    helpers.write_images(folder, [frame["file_path"] + ".png" for frame in frames])
+    (folder / "transforms_train.json").write_text(json.dumps(dict(camera_angle_x=0.7, frames=frames)))
+    return poses, BlenderDataParserConfig(data=folder, scale_factor=0.5)
+
+
+def llff_dataset(folder, helpers):
+    poses = helpers.poses(NUM)
+    # all looking roughly one way, so that there is an average pose
+    poses[:, :, :3] = perturb_poses(poses[:1].repeat(NUM, 1, 1), PerturbationConfig(seed=1))[:, :, :3]
+    matrices = torch.stack([-poses[:, :, 1], poses[:, :, 0], poses[:, :, 2], poses[:, :, 3]], dim=-1)
+    size = torch.tensor([480.0, 640.0, 500.0]).expand(NUM, 3)[:, :, None]
+    rows = torch.cat([matrices, size], dim=-1).reshape(NUM, 15).numpy()
+    np.save(folder / "poses_bounds.npy", np.concatenate([rows, np.tile([2.0, 9.0], (NUM, 1))], axis=1))
+    helpers.write_images(folder / "images", [f"{i:02d}.png" for i in range(NUM)], (640, 480))
+    return poses, LLFFDataParserConfig(data=folder, eval_mode="all")
+
+
+DATASETS = [colmap_dataset, nerfstudio_dataset, processed_dataset, ngp_dataset, blender_dataset, llff_dataset]
+
+
+def load(config):
+    parser = config.setup()
+    return parser, parser.get_dataparser_outputs("train")
+
+
+@pytest.mark.parametrize("make_dataset", DATASETS)
+def test_gauge_drift_is_undone_down_to_the_input_frame(tmp_path, helpers, make_dataset):
+    poses, config = make_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    drifted = helpers.similarity().apply_to_poses(outputs.cameras.camera_to_worlds.double())
+    exported = exported_cameras(helpers.pipeline(outputs, parser, drifted))
+    np.testing.assert_allclose(exported.camera_to_worlds, poses, atol=1e-5)
+    assert exported.camera_to_worlds.dtype == torch.float64
+    products = exported.camera_to_worlds[:, :, :3] @ exported.camera_to_worlds[:, :, :3].mT
+    np.testing.assert_allclose(products, np.eye(3)[None].repeat(NUM, 0), atol=1e-14)
+    assert exported.frame == "the input's, aligned to the poses training started from"
+    assert float(exported.movement.center.max()) < 1e-5
+    assert all((exported.image_folder / name).exists() for name in exported.names)
+
+    kept = exported_cameras(helpers.pipeline(outputs, parser, drifted), align="none")
+    np.testing.assert_allclose(kept.camera_to_worlds, to_input_frame(drifted, outputs), atol=1e-5)
+    assert float(kept.movement.center.max()) > 0.1
+    assert kept.frame == "the input's, as learned"
+
+
+def test_refinement_survives_alignment(tmp_path, helpers):
+    poses, config = nerfstudio_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    initial = outputs.cameras.camera_to_worlds.double()
+    refined = initial.clone()
+    # every camera turns about its own centre: no drift of centres to be undone
+    turn = perturb_poses(identity_poses(NUM).double(), PerturbationConfig(translation=0.0))[:, :, :3]
+    refined[:, :, :3] = initial[:, :, :3] @ turn
+    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, initial))
+    np.testing.assert_allclose(exported.camera_to_worlds[:, :, :3], poses[:, :, :3] @ turn, atol=1e-6)
+    np.testing.assert_allclose(exported.camera_to_worlds[:, :, 3], poses[:, :, 3], atol=1e-5)
+    traces = turn.diagonal(dim1=1, dim2=2).sum(dim=1)
+    angles = torch.rad2deg(torch.acos((traces - 1) / 2))
+    np.testing.assert_allclose(exported.movement.rotation_deg, angles, atol=1e-4)
+
+
+def test_alignment_is_to_the_initial_and_not_to_the_true_poses(tmp_path, helpers):
+    _, config = nerfstudio_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    truth = outputs.cameras.camera_to_worlds.double()
+    initial = helpers.similarity(seed=8, scale=1.3).apply_to_poses(truth)
+    exported = exported_cameras(helpers.pipeline(outputs, parser, truth, initial))
+    np.testing.assert_allclose(exported.camera_to_worlds, to_input_frame(initial, outputs), atol=1e-5)
+
+
+def test_identity_start_is_kept_as_learned(tmp_path, helpers):
+    _, config = colmap_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    refined = helpers.poses(NUM, seed=4)
+    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, identity_poses(NUM)))
+    np.testing.assert_allclose(exported.camera_to_worlds, to_input_frame(refined, outputs), atol=1e-5)
+    assert exported.movement is None
+    assert "arbitrary" in exported.frame
+    with pytest.raises(HashPoseError, match="identity start; export with --points empty"):
+        exported_cameras(helpers.pipeline(outputs, parser, refined, identity_poses(NUM)), with_points=True)
+
+
+def test_frozen_cameras_stay_where_they_were(tmp_path, helpers):
+    poses, config = nerfstudio_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    refined = perturb_poses(outputs.cameras.camera_to_worlds.double(), PerturbationConfig())
+    refined[:2] = outputs.cameras.camera_to_worlds[:2]
+    trainable = torch.arange(NUM) >= 2
+    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, trainable=trainable))
+    np.testing.assert_allclose(exported.camera_to_worlds[:2], poses[:2], atol=1e-5)
+    assert exported.frame == "the input's, as learned, held by the frozen cameras (2)"
+
+
+def test_points_come_back_to_the_input_frame(tmp_path, helpers):
+    _, config = colmap_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    pipeline = helpers.pipeline(outputs, parser, outputs.cameras.camera_to_worlds)
+    points = exported_cameras(pipeline, with_points=True).points
+    np.testing.assert_allclose(points.xyz, POINTS, atol=1e-5)
+    assert (points.rgb == 7).all() and points.rgb.dtype == np.uint8
+    np.testing.assert_array_equal(points.error, np.full(5, 0.5))
+    outputs.metadata.pop("points3D_xyz")
+    with pytest.raises(HashPoseError, match="gives no 3-D points"):
+        exported_cameras(pipeline, with_points=True)
+
+
+def test_evaluation_images_are_counted(tmp_path, helpers):
+    _, config = nerfstudio_dataset(tmp_path, helpers)
+    config.eval_mode = "fraction"
+    parser, outputs = load(config)
+    held_out = parser.get_dataparser_outputs("val").image_filenames
+    refined = outputs.cameras.camera_to_worlds
+    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, held_out=held_out))
+    assert (exported.num_left_out, len(exported.names)) == (1, 9)
+    assert exported.has_eval_mode
+    # with eval_mode all, every evaluation image is a training image too
+    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, held_out=outputs.image_filenames))
+    assert exported.num_left_out == 0
+
+
+def test_intrinsics_are_those_of_the_full_images(tmp_path, helpers):
+    """Images downscaled for training, by the dataparser and by the datamanager, do not reach the export."""
+    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+
+    _, config = nerfstudio_dataset(tmp_path, helpers)
+    helpers.write_images(tmp_path, [f"images_2/{i:02d}.png" for i in range(NUM)], (320, 240))
+    config.downscale_factor = 2
+    datamanager = VanillaDataManagerConfig(dataparser=config, camera_res_scale_factor=0.5).setup(test_mode="inference")
+    assert int(datamanager.train_dataset.cameras.width[0]) == 320
+    refined = datamanager.train_dataparser_outputs.cameras.camera_to_worlds
+    pipeline = helpers.pipeline(datamanager.train_dataparser_outputs, datamanager.dataparser, refined)
+    pipeline.datamanager = datamanager
+    exported = exported_cameras(pipeline)
+    assert int(exported.cameras.width[0]) == 640 and float(exported.cameras.fx[0]) == 500.0
+    assert exported.image_filenames[0] == tmp_path / "images" / "00.png"
+
+
+def test_dataparsers_that_cannot_be_undone_are_refused(tmp_path, helpers):
+    _, config = nerfstudio_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    refined = outputs.cameras.camera_to_worlds
+    for name, key in (("NeRFOSR", "nerfosr-data"), ("SDFStudio", "sdfstudio-data")):
+        one_way = type(name, (DataParser,), {})(config)
+        with pytest.raises(HashPoseError, match=f"Poses read by {key} cannot be exported"):
+            exported_cameras(helpers.pipeline(outputs, one_way, refined))
+    for changes in (
+        dict(dataparser_scale=0.0),
+        dict(dataparser_scale=float("inf")),
+        dict(dataparser_transform=2.0 * torch.eye(4)[:3]),
+        dict(dataparser_transform=torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0]))[:3]),
+    ):
+        broken = DataparserOutputs(**{**vars(outputs), **changes})
+        with pytest.raises(HashPoseError, match="no change of frame that could be undone"):
+            exported_cameras(helpers.pipeline(broken, parser, refined))
+
+
+def test_names_of_one_way_dataparsers_are_those_of_nerfstudio():
+    from hashpose_ns.export.poses import ONE_WAY_DATAPARSERS
+    from nerfstudio.configs.dataparser_configs import dataparsers
+
+    assert {dataparsers[key]._target.__name__: key for key in ONE_WAY_DATAPARSERS.values()} == ONE_WAY_DATAPARSERS
+
+
+def test_other_broken_runs_are_refused(tmp_path, helpers):
+    _, config = nerfstudio_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    refined = outputs.cameras.camera_to_worlds.clone()
+    pipeline = helpers.pipeline(outputs, parser, refined)
+    pipeline.model = SimpleNamespace()
+    with pytest.raises(HashPoseError, match="has no refined poses to export"):
+        exported_cameras(pipeline)
+    with pytest.raises(HashPoseError, match="refined 9 poses but its dataset now has 10 training images"):
+        exported_cameras(helpers.pipeline(outputs, parser, refined[:9], refined[:9]))
+    refined[4, 1, 3] = float("nan")
+    with pytest.raises(HashPoseError, match=r"The pose of camera 04\.png holds a value"):
+        exported_cameras(helpers.pipeline(outputs, parser, refined, outputs.cameras.camera_to_worlds))
+
+
+@pytest.mark.parametrize(
+    "files, images_path, folder, names",
+    [
+        (["images/1.jpg", "images/2.jpg"], None, "images", ["1.jpg", "2.jpg"]),
+        (["images/a/1.jpg", "images/b/1.jpg"], None, "images", ["a/1.jpg", "b/1.jpg"]),
+        # one camera of a rig: the name in the original model keeps its folder
+        (["images/a/1.jpg", "images/a/2.jpg"], None, "images", ["a/1.jpg", "a/2.jpg"]),
+        (["left/1.jpg", "right/1.jpg"], None, "", ["left/1.jpg", "right/1.jpg"]),
+        (["1.jpg", "2.jpg"], None, "", ["1.jpg", "2.jpg"]),
+        (["1.jpg", "more/2.jpg"], None, "", ["1.jpg", "more/2.jpg"]),
+        (["pictures/all/a/1.jpg"], "pictures/all", "pictures/all", ["a/1.jpg"]),
+        (["../elsewhere/a/1.jpg", "../elsewhere/b/1.jpg"], None, "../elsewhere", ["a/1.jpg", "b/1.jpg"]),
+    ],
+)
+def test_images_are_named_as_in_colmap(tmp_path, files, images_path, folder, names):
+    data = tmp_path / "data"
+    found = image_folder_and_names([data / file for file in files], data, images_path and Path(images_path))
+    assert found == ((data / folder).resolve(), names)
+    assert image_folder_and_names([data / file for file in files], data / "transforms.json", images_path)[1] == names
+
+
+def test_repeated_images_are_refused(tmp_path):
+    with pytest.raises(HashPoseError, match=r"image 1\.jpg is there more than once"):
+        image_folder_and_names([tmp_path / "images/1.jpg", tmp_path / "images/x/../1.jpg"], tmp_path)
+
+
+class FakeRun:
+    """A run folder, and a stand-in for nerfstudio's eval_setup that does what that does with the config."""
+
+    def __init__(self, folder: Path, monkeypatch) -> None:
+        self.data = folder / "data"
+        self.data.mkdir()
+        self.run = folder / "moved" / "renamed" / "hashpose" / "2030-01-01"
+        (self.run / "nerfstudio_models").mkdir(parents=True)
+        (self.run / "nerfstudio_models" / "step-000000009.ckpt").touch()
+        (self.run / "config.yml").touch()
+        self.dataparser = SimpleNamespace(data=self.data, downscale_factor=4, load_3D_points=False)
+        self.config = ExperimentConfig(
+            _target=object,
+            output_dir=Path("outputs"),
+            experiment_name="lego",
+            method_name="hashpose",
+            timestamp="2024-12-31",
+        )
+        self.config.pipeline = SimpleNamespace(datamanager=SimpleNamespace(data=None, dataparser=self.dataparser))
+        module = ModuleType("nerfstudio.utils.eval_utils")
+        module.eval_setup = self.eval_setup
+        monkeypatch.setitem(sys.modules, "nerfstudio.utils.eval_utils", module)
+
+    def eval_setup(self, config_path, test_mode, update_config_callback):
+        assert test_mode == "inference"
+        config = update_config_callback(self.config)
+        return config, config.get_checkpoint_dir(), None, 9
+
+
+def test_checkpoint_is_found_beside_a_moved_config(tmp_path, monkeypatch):
+    fake = FakeRun(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path / "moved")
+    # the fake pipeline is the folder its checkpoint would be read from
+    found = load_trained_pipeline(Path("renamed/hashpose/2030-01-01/config.yml"))
+    assert found == fake.run / "nerfstudio_models"
+    assert (fake.dataparser.downscale_factor, fake.dataparser.load_3D_points) == (1, False)
+    load_trained_pipeline(fake.run / "config.yml", load_points=True)
+    assert fake.dataparser.load_3D_points is True
+
+
+def test_incomplete_runs_are_refused(tmp_path, monkeypatch):
+    fake = FakeRun(tmp_path, monkeypatch)
+    with pytest.raises(HashPoseError, match="There is no file .*/nothing.yml"):
+        load_trained_pipeline(fake.run / "nothing.yml")
+    fake.data.rmdir()
+    with pytest.raises(HashPoseError, match="dataset of the run, .*/data, is not there"):
+        load_trained_pipeline(fake.run / "config.yml")
+    fake.data.mkdir()
+    (fake.run / "nerfstudio_models" / "step-000000009.ckpt").unlink()
+    with pytest.raises(HashPoseError, match="no checkpoint of the run in .*nerfstudio_models"):
+        load_trained_pipeline(fake.run / "config.yml")
