@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
+from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
@@ -29,6 +30,8 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     origin looking the same way. The dataparser's poses are kept as the reference that errors are measured against."""
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     """The noise of `initial-poses perturbed`."""
+    pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
+    """Which pixels are looked at."""
 
 
 class HashPoseDataManager(VanillaDataManager[InputDataset]):

@@ -26,6 +26,7 @@ from nerfstudio.model_components.ray_samplers import (
 from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer, RGBRenderer
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
+from nerfstudio.utils.math import intersect_aabb
 
 SAMPLERS = {
     "uniform": UniformSampler,
@@ -58,6 +59,9 @@ class HashPoseModelConfig(ModelConfig):
     """Nearest sample, in nerfstudio's scene units."""
     far_plane: float = 1000.0
     """Farthest sample."""
+    clip_to_box: bool = False
+    """With `scene` = none: place a ray's samples only where it crosses the scene box. Space outside is empty, and all
+    samples go to where there is something."""
     depth_measure: Literal["distance", "z"] = "distance"
     """Whether near and far planes are distances along the ray, or depths along the optical axis (BARF on LLFF)."""
     background_color: Literal["white", "black", "last_sample", "random"] = "last_sample"
@@ -164,6 +168,12 @@ class HashPoseModel(Model):
         if self.config.depth_measure == "z" and "directions_norm" in ray_bundle.metadata:
             # |K^-1 pixel|: distance along the unit direction per unit of depth.
             near, far = (plane * ray_bundle.metadata["directions_norm"] for plane in (near, far))
+        if self.config.clip_to_box and self.config.scene == "none":
+            with torch.no_grad():  # sample distances carry no gradient
+                entry, leave = intersect_aabb(ray_bundle.origins, ray_bundle.directions, self.field.aabb.flatten())
+            entry, leave = (torch.clamp(bound[..., None], near, far) for bound in (entry, leave))
+            # A ray that misses the box gets samples of no length, and so the background.
+            near, far = entry, torch.where(leave > entry, leave, entry)
         ray_bundle.nears, ray_bundle.fars = near, far
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:

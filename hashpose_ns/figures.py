@@ -1,0 +1,115 @@
+"""Pictures of poses: cameras before, after and true, and errors over training. matplotlib is imported when drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns.cameras.alignment import align_poses
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+BEFORE, AFTER, TRUE = "#999999", "#0072B2", "#009E73"
+
+
+def _frustum_lines(camera_to_world: np.ndarray, size: float) -> np.ndarray:
+    """Line segments [8, 2, 3] of a viewing pyramid; OpenGL axes, looking down -z."""
+    corners = size * np.array([[-1, -1, -2], [1, -1, -2], [1, 1, -2], [-1, 1, -2]]) / 2
+    tip, corners = camera_to_world[:, 3], corners @ camera_to_world[:, :3].T + camera_to_world[:, 3]
+    return np.array([(tip, corner) for corner in corners] + [(corners[i], corners[(i + 1) % 4]) for i in range(4)])
+
+
+def plot_cameras(
+    initial: Float[Tensor, "num_cameras 3 4"],
+    refined: Float[Tensor, "num_cameras 3 4"],
+    reference: Float[Tensor, "num_cameras 3 4"],
+    path: Path,
+    title: str = "",
+) -> None:
+    """Draws initial and refined cameras, each aligned to the reference ones, and a line from each to its reference.
+
+    Args:
+        initial: [N, 3, 4] camera-to-world poses before training.
+        refined: [N, 3, 4] poses after training.
+        reference: [N, 3, 4] poses to compare with; their frame is the figure's.
+        path: the picture to write.
+        title: printed above.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+    reference = reference.detach().cpu().double()
+    true = reference.numpy()
+    size = 0.12 * float(np.linalg.norm(true[:, :, 3] - true[:, :, 3].mean(0), axis=-1).mean() + 1e-9)
+    figure = plt.figure(figsize=(12, 6))
+    for column, (name, poses, color) in enumerate((("before", initial, BEFORE), ("after", refined, AFTER))):
+        poses = poses.detach().cpu().double()
+        aligned = align_poses(poses, reference).apply_to_poses(poses).numpy()
+        axes = figure.add_subplot(1, 2, column + 1, projection="3d")
+        for cameras, tint in ((true, TRUE), (aligned, color)):
+            lines = np.concatenate([_frustum_lines(camera, size) for camera in cameras])
+            axes.add_collection3d(Line3DCollection(lines, colors=tint, linewidths=0.8))
+        gaps = np.stack([aligned[:, :, 3], true[:, :, 3]], axis=1)
+        axes.add_collection3d(Line3DCollection(gaps, colors="#D55E00", linewidths=1.2))
+        everything = np.concatenate([true[:, :, 3], aligned[:, :, 3]])
+        center, radius = (everything.max(0) + everything.min(0)) / 2, np.ptp(everything, axis=0).max() / 2 + size
+        axes.set_xlim(center[0] - radius, center[0] + radius)
+        axes.set_ylim(center[1] - radius, center[1] + radius)
+        axes.set_zlim(center[2] - radius, center[2] + radius)
+        axes.set_box_aspect((1, 1, 1))
+        axes.set_title(f"{name} (this colour) and reference (green)", color=color)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def read_pose_log(path: Path) -> List[Dict[str, float]]:
+    """The records of a run's pose_errors.jsonl, in order of steps; the last one wins where a resumed run wrote twice."""
+    records = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        records[record["step"]] = record
+    return [records[step] for step in sorted(records)]
+
+
+def plot_pose_errors(logs: Dict[str, Sequence[Dict[str, float]]], path: Path, title: str = "") -> None:
+    """Draws mean and worst rotation and mean translation errors over training.
+
+    Args:
+        logs: name of a run -> records of its pose_errors.jsonl.
+        path: the picture to write.
+        title: printed above.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for (name, records), color in zip(logs.items(), plt.cm.viridis(np.linspace(0, 0.85, len(logs)))):
+        prefix = "pose_error_after_" if "pose_error_after_rotation_deg_mean" in records[0] else "pose_change_"
+        steps = [record["step"] for record in records]
+        for axis, measure, scale in ((axes[0], "rotation_deg", 1.0), (axes[1], "translation", 100.0)):
+            for statistic, style in (("mean", "-"), ("max", ":")):
+                values = [scale * record[f"{prefix}{measure}_{statistic}"] for record in records]
+                axis.plot(steps, values, style, color=color, label=f"{name} {statistic}")
+    axes[0].set_ylabel("rotation error [deg]")
+    axes[1].set_ylabel("translation error x100 (BARF's metric)")
+    for axis in axes:
+        axis.set_yscale("log")
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].legend(fontsize=7)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
