@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import Dict, Literal, Optional, Sequence, Tuple, Type
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.host import has_native_bfloat16
+from hashpose_ns.occupancy import OccupancyGrid
 from hashpose_ns.optim.curriculum import Curriculum
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.configs.base_config import InstantiateConfig
@@ -61,6 +63,11 @@ class HashPoseFieldConfig(InstantiateConfig):
     """The hash grid."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The network behind it."""
+    skip_empty: bool = False
+    """Leave out samples where the field is known to be empty, and colours that are not seen. Changes next to nothing in
+    images and gradients, and saves most of the work on a CPU; on a GPU each step then waits for its sample count."""
+    skip_opacity: float = 1e-3
+    """With `skip_empty`: a sample counts as empty if its opacity is below this."""
 
 
 def warp_positions(positions: Float[Tensor, "*batch 3"], warp: SceneWarp) -> Float[Tensor, "*batch 3"]:
@@ -76,21 +83,6 @@ def warp_positions(positions: Float[Tensor, "*batch 3"], warp: SceneWarp) -> Flo
         disparity = 1.0 / (-positions[..., 2:]).clamp(min=1e-2)
         return torch.cat([positions[..., :2] * disparity, disparity], dim=-1)
     return positions
-
-
-def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has("bf16")
-
-
-def _cpu_has(flag: str) -> bool:
-    try:
-        with open("/proc/cpuinfo") as cpuinfo:
-            return flag in next((line for line in cpuinfo if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return False
 
 
 class HashPoseField(Field):
@@ -153,51 +145,78 @@ class HashPoseField(Field):
             implementation=decoder.implementation,
         )
         self.density_activation = DENSITY_ACTIVATIONS[decoder.density_activation]
+        self.occupancy = OccupancyGrid() if config.skip_empty else None
 
     def to_grid(
         self, positions: Float[Tensor, "*batch 3"]
-    ) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 1"]]:
-        """Scene coordinates to the grid's unit cube, and 1 inside the box or 0 outside of it, where space is empty."""
+    ) -> Tuple[Float[Tensor, "*batch 3"], Bool[Tensor, "*batch"]]:
+        """Scene coordinates to the grid's unit cube, and whether they lie inside it; outside of it space is empty."""
         unit = SceneBox.get_normalized_positions(warp_positions(positions, self.warp), self.aabb)
-        inside = ((unit > 0.0) & (unit < 1.0)).all(dim=-1, keepdim=True)
-        return unit, inside.to(positions.dtype)
+        return unit, ((unit > 0.0) & (unit < 1.0)).all(dim=-1)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         precision = self.config.decoder.precision
         enabled = precision == "bfloat16" or (precision == "auto" and has_native_bfloat16(device))
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def get_density(
-        self, ray_samples: RaySamples
-    ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry_features"]]:
-        """Densities (per scene unit) and geometry features of samples."""
-        positions, inside = self.to_grid(ray_samples.frustums.get_positions())
-        levels = self.encoding.num_levels
+    def _decode_density(self, unit: Float[Tensor, "n 3"]) -> Tuple[Float[Tensor, "n 1"], Float[Tensor, "n features"]]:
         train_levels = None
         if self.training:
             train_levels = [factor > 0 for factor in self.curriculum.learning_rate_weights(self.step)]
-        features = self.encoding(positions, train_levels)
-        features = self.curriculum.mask_features(features.unflatten(-1, (levels, -1)), self.step).flatten(-2)
+        features = self.encoding(unit, train_levels)
+        levels = features.unflatten(-1, (self.encoding.num_levels, -1))
+        features = self.curriculum.mask_features(levels, self.step).flatten(-2)
         with self._autocast(features.device):
             density, geometry = self.density_network(features).split([1, self.config.decoder.geometry_features], dim=-1)
-        density = self.density_activation(density.float())
-        return density * inside, geometry
+        return self.density_activation(density.float()), geometry
+
+    def update_occupancy(self, step: int) -> None:
+        """Looks where the field is empty, every eighth step."""
+        if self.occupancy is not None and step % 8 == 0:
+            self.occupancy.update(lambda unit: self._decode_density(unit)[0], step // 8)
+
+    def get_density(self, ray_samples: RaySamples) -> Tuple[Float[Tensor, "*batch 1"], Tensor]:
+        """Densities (per scene unit) and geometry features of samples; both 0 where space is known to be empty."""
+        unit, kept = self.to_grid(ray_samples.frustums.get_positions())
+        if self.occupancy is None:
+            density, geometry = self._decode_density(unit.flatten(0, -2))
+            density, geometry = (value.view(*kept.shape, -1) for value in (density, geometry))
+            return density * kept[..., None], geometry
+        lengths = ray_samples.frustums.ends - ray_samples.frustums.starts
+        kept = kept & self.occupancy.occupied(unit, lengths, self.config.skip_opacity)
+        density, geometry = self._decode_density(unit[kept])
+        return scatter(density, kept), scatter(geometry, kept)
 
     def get_outputs(
-        self, ray_samples: RaySamples, density_embedding: Optional[Tensor] = None
+        self,
+        ray_samples: RaySamples,
+        density_embedding: Optional[Tensor] = None,
+        visible: Optional[Bool[Tensor, "*batch"]] = None,
     ) -> Dict[FieldHeadNames, Tensor]:
-        """Colours in [0, 1] of samples."""
+        """Colours in [0, 1] of samples.
+
+        Args:
+            ray_samples: the samples.
+            density_embedding: their geometry features.
+            visible: which samples' colours are asked for; the others come out black. None asks for all.
+        """
         assert density_embedding is not None
-        inputs = [density_embedding]
+        geometry = density_embedding if visible is None else density_embedding[visible]
+
+        def per_sample(values: Tensor) -> Tensor:
+            """Rows of rays [*, 1, C] to rows of samples."""
+            values = values.expand(*density_embedding.shape[:-1], -1)
+            return (values if visible is None else values[visible]).to(geometry.dtype)
+
+        inputs = [geometry]
         if self.direction_encoding is not None:
             # Encoded once a ray: all samples of a ray share its direction.
-            directions = self.direction_encoding(ray_samples.frustums.directions[..., :1, :])
-            inputs.append(directions.expand(*density_embedding.shape[:-1], -1))
+            inputs.append(per_sample(self.direction_encoding(ray_samples.frustums.directions[..., :1, :])))
         if self.appearance is not None:
-            inputs.append(self._appearance(ray_samples).expand(*density_embedding.shape[:-1], -1))
-        with self._autocast(density_embedding.device):
-            color = self.color_network(torch.cat([value.to(density_embedding.dtype) for value in inputs], dim=-1))
-        return {FieldHeadNames.RGB: color.float()}
+            inputs.append(per_sample(self._appearance(ray_samples)))
+        with self._autocast(geometry.device):
+            color = self.color_network(torch.cat(inputs, dim=-1)).float()
+        return {FieldHeadNames.RGB: color if visible is None else scatter(color, visible)}
 
     def _appearance(self, ray_samples: RaySamples) -> Tensor:
         assert self.appearance is not None
@@ -210,6 +229,12 @@ class HashPoseField(Field):
         """All parameters but the grid's tables."""
         tables = {id(table) for table in self.encoding.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in tables]
+
+
+def scatter(values: Float[Tensor, "n channels"], where: Bool[Tensor, "*batch"]) -> Float[Tensor, "*batch channels"]:
+    """Puts rows where `where` is true, in order, and zeros elsewhere."""
+    full = values.new_zeros(*where.shape, values.shape[-1])
+    return full.masked_scatter(where[..., None], values)
 
 
 def _require_tinycudann() -> None:

@@ -7,10 +7,12 @@ from typing import Any, Dict
 from hashpose_ns.cameras.perturbation import PerturbationConfig
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
+from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
 from hashpose_ns.model import HashPoseModelConfig
+from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
 from hashpose_ns.pipeline import HashPosePipelineConfig
 from hashpose_ns.trainer import HashPoseTrainerConfig
@@ -121,29 +123,35 @@ llff = MethodSpecification(
 small = MethodSpecification(
     config=_trainer(
         "hashpose-small",
-        3_000,
+        4_000,
         HashPosePipelineConfig(
             datamanager=HashPoseDataManagerConfig(
-                dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=256, eval_num_rays_per_batch=256
+                dataparser=NerfstudioDataParserConfig(),
+                train_num_rays_per_batch=512,
+                eval_num_rays_per_batch=512,
+                pixel_sampler=EdgePixelSamplerConfig(edge_fraction=0.5),
             ),
             model=HashPoseModelConfig(
                 field=HashPoseFieldConfig(
-                    encoding=HashEncodingConfig(num_levels=8, log2_hashmap_size=16, max_resolution=512),
-                    decoder=DecoderConfig(width=64),
+                    encoding=HashEncodingConfig(
+                        num_levels=8, log2_hashmap_size=16, base_resolution=8, max_resolution=256
+                    ),
+                    decoder=DecoderConfig(width=64, density_activation="exp"),
                 ),
+                curriculum=CurriculumConfig(mode="none"),
                 scene="contraction",
                 sampler="piecewise",
-                num_samples=64,
+                num_samples=32,
             ),
             tto_steps=50,
-            tto_rays=256,
+            tto_rays=512,
             tto_lr=3e-3,
         ),
-        _optimizers(1e-2, 1e-3, 2e-3, 2e-4, 3e-3, 1e-4),
-        steps_per_save=500,
-        steps_per_eval_batch=500,
+        _optimizers(1e-2, 1e-3, 1e-2, 1e-3, 3e-3, 1e-4),
+        steps_per_save=1000,
+        steps_per_eval_batch=1000,
         steps_per_eval_image=1000,
-        steps_per_eval_all_images=3_000,
+        steps_per_eval_all_images=100_000,
     ),
     description="A laptop or CI: 16K samples a step, 8 levels, a 64-wide decoder; minutes on two CPU cores.",
 )

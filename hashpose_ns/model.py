@@ -160,7 +160,10 @@ class HashPoseModel(Model):
 
     def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
         """Keeps the model's step in line with the trainer's."""
-        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step)]
+        return [
+            TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step),
+            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self.field.update_occupancy),
+        ]
 
     def _set_planes(self, ray_bundle: RayBundle) -> None:
         near = torch.full_like(ray_bundle.origins[..., :1], self.config.near_plane)
@@ -188,10 +191,12 @@ class HashPoseModel(Model):
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
         self._set_planes(ray_bundle)
         samples = self.sampler(ray_bundle)
-        field_outputs = self.field(samples)
-        weights = samples.get_weights(field_outputs[FieldHeadNames.DENSITY])
+        density, geometry = self.field.get_density(samples)
+        weights = samples.get_weights(density)
+        visible = weights[..., 0] > self.config.field.skip_opacity**2 if self.config.field.skip_empty else None
+        rgb = self.field.get_outputs(samples, geometry, visible)[FieldHeadNames.RGB]
         outputs = {
-            "rgb": self.renderer_rgb(rgb=field_outputs[FieldHeadNames.RGB], weights=weights),
+            "rgb": self.renderer_rgb(rgb=rgb, weights=weights),
             "accumulation": self.renderer_accumulation(weights=weights),
         }
         if not self.training:

@@ -1,0 +1,190 @@
+"""Trains variants x seeds through `ns-train` and collects their pose errors: one JSON file, one figure, one table.
+
+    python benchmarks/pose_runs.py --suite readings --seeds 3 --output benchmarks/results
+
+Runs are separate processes with one thread each. A run whose log is already complete in the work folder is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+REPOSITORY = Path(__file__).parent.parent
+DEMO_SCENE = REPOSITORY / "hashpose_ns" / "data" / "demo_chair"
+QUIET = shlex.split(
+    "--vis tensorboard --logging.local-writer.enable False --steps-per-save 1000000 --steps-per-eval-batch 1000000 "
+    "--steps-per-eval-image 1000000 --steps-per-eval-all-images 1000000 --steps-per-pose-log 250"
+)
+OBJECT = (
+    "--pipeline.datamanager.initial-poses perturbed --pipeline.model.scene none --pipeline.model.clip-to-box True "
+    "--pipeline.model.scene-box-scale 0.8 --pipeline.model.sampler uniform --pipeline.model.near-plane 2 "
+    "--pipeline.model.far-plane 6 --pipeline.model.background-color white "
+)
+NOISE = "--pipeline.datamanager.perturbation.rotation {0} --pipeline.datamanager.perturbation.translation {0} "
+READING = "--pipeline.model.field.encoding.gradient "
+
+
+@dataclass
+class Suite:
+    """Variants of one experiment."""
+
+    method: str
+    """Method name."""
+    settings: str
+    """Flags that all variants share."""
+    parser: str
+    """Dataparser and its flags; {data} stands for the scene's folder."""
+    variants: Dict[str, str] = field(default_factory=lambda: {"default": ""})
+    """Name -> flags."""
+    data: Path = DEMO_SCENE
+    """The scene, where --data is not given."""
+
+
+SUITES = {
+    "readings": Suite(
+        "hashpose-small",
+        OBJECT + NOISE.format(0.1) + "--pipeline.model.curriculum.window 0.05 0.5 --max-num-iterations 2500",
+        "blender-data --data {data}",
+        {
+            "lambda 0": READING + "linear",
+            "product": READING + "product",
+            "product_norm": READING + "product_norm",
+            "axis": READING + "axis",
+        },
+    ),
+    "curriculum": Suite(
+        "hashpose-small",
+        OBJECT + NOISE.format(0.1) + "--pipeline.model.curriculum.window 0.05 0.5 --max-num-iterations 2500",
+        "blender-data --data {data}",
+        {mode: f"--pipeline.model.curriculum.mode {mode}" for mode in ("lr", "mask", "repeat", "none")},
+    ),
+    "blender": Suite(
+        "hashpose-small",
+        OBJECT + NOISE.format(0.15) + "--pipeline.model.curriculum.window 0.05 0.5 --max-num-iterations 12000",
+        "blender-data --data {data}",
+    ),
+}
+
+
+@dataclass
+class Args:
+    """Settings."""
+
+    suite: str
+    """One of the suites in this file."""
+    output: Path
+    """Folder for SUITE.json and SUITE.png."""
+    seeds: int = 1
+    """Seeds 0 .. n - 1, of the perturbation and of training."""
+    data: Path = Path()
+    """Another scene than the suite's."""
+    work: Path = Path("/tmp/hashpose_pose_runs")
+    """Folder for the runs."""
+    jobs: int = 2
+    """Runs at a time."""
+
+
+def run(suite: Suite, args: Args, variant: str, seed: int) -> Tuple[str, int, List[str], List[Dict[str, float]]]:
+    """Trains one variant with one seed and returns its pose log."""
+    from hashpose_ns.figures import read_pose_log
+
+    name = f"{args.suite}_{variant.replace(' ', '_')}_{seed}"
+    data = args.data if args.data != Path() else suite.data
+    command = [
+        "ns-train", suite.method, "--output-dir", str(args.work), "--experiment-name", name, "--timestamp", "run",
+        "--machine.seed", str(seed), "--pipeline.datamanager.perturbation.seed", str(seed),
+        *QUIET, *shlex.split(suite.settings), *shlex.split(suite.variants[variant]),
+        *shlex.split(suite.parser.format(data=data)),
+    ]  # fmt: skip
+    log = args.work / name / suite.method / "run" / "pose_errors.jsonl"
+    if not (log.parent / "nerfstudio_models").exists():
+        log.unlink(missing_ok=True)
+        program = str(Path(sys.executable).parent / command[0])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run([program, *command[1:]], env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return variant, seed, command, read_pose_log(log)
+
+
+def main(args: Args) -> None:
+    """Runs a suite."""
+    from hashpose_ns.figures import plot_pose_errors
+
+    console, suite = Console(), SUITES[args.suite]
+    pairs = [(variant, seed) for seed in range(args.seeds) for variant in suite.variants]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(run, suite, args, variant, seed) for variant, seed in pairs]
+        results = []
+        for future in futures:
+            results.append(future.result())
+            variant, seed, _, records = results[-1]
+            error = records[-1]["pose_error_after_rotation_deg_mean"]
+            console.print(f"[{len(results)}/{len(pairs)}] {variant}, seed {seed}: {error:.3f} deg")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
+    args.output.mkdir(parents=True, exist_ok=True)
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit,
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads_per_run": 1},
+        "runs": [
+            {"variant": variant, "seed": seed, "command": shlex.join(command), "log": records}
+            for variant, seed, command, records in results
+        ],
+    }
+    (args.output / f"{args.suite}.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot_pose_errors(
+        {f"{variant}, seed {seed}": records for variant, seed, _, records in results},
+        args.output / f"{args.suite}.png",
+        args.suite,
+    )
+    console.print(table(results))
+
+
+def table(results: List[Tuple[str, int, List[str], List[Dict[str, float]]]]) -> Table:
+    """Mean and spread over seeds per variant."""
+    rows: Dict[str, List[List[Dict[str, float]]]] = {}
+    for variant, _, _, records in results:
+        rows.setdefault(variant, []).append(records)
+    out = Table()
+    for column in ("variant", "seeds", "before [deg]", "after: mean of seeds", "each seed", "translation x100", "worst camera"):
+        out.add_column(column)
+    for variant, runs in rows.items():
+        after = [records[-1]["pose_error_after_rotation_deg_mean"] for records in runs]
+        out.add_row(
+            variant,
+            str(len(runs)),
+            f"{statistics.mean(records[0]['pose_error_before_rotation_deg_mean'] for records in runs):.2f}",
+            f"{statistics.mean(after):.2f} +- {statistics.stdev(after) if len(after) > 1 else 0:.2f}",
+            " ".join(f"{value:.2f}" for value in after),
+            f"{100 * statistics.mean(r[-1]['pose_error_after_translation_mean'] for r in runs):.2f}",
+            f"{max(r[-1]['pose_error_after_rotation_deg_max'] for r in runs):.2f}",
+        )
+    return out
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
