@@ -13,6 +13,7 @@ from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfi
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import HashPoseFieldConfig, SceneWarp
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
+from hashpose_ns.viewer.live_cameras import LiveCameras
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
@@ -159,10 +160,13 @@ class HashPoseModel(Model):
         return groups
 
     def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
-        """Keeps the model's step in line with the trainer's."""
+        """Keeps the model's step in line with the trainer's, and the viewer's cameras with the poses."""
         return [
             TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step),
             TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self.field.update_occupancy),
+            TrainingCallback(
+                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION], LiveCameras(training_callback_attributes.trainer)
+            ),
         ]
 
     def _set_planes(self, ray_bundle: RayBundle) -> None:

@@ -1,0 +1,165 @@
+"""Times the hash encoding on the CPU: nerfstudio's own in torch, this package's in eager torch and in C++, in one run.
+
+    python benchmarks/encoding_cpu.py --output benchmarks/results/encoding_cpu.json
+
+Every number is the least wall time of several repeats, in milliseconds. "forward + backward" is one training step's
+share: features, then the gradients of all tables and of the points. The grid has 16 levels from 16 to 2048, 2 features
+and 2^19 rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Tuple
+
+import torch
+import tyro
+from rich.table import Table
+
+from hashpose_ns.encoding import HashEncodingConfig
+from hashpose_ns.encoding.backends import get_backend
+from nerfstudio.field_components.encodings import HashEncoding
+from nerfstudio.utils.rich_utils import CONSOLE
+
+BASELINE = "nerfstudio torch"
+"""What the ratios refer to."""
+
+
+@dataclass
+class Args:
+    """Settings of the benchmark."""
+
+    points: Tuple[int, ...] = (16384, 131072)
+    """Numbers of points to encode."""
+    repeats: int = 10
+    """Repeats of which the fastest counts."""
+    threads: Optional[int] = None
+    """Threads of torch and of the kernel; torch's default if not given."""
+    gradient: str = "axis"
+    """Reading of the smoothed gradient, see HashEncodingConfig."""
+    output: Optional[Path] = None
+    """JSON file to write."""
+
+
+def least_ms(functions: Dict[str, Callable[[], object]], repeats: int) -> Dict[str, float]:
+    """Least wall time of each function. They take turns, so that a busy machine is busy for all of them."""
+    best = {name: float("inf") for name in functions}
+    for _ in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            best[name] = min(best[name], 1000 * (time.perf_counter() - start))
+    return best
+
+
+def forward(encoding: torch.nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    def step() -> None:
+        with torch.no_grad():
+            encoding(x)
+
+    return step
+
+
+def forward_backward(encoding: torch.nn.Module, x: torch.Tensor, grad_output: torch.Tensor) -> Callable[[], object]:
+    def step() -> None:
+        encoding.zero_grad(set_to_none=True)
+        x.grad = None
+        encoding(x).backward(grad_output)
+
+    return step
+
+
+def git_commit() -> str:
+    """The checkout's commit, with a plus if files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def main(args: Args) -> None:
+    """Runs the benchmark, prints a table and, if asked, writes a JSON file."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+    encodings: Dict[str, torch.nn.Module] = {BASELINE: HashEncoding(max_res=2048, implementation="torch")}
+    for backend in ("eager", "cpp"):
+        encoding = HashEncodingConfig(backend=backend, gradient=args.gradient).setup(num_dims=3)
+        reason = get_backend(backend).unsupported(torch.device("cpu"), torch.float32, encoding.grid)
+        if reason is None:
+            encodings[f"hashpose {backend}"] = encoding
+        else:
+            CONSOLE.print(f"Skipping {backend}, because {reason}.")
+
+    rows: List[dict] = []
+    for count in args.points:
+        x = torch.rand(count, 3, requires_grad=True)
+        grad_output = torch.randn(count, 32)
+        only_forward = least_ms({name: forward(e, x) for name, e in encodings.items()}, args.repeats)
+        both = least_ms({name: forward_backward(e, x, grad_output) for name, e in encodings.items()}, args.repeats)
+        for name in encodings:
+            rows.append(
+                dict(
+                    points=count,
+                    encoding=name,
+                    forward_ms=only_forward[name],
+                    forward_ratio=only_forward[BASELINE] / only_forward[name],
+                    forward_backward_ms=both[name],
+                    forward_backward_ratio=both[BASELINE] / both[name],
+                )
+            )
+
+    threads = torch.get_num_threads()
+    table = Table(title=f"Hash encoding, {cpu_model()}, {threads} threads, torch {torch.__version__}; ms (speed-up)")
+    for column in ("points", "encoding", "forward", "forward + backward"):
+        table.add_column(column, justify="left" if column == "encoding" else "right")
+    for row in rows:
+        table.add_row(
+            str(row["points"]),
+            row["encoding"],
+            f"{row['forward_ms']:.1f} ({row['forward_ratio']:.1f}x)",
+            f"{row['forward_backward_ms']:.1f} ({row['forward_backward_ratio']:.1f}x)",
+        )
+    CONSOLE.print(table)
+
+    if args.output is not None:
+        record = dict(
+            benchmark="encoding_cpu",
+            command=shlex.join(["python", "benchmarks/encoding_cpu.py", *sys.argv[1:]]),
+            git_commit=git_commit(),
+            machine=dict(
+                cpu=cpu_model(),
+                threads=threads,
+                load_average=os.getloadavg()[0],
+                system=platform.platform(),
+                python=platform.python_version(),
+            ),
+            torch_version=torch.__version__,
+            grid=dict(num_levels=16, features_per_level=2, log2_hashmap_size=19, base=16, max=2048, dims=3),
+            gradient=args.gradient,
+            repeats=args.repeats,
+            results=rows,
+        )
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(record, indent=2) + "\n")
+        CONSOLE.print(f"Wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,1 @@
+"""Poses in nerfstudio's live viewer."""
