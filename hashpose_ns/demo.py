@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -31,11 +32,14 @@ class Demo:
 
     def main(self) -> None:
         """Runs the demo."""
+        from PIL import Image
         from rich.console import Console
 
         console = Console()
         output = self.output_dir.resolve()
         run = output / "chair" / "hashpose-small" / "demo"
+        # An earlier demo's logs and checkpoints would mix with this one's.
+        shutil.rmtree(run, ignore_errors=True)
         console.rule("[bold]1. Training: watch the cameras move")
         console.print(f"Open http://localhost:{self.viewer_port} in a browser while it trains.")
         self._run(console, self.train_command(output))
@@ -54,8 +58,8 @@ class Demo:
         results = json.loads(results_file.read_text())["results"]
         cameras, curve, picture = output / "cameras.png", output / "pose_errors.png", output / "photograph_and_render.png"
         self._figures(run, cameras, curve)
-        first = sorted(renders.glob("eval_tto_img_*.png"))[0]
-        picture.write_bytes(first.read_bytes())
+        with Image.open(sorted(renders.glob("eval_tto_img_*.png"))[0]) as image:
+            image.resize((4 * image.width, 4 * image.height), Image.Resampling.BICUBIC).save(picture)
         console.rule("[bold]What came out")
         console.print(self._table(results))
         for name, path in {
@@ -74,7 +78,7 @@ class Demo:
             "ns-train", "hashpose-small",
             "--output-dir", str(output), "--experiment-name", "chair", "--timestamp", "demo",
             "--max-num-iterations", str(self.steps), "--machine.seed", str(self.seed),
-            "--steps-per-eval-all-images", str(self.steps + 1),
+            "--steps-per-eval-all-images", str(self.steps + 1), "--pipeline.eval-num-images", "4",
             "--viewer.websocket-host", "127.0.0.1", "--viewer.websocket-port", str(self.viewer_port),
             "--viewer.quit-on-train-completion", "True",
             "--pipeline.datamanager.initial-poses", "perturbed",
@@ -111,7 +115,7 @@ class Demo:
             optimizer.reference_camera_to_worlds,
             cameras,
         )
-        plot_pose_errors({"chair": read_pose_log(run / "pose_errors.jsonl")}, curve)
+        plot_pose_errors({"chair": [read_pose_log(run / "pose_errors.jsonl")]}, curve)
 
     @staticmethod
     def _table(results: Dict[str, float]):
@@ -121,15 +125,15 @@ class Demo:
         for column, justify in (("", "left"), ("before", "right"), ("after", "right"), ("ratio", "right")):
             table.add_column(column, justify=justify)  # type: ignore
         for name, key, scale in (
-            ("rotation error, mean [deg]", "rotation_deg_mean", 1.0),
-            ("rotation error, worst [deg]", "rotation_deg_max", 1.0),
+            ("rotation error, mean, degrees", "rotation_deg_mean", 1.0),
+            ("rotation error, worst, degrees", "rotation_deg_max", 1.0),
             ("translation x100 (BARF's metric)", "translation_mean", 100.0),
             ("camera centres x100", "center_mean", 100.0),
         ):
             before, after = (scale * results[f"pose_error_{when}_{key}"] for when in ("before", "after"))
             table.add_row(name, f"{before:.2f}", f"{after:.2f}", f"{before / after:.1f}x")
-        table.add_row("PSNR, cameras aligned [dB]", "", f"{results['psnr_aligned']:.2f}", "")
-        table.add_row("PSNR, test-time optimised [dB]", "", f"{results['psnr_tto']:.2f}", "")
+        table.add_row("PSNR, cameras aligned, dB", "", f"{results['psnr_aligned']:.2f}", "")
+        table.add_row("PSNR, test-time optimised, dB", "", f"{results['psnr_tto']:.2f}", "")
         return table
 
 

@@ -21,7 +21,6 @@ from nerfstudio.field_components.activations import trunc_exp
 from nerfstudio.field_components.encodings import NeRFEncoding
 from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.field_components.mlp import MLP
-from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.fields.base_field import Field
 
 SceneWarp = Literal["none", "contraction", "forward-facing"]
@@ -43,6 +42,9 @@ class DecoderConfig:
     """Features the density branch hands to the colour branch."""
     direction_frequencies: int = 4
     """Frequencies of the view direction's sinusoidal encoding; -1 makes colour independent of the direction."""
+    direction_start: float = 0.0
+    """Fraction of training before which colour does not depend on the view direction. While poses are wrong, a colour per
+    direction lets every camera keep its own picture of the scene instead of moving into place."""
     density_activation: Literal["softplus", "exp", "relu"] = "softplus"
     """Maps the density branch's output to a density."""
     appearance_dim: int = 0
@@ -78,7 +80,9 @@ def warp_positions(positions: Float[Tensor, "*batch 3"], warp: SceneWarp) -> Flo
     origin, where equal cells are equal pixels and equal disparities.
     """
     if warp == "contraction":
-        return SceneContraction(order=float("inf"))(positions)
+        # nerfstudio's SceneContraction(order=inf), whose gradient at the origin is NaN.
+        magnitude = positions.abs().amax(dim=-1, keepdim=True).clamp(min=1.0)
+        return (2.0 - 1.0 / magnitude) * (positions / magnitude)
     if warp == "forward-facing":
         disparity = 1.0 / (-positions[..., 2:]).clamp(min=1e-2)
         return torch.cat([positions[..., :2] * disparity, disparity], dim=-1)
@@ -211,7 +215,10 @@ class HashPoseField(Field):
         inputs = [geometry]
         if self.direction_encoding is not None:
             # Encoded once a ray: all samples of a ray share its direction.
-            inputs.append(per_sample(self.direction_encoding(ray_samples.frustums.directions[..., :1, :])))
+            directions = self.direction_encoding(ray_samples.frustums.directions[..., :1, :])
+            if self.step < self.config.decoder.direction_start * self.curriculum.total_steps:
+                directions = torch.zeros_like(directions)
+            inputs.append(per_sample(directions))
         if self.appearance is not None:
             inputs.append(per_sample(self._appearance(ray_samples)))
         with self._autocast(geometry.device):

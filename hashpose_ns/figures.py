@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import align_poses
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-BEFORE, AFTER, TRUE = "#999999", "#0072B2", "#009E73"
+BEFORE, AFTER, TRUE, GAP = "#999999", "#0072B2", "#009E73", "#D55E00"
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
 def _frustum_lines(camera_to_world: np.ndarray, size: float) -> np.ndarray:
@@ -56,16 +57,23 @@ def plot_cameras(
         axes = figure.add_subplot(1, 2, column + 1, projection="3d")
         for cameras, tint in ((true, TRUE), (aligned, color)):
             lines = np.concatenate([_frustum_lines(camera, size) for camera in cameras])
-            axes.add_collection3d(Line3DCollection(lines, colors=tint, linewidths=0.8))
+            axes.add_collection3d(Line3DCollection(lines, colors=tint, linewidths=1.1))
         gaps = np.stack([aligned[:, :, 3], true[:, :, 3]], axis=1)
-        axes.add_collection3d(Line3DCollection(gaps, colors="#D55E00", linewidths=1.2))
+        axes.add_collection3d(Line3DCollection(gaps, colors=GAP, linewidths=1.6))
         everything = np.concatenate([true[:, :, 3], aligned[:, :, 3]])
         center, radius = (everything.max(0) + everything.min(0)) / 2, np.ptp(everything, axis=0).max() / 2 + size
         axes.set_xlim(center[0] - radius, center[0] + radius)
         axes.set_ylim(center[1] - radius, center[1] + radius)
         axes.set_zlim(center[2] - radius, center[2] + radius)
-        axes.set_box_aspect((1, 1, 1))
-        axes.set_title(f"{name} (this colour) and reference (green)", color=color)
+        axes.set_box_aspect((1, 1, 1), zoom=1.45)
+        axes.set_axis_off()
+        axes.view_init(elev=35, azim=-60)
+        axes.set_title(f"{name} training", color=color, fontsize=14, y=0.96)
+    handles = [
+        plt.Line2D([], [], color=color, label=label)
+        for color, label in ((TRUE, "reference"), (BEFORE, "before"), (AFTER, "after"), (GAP, "distance between centres"))
+    ]
+    figure.legend(handles=handles, loc="lower center", ncol=4, frameon=False)
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -81,11 +89,12 @@ def read_pose_log(path: Path) -> List[Dict[str, float]]:
     return [records[step] for step in sorted(records)]
 
 
-def plot_pose_errors(logs: Dict[str, Sequence[Dict[str, float]]], path: Path, title: str = "") -> None:
-    """Draws mean and worst rotation and mean translation errors over training.
+def plot_pose_errors(logs: Dict[str, Sequence[Sequence[Dict[str, float]]]], path: Path, title: str = "") -> None:
+    """Draws mean rotation and translation errors over training, a colour per variant and a line per seed; where there is
+    only one run, the median and the worst camera as well.
 
     Args:
-        logs: name of a run -> records of its pose_errors.jsonl.
+        logs: name of a variant -> for each seed, the records of its pose_errors.jsonl.
         path: the picture to write.
         title: printed above.
     """
@@ -93,22 +102,30 @@ def plot_pose_errors(logs: Dict[str, Sequence[Dict[str, float]]], path: Path, ti
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    import matplotlib.ticker
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    for (name, records), color in zip(logs.items(), plt.cm.viridis(np.linspace(0, 0.85, len(logs)))):
-        prefix = "pose_error_after_" if "pose_error_after_rotation_deg_mean" in records[0] else "pose_change_"
-        steps = [record["step"] for record in records]
-        for axis, measure, scale in ((axes[0], "rotation_deg", 1.0), (axes[1], "translation", 100.0)):
-            for statistic, style in (("mean", "-"), ("max", ":")):
-                values = [scale * record[f"{prefix}{measure}_{statistic}"] for record in records]
-                axis.plot(steps, values, style, color=color, label=f"{name} {statistic}")
+    alone = sum(len(seeds) for seeds in logs.values()) == 1
+    statistics = {"mean": "-", "median": "--", "max": ":"} if alone else {"mean": "-"}
+    for (name, seeds), color in zip(logs.items(), COLORS * len(logs)):
+        for seed, records in enumerate(seeds):
+            prefix = "pose_error_after_" if "pose_error_after_rotation_deg_mean" in records[0] else "pose_change_"
+            steps = [record["step"] for record in records]
+            for axis, measure, scale in ((axes[0], "rotation_deg", 1.0), (axes[1], "translation", 100.0)):
+                for statistic, style in statistics.items():
+                    values = [scale * record[f"{prefix}{measure}_{statistic}"] for record in records]
+                    label = f"{name}, {statistic}" if alone else name if seed == 0 else None
+                    axis.plot(steps, values, style, color=color, label=label, linewidth=1.3)
     axes[0].set_ylabel("rotation error [deg]")
     axes[1].set_ylabel("translation error x100 (BARF's metric)")
     for axis in axes:
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        axis.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
+        axis.tick_params(axis="y", which="minor", labelsize=7)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3, which="both")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=8)
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
