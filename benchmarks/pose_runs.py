@@ -2,7 +2,7 @@
 
     python benchmarks/pose_runs.py --suite readings --seeds 3 --output benchmarks/results
 
-Runs are separate processes with one thread each. A run whose log is already complete in the work folder is not repeated.
+Runs are separate processes with one thread each. A run that is complete in the work folder is not repeated.
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ COARSE_FIRST = (
 """Large errors: poses fast and from the start, view directions late."""
 NOISY_CHAIR = (
     OBJECT + NOISE.format(0.15) + "--pipeline.datamanager.camera-res-scale-factor 0.25 --max-num-iterations 2500 "
-    "--pipeline.model.curriculum.mode lr --pipeline.model.curriculum.window 0.05 0.5 "
-    + COARSE_FIRST
+    "--pipeline.model.curriculum.mode lr --pipeline.model.curriculum.window 0.05 0.5 " + COARSE_FIRST
 )
 """NeRF-Synthetic chair at 100x100 with all 100 training views; --data is the scene's folder at 400x400."""
 
@@ -107,19 +106,22 @@ SUITES = {
     ),
     "fern": Suite(
         "hashpose-llff",
-        CPU_FIELD + "--pipeline.datamanager.camera-res-scale-factor 0.25 --max-num-iterations 10000 "
-        "--pipeline.model.camera-optimizer.start 0.005 --pipeline.model.camera-optimizer.warmup 0.005 "
-        "--pipeline.model.curriculum.window 0.0 0.3 --pipeline.model.field.decoder.direction-start 0.5 ",
+        CPU_FIELD + "--pipeline.datamanager.camera-res-scale-factor 0.25 --max-num-iterations 12000 "
+        "--pipeline.datamanager.pixel-sampler.edge-fraction 0 --pipeline.model.curriculum.mode none "
+        "--pipeline.model.field.decoder.direction-start 0.6 --pipeline.model.camera-optimizer.start 0.005 "
+        "--pipeline.model.camera-optimizer.warmup 0.005 --optimizers.encoding.optimizer.lr 3e-3 "
+        "--optimizers.camera-opt.scheduler.lr-final 5e-4",
         "llff-data --data {data}",
     ),
     "fox": Suite(
         "hashpose-small",
         "--pipeline.datamanager.initial-poses perturbed --pipeline.datamanager.perturbation.protocol l2g "
         "--pipeline.datamanager.perturbation.rotation 0.022 --pipeline.datamanager.perturbation.translation 0 "
-        "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000",
-        "nerfstudio-data --data {data}",
+        "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000 --pipeline.eval-num-images 5",
+        "nerfstudio-data --data {data} --eval-mode all",
     ),
 }
+
 
 @dataclass
 class Args:
@@ -188,10 +190,7 @@ def main(args: Args) -> None:
         ],
     }
     (args.output / f"{args.suite}.json").write_text(json.dumps(report, indent=1) + "\n")
-    logs = {
-        name: [records for variant, _, _, records in results if variant == name]
-        for name in suite.variants
-    }
+    logs = {name: [records for variant, _, _, records in results if variant == name] for name in suite.variants}
     plot_pose_errors(logs, args.output / f"{args.suite}.png", args.suite)
     console.print(table(results))
 
@@ -202,7 +201,15 @@ def table(results: List[Tuple[str, int, List[str], List[Dict[str, float]]]]) -> 
     for variant, _, _, records in results:
         rows.setdefault(variant, []).append(records)
     out = Table()
-    for column in ("variant", "seeds", "before [deg]", "after: mean of seeds", "each seed", "translation x100", "worst camera"):
+    for column in (
+        "variant",
+        "seeds",
+        "before [deg]",
+        "after: mean of seeds",
+        "each seed",
+        "translation x100",
+        "worst camera",
+    ):
         out.add_column(column)
     for variant, runs in rows.items():
         after = [records[-1]["pose_error_after_rotation_deg_mean"] for records in runs]

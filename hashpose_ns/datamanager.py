@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Dict, List, Literal, Sequence, Tuple, Type
+from typing import Dict, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 from jaxtyping import Float
@@ -47,7 +48,15 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
     def __init__(self, *args, **kwargs) -> None:
         # ns-train seeded torch just before; ns-eval did not, and needs no rays.
         self.seed = torch.initial_seed() % 2**31
-        super().__init__(*args, **kwargs)
+        self.seeded_step: Optional[int] = None
+        try:
+            super().__init__(*args, **kwargs)
+        except HashPoseError:
+            raise
+        except (OSError, AssertionError, JSONDecodeError) as error:  # how dataparsers say that data are not as expected
+            raise HashPoseError(f"The data cannot be read: {one_line(error)}.") from error
+        except KeyError as error:
+            raise HashPoseError(f"The data cannot be read: the entry {error} is missing.") from error
 
     def create_train_dataset(self) -> InputDataset:
         """The training images, with the initial poses in place of the dataparser's."""
@@ -57,7 +66,7 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
             raise HashPoseError(
                 f"There is {len(names)} training image; poses are refined between images, so at least 2 are needed."
             )
-        check_images(outputs.image_filenames, outputs.cameras)
+        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
         reference = outputs.cameras.camera_to_worlds
         try:
             validate_poses(reference, names)
@@ -69,7 +78,7 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         dataset.cameras.camera_to_worlds = initial.clone()
         dataset.metadata["initial_camera_to_worlds"] = initial
         dataset.metadata["reference_camera_to_worlds"] = reference.clone()
-        dataset.metadata["image_names"] = names
+        dataset.metadata["image_names"] = [Path(name).as_posix() for name in outputs.image_filenames]
         dataset.metadata["half_extent"] = half_extent(outputs.cameras)
         return dataset
 
@@ -84,19 +93,15 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         """The held-out images; the test split where a scene has no validation split."""
         try:
             dataset = super().create_eval_dataset()
-        except FileNotFoundError:
-            if self.test_split != "val":
+        except FileNotFoundError as error:
+            if self.test_split != "val" or not str(error.filename).endswith(".json"):  # not a missing image
                 raise
             CONSOLE.print("The data has no validation split; its test images are used during training.")
             self.test_split = "test"
             dataset = super().create_eval_dataset()
-        check_images(dataset.image_filenames, self.dataparser_cameras(dataset))
+        outputs = dataset._dataparser_outputs  # its cameras have the images' own resolution
+        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
         return dataset
-
-    @staticmethod
-    def dataparser_cameras(dataset: InputDataset) -> Cameras:
-        """A dataset's cameras at the images' own resolution."""
-        return dataset._dataparser_outputs.cameras
 
     def set_initial_poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
         """Takes the initial poses that a checkpoint was trained from, whatever this machine's generator would draw."""
@@ -110,17 +115,28 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         try:
             super().setup_train()
         except (OSError, SyntaxError) as error:  # what PIL raises for files it cannot decode
-            raise HashPoseError(f"A training image cannot be read: {error}.") from error
+            raise HashPoseError(f"A training image cannot be read: {one_line(error)}.") from error
         batch = self.train_image_dataloader.cached_collated_batch
         if batch is not None and isinstance(batch["image_idx"], Tensor):
             order = torch.argsort(batch["image_idx"])
             for key, value in batch.items():
                 if isinstance(value, Tensor) and len(value) == len(order):
                     batch[key] = value[order.to(value.device)]
+                elif isinstance(value, list) and len(value) == len(order):  # images of different sizes
+                    batch[key] = [value[index] for index in order]
+
+    def setup_eval(self) -> None:
+        """Loads the held-out images."""
+        try:
+            super().setup_eval()
+        except (OSError, SyntaxError) as error:
+            raise HashPoseError(f"A held-out image cannot be read: {one_line(error)}.") from error
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
-        """Rays and pixels of one step."""
-        torch.manual_seed(self.seed * 1_000_003 + step)
+        """Rays and pixels of one step; others when asked again for it, as ns-export does to collect points."""
+        if step != self.seeded_step:
+            torch.manual_seed(self.seed * 1_000_003 + step)
+            self.seeded_step = step
         return super().next_train(step)
 
 
@@ -137,26 +153,46 @@ def half_extent(cameras: Cameras) -> Tuple[float, float]:
     return float(x.max()), float(y.max())
 
 
-def check_images(filenames: Sequence[Path], cameras: Cameras) -> None:
+def one_line(error: Exception) -> str:
+    """The first line of an error's message, without its full stop; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def check_images(filenames: Sequence[Path], cameras: Cameras, composited: bool = False) -> None:
     """Opens every image's header.
 
-    Raises:
-        HashPoseError: a file is missing, is no image, or has another size than its camera.
-    """
-    from PIL import Image, UnidentifiedImageError
+    Args:
+        filenames: the images.
+        cameras: their cameras, at the images' resolution.
+        composited: whether alpha is removed on loading, so that images with and without it may be mixed.
 
+    Raises:
+        HashPoseError: a file is missing, is no image, has a pixel format that would be misread, or has another size
+            than its camera.
+    """
+    from PIL import Image
+
+    alphas = set()
     for index, filename in enumerate(filenames):
         try:
             with Image.open(filename) as image:
-                size = image.size
+                size, mode = image.size, image.mode
         except FileNotFoundError:
             missing = sum(not Path(name).exists() for name in filenames)
             raise HashPoseError(f"{missing} of {len(filenames)} images are missing, the first is {filename}.") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise HashPoseError(f"The image {filename} cannot be read: {error}.") from error
+        except OSError as error:
+            raise HashPoseError(f"The image {filename} cannot be read: {one_line(error)}.") from error
+        if mode not in ("RGB", "RGBA", "L"):  # nerfstudio takes palette indices for grey values and CMYK's K for alpha
+            raise HashPoseError(
+                f"The image {filename} has the pixel format {mode}; convert it to 8-bit RGB, RGBA or grey."
+            )
         camera = int(cameras.width[index]), int(cameras.height[index])
         if size != camera:
             raise HashPoseError(
                 f"The image {filename} is {size[0]}x{size[1]}, but its camera says {camera[0]}x{camera[1]}; scale the "
                 "intrinsics in the input, or give the images they belong to."
             )
+        alphas.add(mode == "RGBA")
+    if len(alphas) > 1 and not composited:
+        raise HashPoseError("Some images have an alpha channel and some have none; give all of them one, or none.")

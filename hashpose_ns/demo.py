@@ -48,15 +48,28 @@ class Demo:
         config = str(run / "config.yml")
         self._run(
             console,
-            ["ns-eval", "--load-config", config, "--output-path", str(results_file), "--render-output-path", str(renders)],
+            [
+                "ns-eval",
+                "--load-config",
+                config,
+                "--output-path",
+                str(results_file),
+                "--render-output-path",
+                str(renders),
+            ],
         )
         console.rule("[bold]3. Refined poses as a COLMAP model")
         colmap = output / "colmap"
         self._run(
-            console, ["hashpose-export", "colmap", "--load-config", config, "--output-dir", str(colmap), "--overwrite", "True"]
+            console,
+            ["hashpose-export", "colmap", "--load-config", config, "--output-dir", str(colmap), "--overwrite", "True"],
         )
         results = json.loads(results_file.read_text())["results"]
-        cameras, curve, picture = output / "cameras.png", output / "pose_errors.png", output / "photograph_and_render.png"
+        cameras, curve, picture = (
+            output / "cameras.png",
+            output / "pose_errors.png",
+            output / "photograph_and_render.png",
+        )
         self._figures(run, cameras, curve)
         with Image.open(sorted(renders.glob("eval_tto_img_*.png"))[0]) as image:
             image.resize((4 * image.width, 4 * image.height), Image.Resampling.BICUBIC).save(picture)

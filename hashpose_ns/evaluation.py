@@ -37,7 +37,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def optimize_camera(
-    model: "HashPoseModel", camera: Cameras, image: Float[Tensor, "height width channels"], steps: int, rays: int, lr: float
+    model: "HashPoseModel",
+    camera: Cameras,
+    image: Float[Tensor, "height width channels"],
+    steps: int,
+    rays: int,
+    lr: float,
 ) -> Float[Tensor, "1 3 4"]:
     """Test-time photometric optimisation of one camera against a frozen field (BARF's protocol): a fresh zero twist on
     the side that the poses were refined on, a fresh Adam at a constant rate, random rays.

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.host import has_native_bfloat16
-from hashpose_ns.occupancy import OccupancyGrid
 from hashpose_ns.optim.curriculum import Curriculum
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.configs.base_config import InstantiateConfig
@@ -43,8 +42,8 @@ class DecoderConfig:
     direction_frequencies: int = 4
     """Frequencies of the view direction's sinusoidal encoding; -1 makes colour independent of the direction."""
     direction_start: float = 0.0
-    """Fraction of training before which colour does not depend on the view direction. While poses are wrong, a colour per
-    direction lets every camera keep its own picture of the scene instead of moving into place."""
+    """Fraction of training before which colour does not depend on the view direction. While poses are wrong, a colour
+    per direction lets every camera keep its own picture of the scene instead of moving into place."""
     density_activation: Literal["softplus", "exp", "relu"] = "softplus"
     """Maps the density branch's output to a density."""
     appearance_dim: int = 0
@@ -65,11 +64,6 @@ class HashPoseFieldConfig(InstantiateConfig):
     """The hash grid."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The network behind it."""
-    skip_empty: bool = False
-    """Leave out samples where the field is known to be empty, and colours that are not seen. Changes next to nothing in
-    images and gradients, and saves most of the work on a CPU; on a GPU each step then waits for its sample count."""
-    skip_opacity: float = 1e-3
-    """With `skip_empty`: a sample counts as empty if its opacity is below this."""
 
 
 def warp_positions(positions: Float[Tensor, "*batch 3"], warp: SceneWarp) -> Float[Tensor, "*batch 3"]:
@@ -149,11 +143,8 @@ class HashPoseField(Field):
             implementation=decoder.implementation,
         )
         self.density_activation = DENSITY_ACTIVATIONS[decoder.density_activation]
-        self.occupancy = OccupancyGrid() if config.skip_empty else None
 
-    def to_grid(
-        self, positions: Float[Tensor, "*batch 3"]
-    ) -> Tuple[Float[Tensor, "*batch 3"], Bool[Tensor, "*batch"]]:
+    def to_grid(self, positions: Float[Tensor, "*batch 3"]) -> Tuple[Float[Tensor, "*batch 3"], Bool[Tensor, "*batch"]]:
         """Scene coordinates to the grid's unit cube, and whether they lie inside it; outside of it space is empty."""
         unit = SceneBox.get_normalized_positions(warp_positions(positions, self.warp), self.aabb)
         return unit, ((unit > 0.0) & (unit < 1.0)).all(dim=-1)
@@ -163,7 +154,9 @@ class HashPoseField(Field):
         enabled = precision == "bfloat16" or (precision == "auto" and has_native_bfloat16(device))
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _decode_density(self, unit: Float[Tensor, "n 3"]) -> Tuple[Float[Tensor, "n 1"], Float[Tensor, "n features"]]:
+    def _decode_density(
+        self, unit: Float[Tensor, "*batch 3"]
+    ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
         train_levels = None
         if self.training:
             train_levels = [factor > 0 for factor in self.curriculum.learning_rate_weights(self.step)]
@@ -174,45 +167,25 @@ class HashPoseField(Field):
             density, geometry = self.density_network(features).split([1, self.config.decoder.geometry_features], dim=-1)
         return self.density_activation(density.float()), geometry
 
-    def update_occupancy(self, step: int) -> None:
-        """Looks where the field is empty, every eighth step."""
-        if self.occupancy is not None and step % 8 == 0:
-            self.occupancy.update(lambda unit: self._decode_density(unit)[0], step // 8)
-
-    def get_density(self, ray_samples: RaySamples) -> Tuple[Float[Tensor, "*batch 1"], Tensor]:
-        """Densities (per scene unit) and geometry features of samples; both 0 where space is known to be empty."""
-        unit, kept = self.to_grid(ray_samples.frustums.get_positions())
-        if self.occupancy is None:
-            density, geometry = self._decode_density(unit.flatten(0, -2))
-            density, geometry = (value.view(*kept.shape, -1) for value in (density, geometry))
-            return density * kept[..., None], geometry
-        lengths = ray_samples.frustums.ends - ray_samples.frustums.starts
-        kept = kept & self.occupancy.occupied(unit, lengths, self.config.skip_opacity)
-        density, geometry = self._decode_density(unit[kept])
-        return scatter(density, kept), scatter(geometry, kept)
+    def get_density(
+        self, ray_samples: RaySamples
+    ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
+        """Densities (per scene unit) and geometry features of samples."""
+        unit, inside = self.to_grid(ray_samples.frustums.get_positions())
+        density, geometry = self._decode_density(unit)
+        return density * inside[..., None], geometry
 
     def get_outputs(
-        self,
-        ray_samples: RaySamples,
-        density_embedding: Optional[Tensor] = None,
-        visible: Optional[Bool[Tensor, "*batch"]] = None,
+        self, ray_samples: RaySamples, density_embedding: Optional[Tensor] = None
     ) -> Dict[FieldHeadNames, Tensor]:
-        """Colours in [0, 1] of samples.
-
-        Args:
-            ray_samples: the samples.
-            density_embedding: their geometry features.
-            visible: which samples' colours are asked for; the others come out black. None asks for all.
-        """
+        """Colours in [0, 1] of samples, from their geometry features."""
         assert density_embedding is not None
-        geometry = density_embedding if visible is None else density_embedding[visible]
 
         def per_sample(values: Tensor) -> Tensor:
             """Rows of rays [*, 1, C] to rows of samples."""
-            values = values.expand(*density_embedding.shape[:-1], -1)
-            return (values if visible is None else values[visible]).to(geometry.dtype)
+            return values.expand(*density_embedding.shape[:-1], -1).to(density_embedding.dtype)
 
-        inputs = [geometry]
+        inputs = [density_embedding]
         if self.direction_encoding is not None:
             # Encoded once a ray: all samples of a ray share its direction.
             directions = self.direction_encoding(ray_samples.frustums.directions[..., :1, :])
@@ -221,9 +194,9 @@ class HashPoseField(Field):
             inputs.append(per_sample(directions))
         if self.appearance is not None:
             inputs.append(per_sample(self._appearance(ray_samples)))
-        with self._autocast(geometry.device):
-            color = self.color_network(torch.cat(inputs, dim=-1)).float()
-        return {FieldHeadNames.RGB: color if visible is None else scatter(color, visible)}
+        with self._autocast(density_embedding.device):
+            color = self.color_network(torch.cat(inputs, dim=-1))
+        return {FieldHeadNames.RGB: color.float()}
 
     def _appearance(self, ray_samples: RaySamples) -> Tensor:
         assert self.appearance is not None
@@ -236,12 +209,6 @@ class HashPoseField(Field):
         """All parameters but the grid's tables."""
         tables = {id(table) for table in self.encoding.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in tables]
-
-
-def scatter(values: Float[Tensor, "n channels"], where: Bool[Tensor, "*batch"]) -> Float[Tensor, "*batch channels"]:
-    """Puts rows where `where` is true, in order, and zeros elsewhere."""
-    full = values.new_zeros(*where.shape, values.shape[-1])
-    return full.masked_scatter(where[..., None], values)
 
 
 def _require_tinycudann() -> None:

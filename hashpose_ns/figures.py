@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Dict, List, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -71,7 +70,12 @@ def plot_cameras(
         axes.set_title(f"{name} training", color=color, fontsize=14, y=0.96)
     handles = [
         plt.Line2D([], [], color=color, label=label)
-        for color, label in ((TRUE, "reference"), (BEFORE, "before"), (AFTER, "after"), (GAP, "distance between centres"))
+        for color, label in (
+            (TRUE, "reference"),
+            (BEFORE, "before"),
+            (AFTER, "after"),
+            (GAP, "distance between centres"),
+        )
     ]
     figure.legend(handles=handles, loc="lower center", ncol=4, frameon=False)
     figure.suptitle(title)
@@ -81,7 +85,7 @@ def plot_cameras(
 
 
 def read_pose_log(path: Path) -> List[Dict[str, float]]:
-    """The records of a run's pose_errors.jsonl, in order of steps; the last one wins where a resumed run wrote twice."""
+    """The records of a run's pose_errors.jsonl, by step; of records of the same step the last one."""
     records = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -90,8 +94,9 @@ def read_pose_log(path: Path) -> List[Dict[str, float]]:
 
 
 def plot_pose_errors(logs: Dict[str, Sequence[Sequence[Dict[str, float]]]], path: Path, title: str = "") -> None:
-    """Draws mean rotation and translation errors over training, a colour per variant and a line per seed; where there is
-    only one run, the median and the worst camera as well.
+    """Draws mean rotation and translation errors over training, a colour per variant and a line per seed.
+
+    Where there is only one run, its median and its worst camera are drawn as well.
 
     Args:
         logs: name of a variant -> for each seed, the records of its pose_errors.jsonl.

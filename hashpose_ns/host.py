@@ -14,8 +14,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 def keep_freed_memory() -> bool:
     """Asks glibc to keep the memory of freed tensors for the next step.
 
-    By default it returns large blocks to the kernel, which hands them out again page by page, zeroed: a fifth to a third
-    of a small training step on a CPU. Does nothing where there is no glibc.
+    By default it returns large blocks to the kernel, which hands them out again page by page, zeroed, at a cost that
+    shows in small training steps on a CPU. Does nothing where there is no glibc.
 
     Returns:
         Whether the allocator took the settings.

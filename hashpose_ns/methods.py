@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from hashpose_ns.cameras.perturbation import PerturbationConfig
-from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
@@ -16,7 +14,7 @@ from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
 from hashpose_ns.pipeline import HashPosePipelineConfig
 from hashpose_ns.trainer import HashPoseTrainerConfig
-from nerfstudio.configs.base_config import LoggingConfig, ViewerConfig
+from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.types import MethodSpecification

@@ -143,7 +143,7 @@ class HashPoseModel(Model):
         self.update_to_step(step)
 
     def rate_factors(self) -> Dict[str, Callable[[int], List[float]]]:
-        """Per parameter group of the optimizers, what scales the learning rate of each of its torch groups at a step."""
+        """Per group of the optimizers: at a step, the factor on the learning rate of each of its torch groups."""
         optimizer, curriculum = self.camera_optimizer, self.curriculum
         return {
             "encoding": curriculum.learning_rate_weights,
@@ -159,11 +159,12 @@ class HashPoseModel(Model):
         self.camera_optimizer.get_param_groups(groups)
         return groups
 
-    def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> List[TrainingCallback]:
         """Keeps the model's step in line with the trainer's, and the viewer's cameras with the poses."""
         return [
             TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step),
-            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self.field.update_occupancy),
             TrainingCallback(
                 [TrainingCallbackLocation.AFTER_TRAIN_ITERATION], LiveCameras(training_callback_attributes.trainer)
             ),
@@ -197,8 +198,7 @@ class HashPoseModel(Model):
         samples = self.sampler(ray_bundle)
         density, geometry = self.field.get_density(samples)
         weights = samples.get_weights(density)
-        visible = weights[..., 0] > self.config.field.skip_opacity**2 if self.config.field.skip_empty else None
-        rgb = self.field.get_outputs(samples, geometry, visible)[FieldHeadNames.RGB]
+        rgb = self.field.get_outputs(samples, geometry)[FieldHeadNames.RGB]
         outputs = {
             "rgb": self.renderer_rgb(rgb=rgb, weights=weights),
             "accumulation": self.renderer_accumulation(weights=weights),
@@ -234,7 +234,7 @@ class HashPoseModel(Model):
     def get_image_metrics_and_images(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """psnr, ssim (and lpips where AlexNet's weights are on this machine) of a rendered image, and pictures of it."""
+        """psnr, ssim (and lpips where AlexNet's weights are at hand) of a rendered image, and pictures of it."""
         from hashpose_ns.image_metrics import image_metrics
 
         target = self.renderer_rgb.blend_background(batch["image"].to(outputs["rgb"].device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Type
@@ -50,6 +51,8 @@ class HashPosePipeline(VanillaPipeline):
 
     @exits_on_user_error
     def __init__(self, *args, **kwargs) -> None:
+        # nerfstudio 1.1.5 under current torch says this for every batch of rays.
+        warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
         super().__init__(*args, **kwargs)
         self.eval_image_count = 0
 
@@ -84,9 +87,21 @@ class HashPosePipeline(VanillaPipeline):
                 f"The checkpoint doesn't fit this configuration: {len(wrong)} entries differ, the first is {wrong[0]}; "
                 "load it with the config.yml it was trained with."
             )
+        key = "camera_optimizer.reference_camera_to_worlds"
+        if not torch.allclose(state[key].to(expected[key]), expected[key], atol=1e-3):
+            raise HashPoseError(
+                "The checkpoint was trained on other cameras than the data has now: the number of images is the same, "
+                "their input poses are not; give the same images, split and dataparser settings, or train anew."
+            )
         length = int(self.model.progress[1])
         self.model.load_state_dict(state, strict=True)
         if length:  # training goes on, by its own length
+            planned = int(self.model.progress[1])
+            if planned != length:
+                CONSOLE.print(
+                    f"The checkpoint's training was to take {planned} steps and this one takes {length}: learning "
+                    "rates and the curriculum go on as fractions of the new length."
+                )
             self.model.progress[1] = length
         self.model.restore_progress()
         self.datamanager.set_initial_poses(self.model.camera_optimizer.initial_camera_to_worlds)
@@ -114,8 +129,8 @@ class HashPosePipeline(VanillaPipeline):
         given = self.config.datamanager.initial_poses == "given"
         prefix, what = ("pose_change_", "moved") if given else ("pose_error_after_", "error")
         CONSOLE.print(
-            f"step {step:6d}  pose {what}: rotation {metrics[prefix + 'rotation_deg_mean']:.3f} deg "
-            f"(median {metrics[prefix + 'rotation_deg_median']:.3f}, worst {metrics[prefix + 'rotation_deg_max']:.3f}), "
+            f"step {step:6d}  pose {what}: rotation {metrics[prefix + 'rotation_deg_mean']:.3f} deg (median "
+            f"{metrics[prefix + 'rotation_deg_median']:.3f}, worst {metrics[prefix + 'rotation_deg_max']:.3f}), "
             f"translation x100 {100 * metrics[prefix + 'translation_mean']:.2f}, "
             f"centres x100 {100 * metrics[prefix + 'center_mean']:.2f}"
         )

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pickle
 import shutil
 import time
 from dataclasses import dataclass, field
-from typing import Type
+from pathlib import Path
+from typing import List, Optional, Tuple, Type
 
 import torch
+from torch import Tensor
 
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.optim.schedules import ScheduleConfig
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
 from nerfstudio.utils import writer
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
-
 
 POSE_LOG = "pose_errors.jsonl"
 """File in a run's folder with the pose errors over training, a JSON object per line."""
@@ -33,8 +39,8 @@ class HashPoseTrainerConfig(TrainerConfig):
 
 
 class HashPoseTrainer(Trainer):
-    """nerfstudio's training loop. It adds: the CPU where there is no GPU, schedules over fractions of training, resuming
-    to the same end, a stop with a reason when the loss is no number, and pose errors on the way."""
+    """nerfstudio's training loop. It adds: the CPU where there is no GPU, schedules over fractions of training,
+    resuming to the same end, a stop with a reason when the loss is no number, and pose errors on the way."""
 
     config: HashPoseTrainerConfig
 
@@ -42,21 +48,20 @@ class HashPoseTrainer(Trainer):
         if config.machine.device_type == "cuda" and not torch.cuda.is_available():
             CONSOLE.print("No CUDA device found: training on the CPU.")
             config.machine.device_type = "cpu"
-        self.fresh_output = not config.get_checkpoint_dir().exists()
+        if config.machine.device_type == "cpu":
+            keep_freed_memory()
         super().__init__(config, local_rank, world_size)
+        # ns-train has just written config.yml; whatever else is in the folder is not ours to remove.
+        self.fresh_output = self.base_dir.is_dir() and set(os.listdir(self.base_dir)) <= {"config.yml"}
         self.total_steps = config.max_num_iterations
         self.train_seconds = 0.0
+        self.unchecked_losses: List[Tuple[int, Tensor]] = []
 
     @exits_on_user_error
     def setup(self, test_mode="val") -> None:
         """Builds everything; on failure removes the output folder that ns-train had just begun."""
         try:
             super().setup(test_mode)
-            if self._start_step >= self.total_steps:
-                raise HashPoseError(
-                    f"The checkpoint is at step {self._start_step} and --max-num-iterations is {self.total_steps}: "
-                    "nothing is left to train. Give a larger number to go on."
-                )
         except (HashPoseError, SystemExit):
             self._remove_fresh_output()
             raise
@@ -88,6 +93,8 @@ class HashPoseTrainer(Trainer):
                 )
         return Optimizers(config, param_groups)
 
+    # -- training ------------------------------------------------------------------------------------------------------
+
     @exits_on_user_error
     def train(self) -> None:
         """Trains to the total number of steps; nerfstudio counts them from where a run is resumed."""
@@ -102,16 +109,18 @@ class HashPoseTrainer(Trainer):
         begin = time.perf_counter()
         output = super().train_iteration(step)
         self.train_seconds += time.perf_counter() - begin
-        if step % self.config.logging.steps_per_log == 0:
+        self.unchecked_losses.append((step, output[0].detach()))
+        if self._is_looked_at(step):
+            self._check_finite(step)
+        if step_check(step, self.config.logging.steps_per_log, run_at_zero=True):
             for level, group in enumerate(self.optimizers.optimizers["encoding"].param_groups):
                 writer.put_scalar(name=f"learning_rate/encoding_level_{level:02d}", scalar=group["lr"], step=step)
-        if step % self.config.steps_per_pose_log == 0 or step == self.total_steps - 1:
+        if step_check(step, self.config.steps_per_pose_log, run_at_zero=True) or step == self.total_steps - 1:
             self._log_poses(step, float(output[0]))
         return output
 
+    @check_main_thread
     def _log_poses(self, step: int, loss: float) -> None:
-        if not torch.isfinite(self.pipeline.model.camera_optimizer.refined_camera_to_worlds()).all():
-            raise self._not_finite(step)
         errors = self.pipeline.pose_metrics()
         writer.put_dict(name="Pose Errors", scalar_dict=errors, step=step)
         self.pipeline.print_pose_errors(step, errors)
@@ -119,15 +128,107 @@ class HashPoseTrainer(Trainer):
             record = {"step": step, "train_seconds": round(self.train_seconds, 3), "train_loss": loss, **errors}
             log.write(json.dumps(record) + "\n")
 
-    def save_checkpoint(self, step: int) -> None:
-        """Saves, unless the parameters are no numbers any more: the last good checkpoint is worth more."""
-        if not all(bool(torch.isfinite(value).all()) for value in self.pipeline.model.parameters()):
-            raise self._not_finite(step)
-        super().save_checkpoint(step)
+    # -- values that are no numbers ------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _not_finite(step: int) -> HashPoseError:
-        return HashPoseError(
-            f"Poses or field stopped being numbers before step {step}; the likely cause is a learning rate that is too "
-            "high (--optimizers.decoder.optimizer.lr, --optimizers.camera-opt.optimizer.lr). The last checkpoint is kept."
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether a step's values are looked at: always on the CPU; elsewhere a look waits for the device, and is taken
+        only where nerfstudio is about to take one as well."""
+        config = self.config
+        intervals = (
+            config.logging.steps_per_log,
+            config.steps_per_pose_log,
+            config.steps_per_eval_batch,
+            config.steps_per_eval_image,
+            config.steps_per_eval_all_images,
+            config.steps_per_save,
         )
+        looks = any(step_check(step, interval, run_at_zero=True) for interval in intervals)
+        return looks or self.device == "cpu" or step == self.total_steps - 1
+
+    def _check_finite(self, step: int) -> None:
+        """Raises HashPoseError with the first step since the last look whose loss, or whose poses, are no numbers."""
+        losses = torch.stack([loss for _, loss in self.unchecked_losses])
+        bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
+        if bad:
+            raise self._not_finite(f"The loss of step {self.unchecked_losses[bad[0]][0]} is not a number")
+        self.unchecked_losses.clear()
+        if not all(bool(torch.isfinite(twists).all()) for twists in self.pipeline.model.camera_optimizer.parameters()):
+            raise self._not_finite(f"The poses after step {step} are not numbers")
+
+    def _not_finite(self, what: str) -> HashPoseError:
+        saved = sorted(self.checkpoint_dir.glob("*.ckpt"))
+        kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
+        return HashPoseError(
+            f"{what}; the likely cause is a learning rate that is too high (--optimizers.encoding.optimizer.lr, "
+            f"--optimizers.decoder.optimizer.lr, --optimizers.camera-opt.optimizer.lr), and {kept}."
+        )
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Saves, unless a parameter is no number any more: the last good checkpoint is worth more.
+
+        The file appears under its name when it is whole: a run that is killed while it saves leaves nothing that
+        resuming would take for the latest checkpoint.
+        """
+        if not all(bool(torch.isfinite(value).all()) for value in self.pipeline.model.parameters()):
+            raise self._not_finite(f"Poses or field after step {step} are not numbers")
+        final, staging = self.checkpoint_dir, self.base_dir / ".saving"
+        shutil.rmtree(staging, ignore_errors=True)
+        self.checkpoint_dir = staging
+        try:
+            super().save_checkpoint(step)
+        finally:
+            self.checkpoint_dir = final
+        final.mkdir(parents=True, exist_ok=True)
+        (saved,) = staging.glob("*.ckpt")
+        saved.replace(final / saved.name)
+        staging.rmdir()
+        if self.config.save_only_latest_checkpoint:
+            for other in final.glob("*.ckpt"):
+                if other.name != saved.name:
+                    other.unlink()
+
+    def _load_checkpoint(self) -> None:
+        """Resumes from `load_dir` or `load_checkpoint`, and goes on with the pose log of the run they belong to."""
+        path = self._resumed_checkpoint()
+        try:
+            super()._load_checkpoint()
+        except HashPoseError:
+            raise
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise HashPoseError(f"The checkpoint {path} cannot be loaded: {reason[0].rstrip('.')}.") from error
+        if self._start_step >= self.total_steps:
+            raise HashPoseError(
+                f"The checkpoint is at step {self._start_step - 1}, so {self._start_step} steps are done, and "
+                f"--max-num-iterations is {self.total_steps}: nothing is left to train. Give a larger number to go on."
+            )
+        if path is not None:
+            self._resume_pose_log(path.parent.parent / POSE_LOG)
+
+    def _resumed_checkpoint(self) -> Optional[Path]:
+        """The file that will be loaded; None where training starts from scratch.
+
+        Raises:
+            HashPoseError: there is no such checkpoint.
+        """
+        folder, path = self.config.load_dir, self.config.load_checkpoint
+        if folder is not None:
+            names = sorted(file.name for file in folder.glob("step-*.ckpt")) if folder.is_dir() else []
+            if not names:
+                raise HashPoseError(f"--load-dir {folder} holds no checkpoint; give a run's folder nerfstudio_models.")
+            step = self.config.load_step
+            path = folder / (names[-1] if step is None else f"step-{step:09d}.ckpt")
+        if path is not None and not path.is_file():
+            raise HashPoseError(f"There is no checkpoint {path}.")
+        return path
+
+    def _resume_pose_log(self, log: Path) -> None:
+        """Takes over the records and the training time up to the checkpoint."""
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+        done = [line for line in lines if json.loads(line)["step"] < self._start_step]
+        if done:
+            self.train_seconds = json.loads(done[-1])["train_seconds"]
+            (self.base_dir / POSE_LOG).write_text("".join(done), encoding="utf-8")

@@ -55,8 +55,9 @@ def frozen_indices(frozen: Sequence[str], image_names: Sequence[str]) -> list[in
     """
     indices = []
     for name in frozen:
-        matches = [i for i, image in enumerate(image_names) if image == name or Path(image).as_posix().endswith("/" + name)]
-        if not matches and name.isdigit() and int(name) < len(image_names):
+        paths = [Path(image).as_posix() for image in image_names]
+        matches = [i for i, path in enumerate(paths) if path == name or path.endswith("/" + name)]
+        if not matches and name.isdecimal() and int(name) < len(image_names):
             matches = [int(name)]
         if len(matches) == 1:
             indices.append(matches[0])
@@ -86,7 +87,7 @@ class PoseOptimizer(CameraOptimizer):
         device: where the parameters live.
         initial_camera_to_worlds: [N, 3, 4] poses that training starts from.
         reference_camera_to_worlds: [N, 3, 4] poses that errors are measured against.
-        image_names: [N] file names, by which cameras can be frozen.
+        image_names: [N] file names, with folders, by which cameras can be frozen.
     """
 
     config: PoseOptimizerConfig
@@ -195,9 +196,7 @@ def corrections_to_world(
     """World-side motion D of each correction C: D = C on the world side, D = T C T^-1 on the camera side of pose T."""
     if side == "world":
         return corrections
-    return pose_utils.multiply(
-        pose_utils.multiply(camera_to_worlds, corrections), pose_utils.inverse(camera_to_worlds)
-    )
+    return pose_utils.multiply(pose_utils.multiply(camera_to_worlds, corrections), pose_utils.inverse(camera_to_worlds))
 
 
 def move_rays(raybundle: RayBundle, motions: Float[Tensor, "*batch 3 4"]) -> None:

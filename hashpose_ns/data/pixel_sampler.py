@@ -27,7 +27,7 @@ class EdgePixelSamplerConfig(PixelSamplerConfig):
     """Fraction of a batch's pixels drawn in proportion to the smoothed image gradient around them; the rest is drawn
     uniformly. 0 samples as nerfstudio does."""
     edge_radius: float = 0.03
-    """Radius of the smoothing, as a fraction of the image's width: a wrong pose moves an edge into its neighbourhood."""
+    """Radius of the smoothing as a fraction of the image's width: a wrong pose moves an edge into its neighbourhood."""
 
 
 class EdgePixelSampler(PixelSampler):
@@ -75,7 +75,9 @@ class EdgePixelSampler(PixelSampler):
         return uniform
 
 
-def edge_density(images: Float[Tensor, "num height width channels"], radius: float) -> Float[Tensor, "num rows columns"]:
+def edge_density(
+    images: Float[Tensor, "num height width channels"], radius: float
+) -> Float[Tensor, "num rows columns"]:
     """Gradient magnitude of the grey images, averaged over a square of half-width `radius` times the image's width.
 
     Args:

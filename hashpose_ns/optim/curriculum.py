@@ -18,13 +18,14 @@ class CurriculumConfig:
     """Coarse-to-fine curriculum over the levels of the hash grid."""
 
     mode: Literal["lr", "mask", "repeat", "none"] = "lr"
-    """What the weight r_l of a level scales. `lr`: its table's learning rate (the paper); `mask`: its features (BARF);
-    `repeat`: as `mask`, and what is masked is filled with the finest open level (BAA-NGP); `none`: all levels at once."""
+    """What the weight r_l of a level scales. `lr`: its table's learning rate (the paper); `mask`: its features
+    (BARF); `repeat`: as `mask`, and what is masked is filled with the finest open level (BAA-NGP); `none`: all levels
+    at once."""
     window: Tuple[float, float] = (0.1, 0.5)
     """Start and end of the curriculum as fractions of training."""
     indexing: Literal["anchored", "literal"] = "anchored"
     """`anchored`: levels count from 0, the coarsest is always on and the finest is fully on at the window's end.
-    `literal`: levels count from 1 as Eq. 15 is printed: nothing trains before the window, and the finest level never."""
+    `literal`: levels count from 1 as Eq. 15 is printed: nothing trains before the window, the finest level never."""
 
     def validate(self) -> None:
         """Raises HashPoseError where the window is no window."""
@@ -53,11 +54,11 @@ class Curriculum:
 
     def weights(self, step: int) -> List[float]:
         """r_l at a step, coarsest level first: (1 - cos(pi * clamp(alpha - l, 0, 1))) / 2 with
-        alpha = L (t - t_s) / (t_e - t_s) (Eq. 14-15)."""
+        alpha = L (t - t_s) / (t_e - t_s), at most L (Eq. 14-15)."""
         if self.config.mode == "none":
             return [1.0] * self.num_levels
         start, end = (fraction * self.total_steps for fraction in self.config.window)
-        alpha = self.num_levels * (step - start) / (end - start)
+        alpha = min(self.num_levels * (step - start) / (end - start), self.num_levels)
         anchored = self.config.indexing == "anchored"
         first = 0 if anchored else 1
         weights = [

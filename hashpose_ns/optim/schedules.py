@@ -31,8 +31,15 @@ class AdamConfig(OptimizerConfig):
     """Decay rates of the moments."""
 
     def setup(self, params) -> Optimizer:
-        """Builds the optimizer for parameters or parameter groups."""
-        return self._target(params, lr=self.lr, eps=self.eps, betas=tuple(self.betas), fused=True)
+        """Builds the optimizer for parameters or parameter groups.
+
+        Raises:
+            HashPoseError: a setting is out of range.
+        """
+        try:
+            return self._target(params, lr=self.lr, eps=self.eps, betas=tuple(self.betas), fused=True)
+        except ValueError as error:
+            raise HashPoseError(f"Adam's settings are out of range: {error}.") from error
 
 
 @dataclass
@@ -57,12 +64,14 @@ class Schedule(Scheduler):
         """One LambdaLR with a lambda per parameter group.
 
         Raises:
-            HashPoseError: used outside the hashpose trainer.
+            HashPoseError: used outside the hashpose trainer, or a rate that no exponential decay ends at.
         """
-        total, factors = self.config.total_steps, self.config.factors
+        total, factors, lr_final = self.config.total_steps, self.config.factors, self.config.lr_final
         if total is None:
             raise HashPoseError("This schedule needs the hashpose trainer, which tells it how long training is.")
-        ratio = (self.config.lr_final or lr_init) / lr_init
+        if lr_final is not None and not lr_final > 0:
+            raise HashPoseError(f"A scheduler's lr-final must be above 0, not {lr_final}; None keeps the rate.")
+        ratio = lr_final / lr_init if lr_final is not None and lr_init > 0 else 1.0
 
         def rate(group: int) -> Callable[[int], float]:
             def at(step: int) -> float:

@@ -1,0 +1,290 @@
+"""Evaluation: held-out cameras follow the training cameras' frame, and test-time optimisation finds them again."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import roma
+import torch
+from scenes import CHAIR
+
+from hashpose_ns.cameras.alignment import Similarity, pose_errors
+from hashpose_ns.cameras.perturbation import PerturbationConfig
+from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
+from hashpose_ns.datamanager import HashPoseDataManagerConfig
+from hashpose_ns.encoding import HashEncodingConfig
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.evaluation import frozen, optimize_camera, spread
+from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
+from hashpose_ns.image_metrics import image_metrics
+from hashpose_ns.model import HashPoseModelConfig
+from hashpose_ns.optim.curriculum import CurriculumConfig
+from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
+from nerfstudio.cameras.lie_groups import exp_map_SE3
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.utils import poses as pose_utils
+
+
+def make_pipeline(**datamanager) -> HashPosePipeline:
+    torch.manual_seed(0)
+    encoding = HashEncodingConfig(num_levels=6, log2_hashmap_size=14, base_resolution=4, max_resolution=64)
+    config = HashPosePipelineConfig(
+        datamanager=HashPoseDataManagerConfig(
+            dataparser=BlenderDataParserConfig(data=CHAIR),
+            camera_res_scale_factor=0.32,
+            train_num_rays_per_batch=256,
+            eval_num_rays_per_batch=256,
+            pixel_sampler=EdgePixelSamplerConfig(edge_fraction=0.5),
+            **datamanager,
+        ),
+        model=HashPoseModelConfig(
+            field=HashPoseFieldConfig(
+                encoding=encoding, decoder=DecoderConfig(width=32, density_activation="exp", precision="float32")
+            ),
+            curriculum=CurriculumConfig(mode="none"),
+            scene="none",
+            sampler="uniform",
+            near_plane=2.0,
+            far_plane=6.0,
+            clip_to_box=True,
+            num_samples=32,
+            background_color="white",
+        ),
+        tto_steps=2,
+        tto_rays=64,
+    )
+    return config.setup(device="cpu", test_mode="test")
+
+
+@pytest.fixture(scope="module")
+def trained_on_true_poses() -> HashPosePipeline:
+    """The chair at 32x32, some hundred steps with poses that stand still; tests must leave it as it is."""
+    pipeline = make_pipeline()
+    model = pipeline.model
+    tables = [table for group in model.get_param_groups()["encoding"] for table in group["params"]]
+    adam = torch.optim.Adam([{"params": tables, "lr": 1e-2}, {"params": model.field.decoder_parameters(), "lr": 5e-3}])
+    model.camera_optimizer.active = False
+    for step in range(400):
+        _, losses, _ = pipeline.get_train_loss_dict(step)
+        adam.zero_grad()
+        losses["rgb_loss"].backward()
+        adam.step()
+    return pipeline.eval()
+
+
+@pytest.fixture
+def untrained() -> HashPosePipeline:
+    return make_pipeline(initial_poses="perturbed", perturbation=PerturbationConfig(rotation=0.05, translation=0.05))
+
+
+# -- frames ------------------------------------------------------------------------------------------------------------
+
+
+def test_held_out_cameras_follow_a_change_of_the_learned_frame_exactly(untrained):
+    optimizer = untrained.model.camera_optimizer
+    generator = torch.Generator().manual_seed(1)
+    change = Similarity(
+        torch.tensor(1.7, dtype=torch.float64),
+        roma.random_rotmat(generator=generator).double(),
+        torch.tensor([0.4, -1.0, 2.0], dtype=torch.float64),
+    )
+    optimizer.initial_camera_to_worlds = change.apply_to_poses(optimizer.reference_camera_to_worlds)
+    given = untrained.datamanager.eval_dataset.cameras.camera_to_worlds.clone()
+    torch.testing.assert_close(untrained.aligned_eval_poses(), change.apply_to_poses(given), rtol=0, atol=2e-5)
+    for step in range(2):  # aligned anew each time, not on top of the last time
+        untrained.get_eval_loss_dict(step)
+        cameras = untrained.datamanager.eval_ray_generator.cameras
+        torch.testing.assert_close(cameras.camera_to_worlds, change.apply_to_poses(given), rtol=0, atol=2e-5)
+    assert torch.equal(untrained.datamanager.eval_dataset.cameras.camera_to_worlds, given)
+    errors = untrained.pose_metrics()
+    assert errors["pose_error_after_rotation_deg_max"] < 1e-3 and errors["pose_error_after_center_max"] < 1e-4
+
+
+def test_pose_metrics_are_those_of_the_alignment(untrained):
+    optimizer = untrained.model.camera_optimizer
+    optimizer.pose_adjustment.data = 0.02 * torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    metrics = untrained.pose_metrics()
+    before = pose_errors(optimizer.initial_camera_to_worlds, optimizer.reference_camera_to_worlds)
+    after = pose_errors(optimizer.refined_camera_to_worlds(), optimizer.reference_camera_to_worlds)
+    assert metrics == {**before.summary("pose_error_before_"), **after.summary("pose_error_after_")}
+    assert metrics["pose_error_before_rotation_deg_mean"] > 1
+    untrained.config.datamanager.initial_poses = "given"
+    assert untrained.pose_metrics() == after.summary("pose_change_"), "given poses are no ground truth"
+
+
+# -- test-time optimisation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["world", "camera"])
+def test_optimisation_recovers_a_camera_and_leaves_the_field_alone(trained_on_true_poses, side):
+    pipeline = trained_on_true_poses
+    model, index = pipeline.model, 3
+    image = pipeline.datamanager.eval_dataset[index]["image"]
+    poses = pipeline.aligned_eval_poses()
+    camera = pipeline._eval_camera(index, poses)
+    truth = camera.camera_to_worlds.clone()
+    motion = exp_map_SE3(torch.tensor([[0.02, -0.03, 0.02, 0.02, 0.03, -0.02]]))  # 2.4 degrees
+    camera.camera_to_worlds = pose_utils.multiply(truth, motion)
+    start = camera.camera_to_worlds.clone()
+    state = copy.deepcopy(model.state_dict())
+
+    def loss(pose) -> float:
+        camera.camera_to_worlds = pose
+        return float((model.get_outputs_for_camera(camera)["rgb"] - image).square().mean())
+
+    def shift(pose) -> float:
+        """Pixels that the object's points move in the picture; turns and sideways steps of a camera look alike."""
+        points = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 0.4
+        pixels = []
+        for c2w in (pose[0], truth[0]):
+            x, y, z = ((points - c2w[:, 3]) @ c2w[:, :3]).T
+            pixels.append(float(camera.fx) * torch.stack([x, y], dim=-1) / -z[:, None])
+        return float((pixels[0] - pixels[1]).norm(dim=-1).mean())
+
+    original_side, model.camera_optimizer.config.side = model.camera_optimizer.config.side, side
+    try:
+        camera.camera_to_worlds = start
+        found = optimize_camera(model, camera, image, steps=100, rays=256, lr=3e-3)
+    finally:
+        model.camera_optimizer.config.side = original_side
+    assert shift(start) > 1.0 and shift(found) < 0.4 * shift(start), (shift(start), shift(found))
+    assert loss(found) < 0.6 * loss(start) and loss(found) < 1.1 * loss(truth)
+    rotation = found[0, :, :3].double()
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-5)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("side", ["world", "camera"])
+def test_training_poses_return_to_a_field_that_knows_the_true_ones(trained_on_true_poses, side):
+    pipeline = trained_on_true_poses
+    optimizer = pipeline.model.camera_optimizer
+    twists = 0.03 * torch.randn(40, 6, generator=torch.Generator().manual_seed(4))
+    original_side, optimizer.config.side = optimizer.config.side, side
+    adam = torch.optim.Adam(optimizer.parameters(), lr=3e-3)
+    pipeline.train()
+    try:
+        optimizer.pose_adjustment.data.copy_(twists)
+        optimizer.active = True
+        start, losses = pipeline.pose_metrics(), []
+        for step in range(150):
+            loss = pipeline.get_train_loss_dict(step)[1]["rgb_loss"]
+            optimizer.pose_adjustment.grad = torch.autograd.grad(loss, optimizer.pose_adjustment)[0]
+            adam.step()
+            losses.append(float(loss))
+        end = pipeline.pose_metrics()
+    finally:
+        optimizer.pose_adjustment.data.zero_()
+        optimizer.pose_adjustment.grad, optimizer.active, optimizer.config.side = None, False, original_side
+        pipeline.eval()
+    for measure in ("rotation_deg_mean", "rotation_deg_median", "translation_mean"):
+        assert end[f"pose_change_{measure}"] < 0.6 * start[f"pose_change_{measure}"], measure
+    assert start["pose_change_rotation_deg_mean"] > 2
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_optimisation_is_repeatable(trained_on_true_poses):
+    pipeline = trained_on_true_poses
+    image = pipeline.datamanager.eval_dataset[0]["image"]
+    camera = pipeline._eval_camera(0, pipeline.aligned_eval_poses())
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(optimize_camera(pipeline.model, camera, image, steps=3, rays=32, lr=1e-3))
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], camera.camera_to_worlds)
+
+
+def test_frozen_gives_parameters_back_as_they_were():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    module[0].bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="inside"):
+        with frozen(module):
+            assert not any(parameter.requires_grad for parameter in module.parameters())
+            raise RuntimeError("inside")
+    assert [parameter.requires_grad for parameter in module.parameters()] == [True, False, True, True]
+
+
+# -- all images --------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_of_some_images(trained_on_true_poses, tmp_path: Path):
+    pipeline = trained_on_true_poses
+    pipeline.config.eval_num_images = 3
+    before = copy.deepcopy(pipeline.model.state_dict())
+    metrics = pipeline.get_average_eval_image_metrics(output_path=tmp_path / "renders", get_std=True)
+    assert metrics["num_eval_images"] == 3.0
+    assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
+    assert 15 < metrics["psnr_aligned"] < 40 and metrics["psnr_aligned_std"] > 0
+    for variant in ("aligned", "tto"):
+        names = sorted(path.name for path in (tmp_path / "renders").glob(f"eval_{variant}_img_*.png"))
+        assert names == [f"eval_{variant}_img_{index:04d}.png" for index in (0, 4, 9)]
+    assert all(torch.equal(value, before[key]) for key, value in pipeline.model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in pipeline.model.field.parameters())
+
+    singles = []
+    for index in (0, 4, 9):
+        camera = pipeline._eval_camera(index, pipeline.aligned_eval_poses())
+        outputs = pipeline.model.eval().get_outputs_for_camera(camera)
+        batch = pipeline.datamanager.eval_dataset[index]
+        singles.append(pipeline.model.get_image_metrics_and_images(outputs, batch)[0]["psnr"])
+    mean = sum(singles) / 3
+    deviation = (sum((value - mean) ** 2 for value in singles) / 2) ** 0.5
+    assert metrics["psnr_aligned"] == pytest.approx(mean, rel=1e-5)
+    assert metrics["psnr_aligned_std"] == pytest.approx(deviation, rel=1e-4)
+
+
+def test_one_image_has_no_deviation_and_no_nan(untrained):
+    untrained.config.eval_num_images = 1
+    metrics = untrained.get_average_eval_image_metrics(get_std=True)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["psnr_aligned_std"] == metrics["psnr_tto_std"] == 0.0
+    assert untrained.training, "training goes on afterwards"
+
+
+def test_test_time_optimisation_can_be_left_out(untrained):
+    untrained.config.eval_num_images, untrained.config.tto_steps = 2, 0
+    metrics = untrained.get_average_eval_image_metrics()
+    assert "psnr_aligned" in metrics
+    assert not [name for name in metrics if "tto" in name or "std" in name]
+
+
+def test_single_images_are_taken_in_turn(untrained):
+    untrained.eval_image_count = 9
+    pictures = [untrained.get_eval_image_metrics_and_images(step)[1]["img"] for step in range(2)]
+    for picture, index in zip(pictures, (9, 0)):
+        photograph = untrained.model.renderer_rgb.blend_background(untrained.datamanager.eval_dataset[index]["image"])
+        assert torch.equal(picture[:, :32], photograph)
+
+
+def test_spread_of_images():
+    assert spread(10, -1) == spread(10, 10) == spread(10, 99) == list(range(10))
+    assert spread(10, 1) == [0]
+    assert spread(200, 5) == [0, 50, 100, 149, 199]
+    for count, wanted in ((0, -1), (10, 0)):
+        with pytest.raises(HashPoseError, match="no image to evaluate"):
+            spread(count, wanted)
+
+
+def test_no_image_to_evaluate_exits_with_a_sentence(untrained, capsys):
+    untrained.config.eval_num_images = 0
+    with pytest.raises(SystemExit) as stop:
+        untrained.get_average_eval_image_metrics()
+    assert stop.value.code == 1
+    assert "Error: There is no image to evaluate" in capsys.readouterr().out
+
+
+# -- measures of images ------------------------------------------------------------------------------------------------
+
+
+def test_image_metrics_of_known_images():
+    image = torch.rand(16, 20, 3, generator=torch.Generator().manual_seed(0)) * 0.8
+    off = image_metrics(image + 0.1, image)
+    assert off["psnr"] == pytest.approx(20.0, abs=1e-3)
+    assert off["ssim"] < 1.0 == pytest.approx(image_metrics(image, image)["ssim"])
+    assert "ssim" not in image_metrics(image[:8, :8] + 0.1, image[:8, :8]), "smaller than its window"
+    if not list((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth")):
+        assert "lpips" not in off, "nothing is downloaded"

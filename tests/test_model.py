@@ -1,0 +1,290 @@
+"""HashPoseModel: where samples lie, what is behind the field, which parameters are trained, and rendering."""
+
+from __future__ import annotations
+
+import pytest
+import roma
+import torch
+from torch import Tensor
+
+from hashpose_ns.cameras.pose_optimizer import REFINE_KEY, PoseOptimizerConfig
+from hashpose_ns.encoding import HashEncodingConfig
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
+from hashpose_ns.model import HashPoseModel, HashPoseModelConfig
+from hashpose_ns.optim.curriculum import CurriculumConfig
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import SceneBox
+
+N = 4
+LEVELS = 3
+
+
+def make_poses(seed: int = 0) -> Tensor:
+    """Cameras around the origin at distance 3 that look at it."""
+    generator = torch.Generator().manual_seed(seed)
+    rotations = roma.random_rotmat(N, generator=generator)
+    return torch.cat([rotations, 3 * rotations[:, :, 2:]], dim=-1)
+
+
+def make_cameras(poses: Tensor) -> Cameras:
+    return Cameras(camera_to_worlds=poses, fx=20.0, fy=22.0, cx=8.0, cy=6.0, width=16, height=12)
+
+
+def make_model(
+    init_scale: float = 2.0, field=None, curriculum=None, camera_optimizer=None, **settings
+) -> HashPoseModel:
+    torch.manual_seed(0)
+    encoding = HashEncodingConfig(
+        num_levels=LEVELS,
+        base_resolution=2,
+        max_resolution=8,
+        log2_hashmap_size=9,
+        init_scale=init_scale,
+        backend="eager",
+    )
+    settings = {
+        "scene": "none",
+        "sampler": "uniform",
+        "near_plane": 1.0,
+        "far_plane": 5.0,
+        "num_samples": 8,
+        **settings,
+    }
+    config = HashPoseModelConfig(
+        field=HashPoseFieldConfig(
+            encoding=encoding, decoder=DecoderConfig(width=16, precision="float32"), **(field or {})
+        ),
+        curriculum=CurriculumConfig(**(curriculum or {"mode": "none"})),
+        camera_optimizer=PoseOptimizerConfig(**(camera_optimizer or {})),
+        **settings,
+    )
+    poses = make_poses()
+    return config.setup(
+        scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
+        num_train_data=N,
+        metadata={"initial_camera_to_worlds": poses, "reference_camera_to_worlds": poses, "half_extent": (0.4, 0.3)},
+    )
+
+
+def make_rays(count: int = 60, poses=None) -> RayBundle:
+    generator = torch.Generator().manual_seed(1)
+    coords = torch.rand(count, 2, generator=generator) * torch.tensor([12.0, 16.0])
+    indices = torch.arange(count)[:, None] % N
+    return make_cameras(make_poses() if poses is None else poses).generate_rays(indices, coords=coords)
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+def test_planes_are_distances_or_depths():
+    for measure in ("distance", "z"):
+        rays = make_rays()
+        make_model(depth_measure=measure).eval()(rays)
+        axes = make_poses()[rays.camera_indices[:, 0], :, 2]
+        for plane, expected in ((rays.nears, 1.0), (rays.fars, 5.0)):
+            depth = -(plane * rays.directions * axes).sum(-1)
+            reached = plane[:, 0] if measure == "distance" else depth
+            torch.testing.assert_close(reached, torch.full_like(reached, expected))
+            assert (depth < plane[:, 0]).any(), "a distance is not a depth off the axis"
+
+
+def sample_edges(model: HashPoseModel) -> Tensor:
+    rays = make_rays(5)
+    model(rays)
+    bins = model.sampler(rays).frustums
+    return torch.cat([bins.starts[..., 0], bins.ends[:, -1:, 0]], dim=-1)
+
+
+@pytest.mark.parametrize(
+    "sampler, near, far, spacing",
+    [
+        ("uniform", 1.0, 5.0, lambda t: t),
+        ("inverse-depth", 1.0, 50.0, lambda t: 1 / t),
+        ("piecewise", 0.5, 50.0, lambda t: torch.where(t < 1, t / 2, 1 - 1 / (2 * t))),
+    ],
+)
+def test_samplers_are_even_in_their_spacing_and_stratified_in_training(sampler, near, far, spacing):
+    model = make_model(sampler=sampler, near_plane=near, far_plane=far, num_samples=16)
+    in_evaluation = sample_edges(model.eval())
+    steps = spacing(in_evaluation.double()).diff(dim=-1)
+    torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(in_evaluation[:, 0], torch.full((5,), near))
+    torch.testing.assert_close(in_evaluation[:, -1], torch.full((5,), far), rtol=1e-4, atol=0)
+    assert torch.equal(in_evaluation, sample_edges(model)), "evaluation is not random"
+    in_training = [sample_edges(model.train()) for _ in range(2)]
+    assert not torch.equal(*in_training)
+    for edges in in_training:  # within half a bin of the even ones
+        offsets = (spacing(edges.double()) - spacing(in_evaluation.double())).abs()
+        assert (offsets <= 0.5 * steps.abs().max() * 1.001).all()
+
+
+def test_clipping_to_the_box_renders_the_same_picture():
+    model = make_model(num_samples=1024, background_color="white").eval()
+    plain = model(make_rays())
+    model.config.clip_to_box = True
+    clipped_rays = make_rays()
+    clipped = model(clipped_rays)
+    # Densities are the same, edges of the box are hit more exactly
+    torch.testing.assert_close(clipped["rgb"], plain["rgb"], rtol=0, atol=5e-3)
+    assert (clipped_rays.fars - clipped_rays.nears).max() < 2 * 3**0.5 + 1e-4, "no longer than the box' diagonal"
+    entry = clipped_rays.origins + clipped_rays.directions * clipped_rays.nears
+    crosses = (clipped_rays.fars > clipped_rays.nears)[:, 0]
+    assert 0 < crosses.sum()
+    torch.testing.assert_close(entry[crosses].abs().amax(-1), torch.ones(int(crosses.sum())), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_rays_that_miss_the_box_show_the_background(clip):
+    rays = make_rays(3)
+    rays.origins, rays.directions = torch.tensor([[3.0, 0, 0]] * 3), torch.tensor([[0.0, 1, 0], [1, 0, 0], [-1, 5, 0]])
+    rays.directions = rays.directions / rays.directions.norm(dim=-1, keepdim=True)
+    outputs = make_model(background_color="white", clip_to_box=clip).eval()(rays)
+    assert torch.equal(outputs["rgb"], torch.ones(3, 3)) and torch.equal(outputs["accumulation"], torch.zeros(3, 1))
+
+
+def test_clipping_keeps_gradients_of_poses():
+    model = make_model(clip_to_box=True).train()
+    model.set_training_length(10)
+    model.update_to_step(5)
+    loss = model.get_loss_dict(model(make_rays()), {"image": torch.zeros(60, 3)})["rgb_loss"]
+    loss.backward()
+    gradient = model.camera_optimizer.pose_adjustment.grad
+    assert torch.isfinite(gradient).all() and (gradient.abs().amax(dim=1) > 0).all()
+
+
+# -- background and loss -----------------------------------------------------------------------------------------------
+
+
+def test_photographs_with_alpha_are_put_on_the_background_colour():
+    model = make_model(background_color="white")
+    rgba = torch.rand(10, 4)
+    outputs = {"rgb": torch.rand(10, 3), "accumulation": torch.rand(10, 1)}
+    target = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:])
+    expected = (outputs["rgb"] - target).square().mean()
+    torch.testing.assert_close(model.get_loss_dict(outputs, {"image": rgba})["rgb_loss"], expected)
+    torch.testing.assert_close(model.get_metrics_dict(outputs, {"image": rgba})["psnr"], -10 * torch.log10(expected))
+    torch.testing.assert_close(
+        model.get_loss_dict(outputs, {"image": target})["rgb_loss"],
+        expected,
+        msg="images without alpha are as they are",
+    )
+
+
+def test_the_field_is_composited_on_the_background():
+    rays = make_rays()
+    white, black = (make_model(background_color=color).eval()(rays) for color in ("white", "black"))
+    torch.testing.assert_close(white["accumulation"], black["accumulation"])
+    assert 0 < white["accumulation"].mean() < 1
+    torch.testing.assert_close(white["rgb"] - black["rgb"], (1 - white["accumulation"]).expand(-1, 3))
+
+
+def test_depth_lies_between_the_planes_and_is_not_computed_in_training():
+    model = make_model().eval()
+    depth = model(make_rays())["depth"]
+    assert ((depth >= 1) & (depth <= 5)).all()
+    assert "depth" not in model.train()(make_rays())
+
+
+# -- poses -------------------------------------------------------------------------------------------------------------
+
+
+def test_rays_are_moved_to_the_refined_poses_in_training_alone():
+    model = make_model(camera_optimizer={"start": 0.5})
+    model.set_training_length(100)
+    model.camera_optimizer.pose_adjustment.data = 0.1 * torch.randn(N, 6)
+    refined = make_rays(poses=model.camera_optimizer.refined_camera_to_worlds().detach())
+    for step, moves in ((10, False), (60, True)):  # before `start` the rays are moved, but the poses are not trained
+        model.update_to_step(step)
+        rays = make_rays()
+        outputs = model.train()(rays)
+        torch.testing.assert_close(rays.origins, refined.origins, rtol=0, atol=1e-5)
+        torch.testing.assert_close(rays.directions, refined.directions, rtol=0, atol=1e-5)
+        model.zero_grad()
+        outputs["rgb"].sum().backward()
+        assert (model.camera_optimizer.pose_adjustment.grad is not None) is moves
+    rays = make_rays()
+    model.eval()(rays)
+    assert torch.equal(rays.origins, make_rays().origins)
+
+
+def test_a_camera_that_says_so_is_rendered_from_its_refined_pose():
+    model = make_model(background_color="white").eval()
+    model.camera_optimizer.pose_adjustment.data = 0.2 * torch.randn(N, 6)
+    refined = model.camera_optimizer.refined_camera_to_worlds().detach()
+
+    def render(poses, metadata=None):
+        camera = make_cameras(poses)[1:2]
+        camera.metadata = metadata
+        return model.get_outputs_for_camera(camera)["rgb"]
+
+    expected = render(refined)
+    assert expected.shape == (12, 16, 3)
+    assert torch.equal(render(make_poses(), {REFINE_KEY: 1}), expected)
+    viewer = render(make_poses(), {"cam_idx": 1})
+    assert torch.equal(viewer, render(make_poses())) and not torch.equal(viewer, expected)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_parameter_is_in_one_optimizer_group():
+    for mode, names in (("SE3", {"encoding", "decoder", "camera_opt"}), ("off", {"encoding", "decoder"})):
+        model = make_model(camera_optimizer={"mode": mode})
+        groups = model.get_param_groups()
+        assert set(groups) == names
+        assert [group["level"] for group in groups["encoding"]] == list(range(LEVELS))
+        members = [table for group in groups["encoding"] for table in group["params"]] + groups["decoder"]
+        members += groups.get("camera_opt", [])
+        # nerfstudio's base class has an empty parameter that says on which device the model is
+        parameters = [parameter for parameter in model.parameters() if parameter.numel() > 0]
+        assert sorted(map(id, members)) == sorted(map(id, parameters))
+
+
+def test_rate_factors_are_python_floats_for_every_group():
+    model = make_model(curriculum={"mode": "lr", "window": (0.2, 0.8)}, camera_optimizer={"start": 0.1, "warmup": 0.2})
+    model.set_training_length(100)
+    factors = model.rate_factors()
+    assert factors["encoding"](35) == model.curriculum.weights(35)
+    assert factors["camera_opt"](20) == pytest.approx([0.5])
+    assert all(type(value) is float for step in range(100) for values in factors.values() for value in values(step))
+
+
+def test_a_checkpoint_brings_its_place_in_training_to_evaluation():
+    trained = make_model(curriculum={"mode": "mask", "window": (0.2, 0.8)})
+    trained.set_training_length(100)
+    trained.update_to_step(60)
+    loaded = make_model(curriculum={"mode": "mask", "window": (0.2, 0.8)})
+    before = loaded.eval()(make_rays())["rgb"]
+    loaded.load_state_dict(trained.state_dict())
+    loaded.restore_progress()
+    after = loaded.eval()(make_rays())["rgb"]
+    assert torch.equal(after, trained.eval()(make_rays())["rgb"])
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize(
+    "settings, content",
+    [
+        ({"near_plane": 0.0}, "near plane"),
+        ({"near_plane": 5.0}, "near plane"),
+        ({"num_samples": 1}, "at least 2"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, content):
+    with pytest.raises(HashPoseError, match=content):
+        make_model(**settings)
+
+
+def test_the_grid_of_a_forward_facing_capture_holds_what_its_cameras_see():
+    model = make_model(
+        scene="forward-facing", near_plane=1.0, depth_measure="z", sampler="inverse-depth", far_plane=1e4
+    )
+    low, high = model.field.aabb
+    # Corners of the image at the near plane and very far away, as (x / -z, y / -z, 1 / -z)
+    for x in (-0.4, 0.4):
+        for y in (-0.3, 0.3):
+            for disparity in (1.0, 1e-4):
+                point = torch.tensor([x, y, disparity])
+                assert ((low < point) & (point < high)).all()
