@@ -113,6 +113,12 @@ SUITES = {
         "--optimizers.camera-opt.scheduler.lr-final 5e-4",
         "llff-data --data {data}",
     ),
+    "noise": Suite(
+        "hashpose-small",
+        OBJECT,
+        BLENDER,
+        {f"noise {noise}": NOISE.format(noise) for noise in (0.05, 0.1, 0.15)},
+    ),
     "fox": Suite(
         "hashpose-small",
         "--pipeline.datamanager.initial-poses perturbed --pipeline.datamanager.perturbation.protocol l2g "
@@ -128,7 +134,7 @@ class Args:
     """Settings."""
 
     suite: str
-    """One of the suites in this file: readings, curriculum, directions, blender, fern, fox."""
+    """One of the suites in this file: readings, curriculum, directions, blender, fern, fox, noise."""
     output: Path
     """Folder for SUITE.json and SUITE.png."""
     seeds: int = 1
@@ -178,7 +184,9 @@ def main(args: Args) -> None:
             variant, seed, _, records = results[-1]
             error = records[-1]["pose_error_after_rotation_deg_mean"]
             console.print(f"[{len(results)}/{len(pairs)}] {variant}, seed {seed}: {error:.3f} deg")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
+    commit = git("rev-parse", "HEAD")
+    if git("status", "--porcelain", "--", "hashpose_ns", "benchmarks/pose_runs.py"):
+        commit += " with uncommitted changes"
     args.output.mkdir(parents=True, exist_ok=True)
     report = {
         "command": shlex.join(["python", *sys.argv]),
@@ -223,6 +231,12 @@ def table(results: List[Tuple[str, int, List[str], List[Dict[str, float]]]]) -> 
             f"{max(r[-1]['pose_error_after_rotation_deg_max'] for r in runs):.2f}",
         )
     return out
+
+
+def git(*arguments: str) -> str:
+    """What git prints in this repository."""
+    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def processor() -> str:

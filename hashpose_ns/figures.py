@@ -125,9 +125,9 @@ def plot_pose_errors(logs: Dict[str, Sequence[Sequence[Dict[str, float]]]], path
     axes[1].set_ylabel("translation error x100 (BARF's metric)")
     for axis in axes:
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-        axis.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
-        axis.tick_params(axis="y", which="minor", labelsize=7)
+        for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatted(matplotlib.ticker.FormatStrFormatter("%g"))
+        axis.tick_params(axis="y", which="both", labelsize=7)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=8)
