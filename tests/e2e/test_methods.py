@@ -127,6 +127,15 @@ def test_a_misspelt_setting_is_named(ns_train, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_a_plugin_that_cannot_be_imported_leaves_the_other_commands_alone(tmp_path, monkeypatch):
+    (tmp_path / "roma.py").write_text("raise OSError('a broken installation')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = run("ns-train", "--help")
+    assert process.returncode == 0, process.stdout[-3000:]
+    assert "nerfacto" in process.stdout
+    assert "hashpose-small (OSError: a broken installation)" in " ".join(process.stdout.split())
+
+
 def test_entry_points_import_nothing_heavy():
     """What every ns-* command pays for the plugin: the modules that nerfstudio itself has not imported."""
     code = """
