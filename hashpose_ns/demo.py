@@ -108,9 +108,11 @@ class Demo:
     @staticmethod
     def _run(console, command: List[str]) -> None:
         console.print("$ " + " ".join(command), style="dim", soft_wrap=True)
-        # The commands that were installed beside this one, whatever PATH says.
+        # The commands that were installed beside this one, whatever PATH says. One thread: steps this small gain little
+        # from more, and on a busy machine threads that wait for each other are many times slower.
         program = Path(sys.executable).parent / command[0]
-        done = subprocess.run([str(program), *command[1:]], env={**os.environ, "PYTHONWARNINGS": "ignore"})
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run([str(program), *command[1:]], env=environment)
         if done.returncode != 0:
             console.print(f"[bold red]{command[0]} stopped with exit code {done.returncode}; its output is above.")
             sys.exit(1)
