@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List
@@ -119,6 +120,7 @@ class Demo:
 
     @staticmethod
     def _figures(run: Path, cameras: Path, curve: Path) -> None:
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
         from hashpose_ns.figures import plot_cameras, plot_pose_errors, read_pose_log
         from nerfstudio.utils.eval_utils import eval_setup
 
