@@ -126,6 +126,11 @@ SUITES = {
         "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000 --pipeline.eval-num-images 5",
         "nerfstudio-data --data {data} --eval-mode all",
     ),
+    "fox_given": Suite(
+        "hashpose-small",
+        "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000",
+        "nerfstudio-data --data {data} --eval-mode all",
+    ),
 }
 
 
@@ -134,7 +139,7 @@ class Args:
     """Settings."""
 
     suite: str
-    """One of the suites in this file: readings, curriculum, directions, blender, fern, fox, noise."""
+    """One of the suites in this file: readings, curriculum, directions, blender, fern, fox, fox_given, noise."""
     output: Path
     """Folder for SUITE.json and SUITE.png."""
     seeds: int = 1
@@ -182,7 +187,7 @@ def main(args: Args) -> None:
         for future in futures:
             results.append(future.result())
             variant, seed, _, records = results[-1]
-            error = records[-1]["pose_error_after_rotation_deg_mean"]
+            error = final(records, "rotation_deg_mean")
             console.print(f"[{len(results)}/{len(pairs)}] {variant}, seed {seed}: {error:.3f} deg")
     commit = git("rev-parse", "HEAD")
     if git("status", "--porcelain", "--", "hashpose_ns", "benchmarks/pose_runs.py"):
@@ -203,6 +208,11 @@ def main(args: Args) -> None:
     console.print(table(results))
 
 
+def final(records: List[Dict[str, float]], measure: str) -> float:
+    """An error at the end of training; the movement, where training started from the given poses."""
+    return records[-1].get(f"pose_error_after_{measure}", records[-1].get(f"pose_change_{measure}", float("nan")))
+
+
 def table(results: List[Tuple[str, int, List[str], List[Dict[str, float]]]]) -> Table:
     """Mean and spread over seeds per variant."""
     rows: Dict[str, List[List[Dict[str, float]]]] = {}
@@ -220,15 +230,15 @@ def table(results: List[Tuple[str, int, List[str], List[Dict[str, float]]]]) -> 
     ):
         out.add_column(column)
     for variant, runs in rows.items():
-        after = [records[-1]["pose_error_after_rotation_deg_mean"] for records in runs]
+        after = [final(records, "rotation_deg_mean") for records in runs]
         out.add_row(
             variant,
             str(len(runs)),
-            f"{statistics.mean(records[0]['pose_error_before_rotation_deg_mean'] for records in runs):.2f}",
+            f"{statistics.mean(r[0].get('pose_error_before_rotation_deg_mean', 0.0) for r in runs):.2f}",
             f"{statistics.mean(after):.2f} +- {statistics.stdev(after) if len(after) > 1 else 0:.2f}",
             " ".join(f"{value:.2f}" for value in after),
-            f"{100 * statistics.mean(r[-1]['pose_error_after_translation_mean'] for r in runs):.2f}",
-            f"{max(r[-1]['pose_error_after_rotation_deg_max'] for r in runs):.2f}",
+            f"{100 * statistics.mean(final(r, 'translation_mean') for r in runs):.2f}",
+            f"{max(final(r, 'rotation_deg_max') for r in runs):.2f}",
         )
     return out
 
