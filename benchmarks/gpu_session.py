@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -44,8 +45,8 @@ class Args:
     """Seeds of the perturbation and of training."""
     eval_images: int = 25
     """Held-out images to score, of 200."""
-    flags: Tuple[str, ...] = ()
-    """More flags for ns-train, such as --flags=--pipeline.model.field.encoding.gradient=linear."""
+    flags: str = ""
+    """More flags for ns-train in one string, such as --flags="--pipeline.model.field.encoding.gradient linear"."""
 
 
 def run(command: List[str], log: Path) -> Tuple[int, float]:
@@ -67,7 +68,7 @@ def train_and_evaluate(args: Args, seed: int) -> Dict:
         *("--max-num-iterations", str(args.steps), "--pipeline.datamanager.perturbation.seed", str(seed)),
         *("--pipeline.eval-num-images", str(args.eval_images), "--logging.local-writer.enable", "False"),
         *("--steps-per-eval-batch", "0", "--steps-per-eval-image", "0", "--steps-per-eval-all-images", "0"),
-        *args.flags,
+        *shlex.split(args.flags),
         *("blender-data", "--data", str(args.data)),
     ]
     folder = work / name / "hashpose-blender" / "run"
