@@ -119,6 +119,19 @@ SUITES = {
         BLENDER,
         {f"noise {noise}": NOISE.format(noise) for noise in (0.05, 0.1, 0.15)},
     ),
+    "small_choices": Suite(
+        "hashpose-small",
+        OBJECT + NOISE.format(0.05) + "--max-num-iterations 2500",
+        BLENDER,
+        {
+            "as it is": "",
+            "curriculum lr, 0 to 0.3": "--pipeline.model.curriculum.mode lr --pipeline.model.curriculum.window 0 0.3",
+            "softplus": "--pipeline.model.field.decoder.density-activation softplus",
+            "float32": "--pipeline.model.field.decoder.precision float32",
+            "directions from the start": "--pipeline.model.field.decoder.direction-start 0",
+            "uniform pixels": "--pipeline.datamanager.pixel-sampler.edge-fraction 0",
+        },
+    ),
     "fox": Suite(
         "hashpose-small",
         "--pipeline.datamanager.initial-poses perturbed --pipeline.datamanager.perturbation.protocol l2g "
@@ -139,7 +152,7 @@ class Args:
     """Settings."""
 
     suite: str
-    """One of the suites in this file: readings, curriculum, directions, blender, fern, fox, fox_given, noise."""
+    """One of the suites in this file, such as readings, curriculum, blender, fern or fox."""
     output: Path
     """Folder for SUITE.json and SUITE.png."""
     seeds: int = 1
@@ -156,7 +169,7 @@ def run(suite: Suite, args: Args, variant: str, seed: int) -> Tuple[str, int, Li
     """Trains one variant with one seed and returns its pose log."""
     from hashpose_ns.figures import read_pose_log
 
-    name = f"{args.suite}_{variant.replace(' ', '_')}_{seed}"
+    name = f"{args.suite}_{variant.replace(' ', '_').replace(',', '')}_{seed}"
     data = args.data if args.data != Path() else suite.data
     command = [
         "ns-train", suite.method, "--output-dir", str(args.work), "--experiment-name", name, "--timestamp", "run",
