@@ -65,8 +65,9 @@ CPU_FIELD = (
     "--optimizers.decoder.scheduler.lr-final 1e-3 --optimizers.camera-opt.scheduler.lr-final 1e-4 "
 )
 """Sizes and rates of hashpose-small, for the methods whose defaults are the paper's."""
+LATE_DIRECTIONS = "--pipeline.model.field.decoder.direction-start 0.6 "
 COARSE_FIRST = (
-    "--pipeline.model.field.decoder.direction-start 0.6 --optimizers.camera-opt.optimizer.lr 6e-3 "
+    LATE_DIRECTIONS + "--optimizers.camera-opt.optimizer.lr 6e-3 "
     "--pipeline.model.camera-optimizer.start 0 --pipeline.model.camera-optimizer.warmup 0 "
 )
 """Large errors: poses fast and from the start, view directions late."""
@@ -115,16 +116,16 @@ SUITES = {
     ),
     "noise": Suite(
         "hashpose-small",
-        OBJECT,
+        OBJECT + LATE_DIRECTIONS,
         BLENDER,
         {f"noise {noise}": NOISE.format(noise) for noise in (0.05, 0.1, 0.15)},
     ),
     "small_choices": Suite(
         "hashpose-small",
-        OBJECT + NOISE.format(0.05) + "--max-num-iterations 2500",
+        OBJECT + NOISE.format(0.05) + LATE_DIRECTIONS + "--max-num-iterations 2500",
         BLENDER,
         {
-            "as it is": "",
+            "base": "",
             "curriculum lr, 0 to 0.3": "--pipeline.model.curriculum.mode lr --pipeline.model.curriculum.window 0 0.3",
             "softplus": "--pipeline.model.field.decoder.density-activation softplus",
             "float32": "--pipeline.model.field.decoder.precision float32",
@@ -134,14 +135,15 @@ SUITES = {
     ),
     "fox": Suite(
         "hashpose-small",
-        "--pipeline.datamanager.initial-poses perturbed --pipeline.datamanager.perturbation.protocol l2g "
+        LATE_DIRECTIONS
+        + "--pipeline.datamanager.initial-poses perturbed --pipeline.datamanager.perturbation.protocol l2g "
         "--pipeline.datamanager.perturbation.rotation 0.022 --pipeline.datamanager.perturbation.translation 0 "
         "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000 --pipeline.eval-num-images 5",
         "nerfstudio-data --data {data} --eval-mode all",
     ),
     "fox_given": Suite(
         "hashpose-small",
-        "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000",
+        LATE_DIRECTIONS + "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000",
         "nerfstudio-data --data {data} --eval-mode all",
     ),
 }

@@ -134,7 +134,7 @@ small = MethodSpecification(
                     encoding=HashEncodingConfig(
                         num_levels=8, log2_hashmap_size=16, base_resolution=8, max_resolution=256
                     ),
-                    decoder=DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
+                    decoder=DecoderConfig(width=64, density_activation="exp"),
                 ),
                 curriculum=CurriculumConfig(mode="none"),
                 scene="contraction",
