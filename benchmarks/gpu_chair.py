@@ -1,8 +1,8 @@
 """What only a GPU can tell, in one command: backends against float64, milliseconds a step, chair by BARF's protocol.
 
-    python benchmarks/gpu_session.py --data path/to/chair --output $OUT --steps 20000
+    python benchmarks/gpu_chair.py --data path/to/chair --output $OUT --steps 20000
 
-Needs nerfstudio, roma and pytest importable; the package itself need not be installed. Writes gpu_session.json and
+Needs nerfstudio, roma and pytest importable; the package itself need not be installed. Writes gpu_chair.json and
 prints a table. Not run on a GPU so far: no number in this repository comes from it.
 """
 
@@ -38,7 +38,7 @@ class Args:
     data: Path
     """NeRF-Synthetic scene at 400x400, with transforms_train.json and transforms_test.json."""
     output: Path
-    """Folder for gpu_session.json."""
+    """Folder for gpu_chair.json."""
     steps: int = 20_000
     """Training steps; the paper takes 200 000."""
     seeds: Tuple[int, ...] = (0,)
@@ -107,7 +107,7 @@ def main(args: Args) -> None:
     for seed in args.seeds:
         result = train_and_evaluate(args, seed)
         report["runs"].append(result)
-        (args.output / "gpu_session.json").write_text(json.dumps(report, indent=1))
+        (args.output / "gpu_chair.json").write_text(json.dumps(report, indent=1))
         scores = result.get("results", {})
         table.add_row(
             str(seed),
