@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
-from hashpose_ns.errors import HashPoseError
+from hashpose_ns.errors import HashPoseError, one_line
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
@@ -151,12 +151,6 @@ def half_extent(cameras: Cameras) -> Tuple[float, float]:
     x = torch.maximum(cameras.cx, cameras.width - cameras.cx) / cameras.fx
     y = torch.maximum(cameras.cy, cameras.height - cameras.cy) / cameras.fy
     return float(x.max()), float(y.max())
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's message, without its full stop; its class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def check_images(filenames: Sequence[Path], cameras: Cameras, composited: bool = False) -> None:

@@ -13,6 +13,12 @@ class HashPoseError(ValueError):
     """Something in the input, the settings or the files is wrong; the message is one sentence for the user."""
 
 
+def one_line(error: Exception) -> str:
+    """The first line of an error's message, without its full stop; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def exits_on_user_error(function: FunctionT) -> FunctionT:
     """Turns a `HashPoseError` into its sentence on the console and exit code 1.
 

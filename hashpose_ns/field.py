@@ -154,9 +154,11 @@ class HashPoseField(Field):
         enabled = precision == "bfloat16" or (precision == "auto" and has_native_bfloat16(device))
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _decode_density(
-        self, unit: Float[Tensor, "*batch 3"]
+    def get_density(
+        self, ray_samples: RaySamples
     ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
+        """Densities (per scene unit) and geometry features of samples."""
+        unit, inside = self.to_grid(ray_samples.frustums.get_positions())
         train_levels = None
         if self.training:
             train_levels = [factor > 0 for factor in self.curriculum.learning_rate_weights(self.step)]
@@ -165,15 +167,7 @@ class HashPoseField(Field):
         features = self.curriculum.mask_features(levels, self.step).flatten(-2)
         with self._autocast(features.device):
             density, geometry = self.density_network(features).split([1, self.config.decoder.geometry_features], dim=-1)
-        return self.density_activation(density.float()), geometry
-
-    def get_density(
-        self, ray_samples: RaySamples
-    ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
-        """Densities (per scene unit) and geometry features of samples."""
-        unit, inside = self.to_grid(ray_samples.frustums.get_positions())
-        density, geometry = self._decode_density(unit)
-        return density * inside[..., None], geometry
+        return self.density_activation(density.float()) * inside[..., None], geometry
 
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Optional[Tensor] = None

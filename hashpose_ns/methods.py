@@ -69,7 +69,6 @@ blender = MethodSpecification(
                 dataparser=BlenderDataParserConfig(),
                 train_num_rays_per_batch=1024,
                 eval_num_rays_per_batch=1024,
-                camera_res_scale_factor=1.0,
                 initial_poses="perturbed",
             ),
             model=HashPoseModelConfig(

@@ -196,11 +196,10 @@ class HashPoseModel(Model):
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
         self._set_planes(ray_bundle)
         samples = self.sampler(ray_bundle)
-        density, geometry = self.field.get_density(samples)
-        weights = samples.get_weights(density)
-        rgb = self.field.get_outputs(samples, geometry)[FieldHeadNames.RGB]
+        field_outputs = self.field(samples)
+        weights = samples.get_weights(field_outputs[FieldHeadNames.DENSITY])
         outputs = {
-            "rgb": self.renderer_rgb(rgb=rgb, weights=weights),
+            "rgb": self.renderer_rgb(rgb=field_outputs[FieldHeadNames.RGB], weights=weights),
             "accumulation": self.renderer_accumulation(weights=weights),
         }
         if not self.training:

@@ -15,7 +15,7 @@ from typing import List, Optional, Tuple, Type
 import torch
 from torch import Tensor
 
-from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.optim.schedules import ScheduleConfig
 from nerfstudio.engine.optimizers import Optimizers
@@ -198,8 +198,7 @@ class HashPoseTrainer(Trainer):
         except HashPoseError:
             raise
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise HashPoseError(f"The checkpoint {path} cannot be loaded: {reason[0].rstrip('.')}.") from error
+            raise HashPoseError(f"The checkpoint {path} cannot be loaded: {one_line(error)}.") from error
         if self._start_step >= self.total_steps:
             raise HashPoseError(
                 f"The checkpoint is at step {self._start_step - 1}, so {self._start_step} steps are done, and "

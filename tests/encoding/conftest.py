@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_encoding import make_encoding
 
-from hashpose_ns.encoding import SmoothedHashEncoding
+from hashpose_ns.encoding import SmoothedHashEncoding, backends
 from hashpose_ns.encoding.backends import MODULES, get_backend
 
 
@@ -51,3 +51,12 @@ class BackendCase:
         reason = get_backend(self.name).unsupported(self.device, dtype, encoding.grid)
         if reason is not None:
             pytest.skip(f"{self.name}: {reason}")
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """The lines logged, with the memory of earlier ones wiped."""
+    lines = []
+    monkeypatch.setattr(backends, "_logged", set())
+    monkeypatch.setattr(backends.CONSOLE, "print", lambda line, **_: lines.append(line))
+    return lines

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_encoding import make_encoding
 
-from hashpose_ns.encoding import backends, cpu
+from hashpose_ns.encoding import cpu
 
 REASON = cpu._library()[1]
 needs_kernel = pytest.mark.skipif(REASON is not None, reason=f"cpp: {REASON}")
@@ -25,14 +25,6 @@ def fresh(monkeypatch, tmp_path):
     cpu._library.cache_clear()
     yield tmp_path / "cache" / "hashpose"
     cpu._library.cache_clear()
-
-
-@pytest.fixture
-def log(monkeypatch):
-    lines = []
-    monkeypatch.setattr(backends, "_logged", set())
-    monkeypatch.setattr(backends.CONSOLE, "print", lambda line, **_: lines.append(line))
-    return lines
 
 
 @pytest.fixture(scope="session")

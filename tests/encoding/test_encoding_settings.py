@@ -9,15 +9,6 @@ from hashpose_ns.encoding import HashEncodingConfig, SmoothedHashEncoding, backe
 from hashpose_ns.encoding.grid import level_resolutions
 
 
-@pytest.fixture
-def log(monkeypatch):
-    """The lines logged, with the memory of earlier ones wiped."""
-    lines = []
-    monkeypatch.setattr(backends, "_logged", set())
-    monkeypatch.setattr(backends.CONSOLE, "print", lambda line, **_: lines.append(line))
-    return lines
-
-
 def test_level_resolutions():
     paper = level_resolutions(16, 16, 2048)
     assert paper[0] == 16 and paper[-1] == 2048 and len(paper) == 16
