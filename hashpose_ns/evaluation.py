@@ -6,7 +6,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Dict, Iterator, List, Optional
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from hashpose_ns.cameras.pose_optimizer import corrections_to_world, move_rays
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.lie_groups import exp_map_SE3
+from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils import poses as pose_utils
 
 if TYPE_CHECKING:
@@ -90,6 +91,39 @@ def spread(count: int, wanted: int) -> List[int]:
     if wanted < 0 or wanted >= count:
         return list(range(count))
     return [int(index) for index in torch.linspace(0, count - 1, wanted).round()]
+
+
+class HeldOutPixels:
+    """Random pixels of held-out images, drawn once, whose colours are compared with the field's during training.
+
+    Args:
+        dataset: the held-out images.
+        count: number of pixels, from at most 16 images.
+    """
+
+    def __init__(self, dataset: InputDataset, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        indices = spread(len(dataset), 16)
+        self.dataset = dataset
+        self.pixels: List[Tuple[int, Float[Tensor, "rays 2"], Float[Tensor, "rays channels"]]] = []
+        for index in indices:
+            image = dataset[index]["image"]
+            height, width = image.shape[:2]
+            flat = torch.randint(height * width, (max(count // len(indices), 1),), generator=generator)
+            rows, columns = flat // width, flat % width
+            self.pixels.append((index, torch.stack([rows, columns], dim=-1) + 0.5, image[rows, columns]))
+
+    @torch.no_grad()
+    def psnr(self, model: "HashPoseModel", camera_to_worlds: Float[Tensor, "num_eval 3 4"]) -> float:
+        """PSNR over all pixels, cameras at these poses; the model in evaluation mode."""
+        errors = []
+        for index, coordinates, target in self.pixels:
+            camera = self.dataset.cameras[index : index + 1].to(model.device)
+            camera.camera_to_worlds = camera_to_worlds[index : index + 1].to(model.device)
+            bundle = camera.generate_rays(camera_indices=0, coords=coordinates.to(model.device))
+            truth = model.renderer_rgb.blend_background(target.to(model.device))
+            errors.append((model(bundle)["rgb"].clamp(0.0, 1.0) - truth).square().flatten())
+        return float(-10.0 * torch.cat(errors).mean().log10())
 
 
 def evaluate_images(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Type
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,9 @@ from hashpose_ns.model import HashPoseModel, HashPoseModelConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
+
+if TYPE_CHECKING:
+    from hashpose_ns.evaluation import HeldOutPixels
 
 
 @dataclass
@@ -37,6 +40,8 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     """Rays per held-out image and step of test-time optimisation."""
     tto_lr: float = 1e-3
     """Adam's rate in test-time optimisation, without a schedule: the poses' initial rate in BARF's protocol."""
+    held_out_rays: int = 2048
+    """Pixels of held-out images whose PSNR is followed during training; 0 leaves it out."""
 
 
 class HashPosePipeline(VanillaPipeline):
@@ -55,6 +60,7 @@ class HashPosePipeline(VanillaPipeline):
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
         super().__init__(*args, **kwargs)
         self.eval_image_count = 0
+        self._held_out_pixels: Optional["HeldOutPixels"] = None
 
     @property
     def model(self) -> HashPoseModel:
@@ -125,7 +131,7 @@ class HashPosePipeline(VanillaPipeline):
         return {**before.summary("pose_error_before_"), **after.summary("pose_error_after_")}
 
     def print_pose_errors(self, step: int, metrics: Dict[str, float]) -> None:
-        """One line of pose errors on the console."""
+        """One line of pose errors, and of the held-out PSNR where it is among the metrics, on the console."""
         given = self.config.datamanager.initial_poses == "given"
         prefix, what = ("pose_change_", "moved") if given else ("pose_error_after_", "error")
         CONSOLE.print(
@@ -133,6 +139,7 @@ class HashPosePipeline(VanillaPipeline):
             f"{metrics[prefix + 'rotation_deg_median']:.3f}, worst {metrics[prefix + 'rotation_deg_max']:.3f}), "
             f"translation x100 {100 * metrics[prefix + 'translation_mean']:.2f}, "
             f"centres x100 {100 * metrics[prefix + 'center_mean']:.2f}"
+            + (f", held-out PSNR {metrics['held_out_psnr']:.2f} dB" if "held_out_psnr" in metrics else "")
         )
 
     def aligned_eval_poses(self) -> Float[Tensor, "num_eval 3 4"]:
@@ -168,6 +175,20 @@ class HashPosePipeline(VanillaPipeline):
         metrics["num_rays"] = int(camera.height * camera.width)
         self.train()
         return metrics, images
+
+    def held_out_psnr(self) -> Optional[float]:
+        """PSNR of some pixels of held-out images, the same ones at every call, with their cameras aligned and not
+        optimised; None where there are no such images or none are asked for."""
+        if self.config.held_out_rays <= 0 or not len(self.datamanager.eval_dataset):
+            return None
+        from hashpose_ns.evaluation import HeldOutPixels
+
+        if self._held_out_pixels is None:
+            self._held_out_pixels = HeldOutPixels(self.datamanager.eval_dataset, self.config.held_out_rays)
+        self.eval()
+        psnr = self._held_out_pixels.psnr(self.model, self.aligned_eval_poses())
+        self.train()
+        return psnr
 
     @exits_on_user_error
     def get_average_eval_image_metrics(

@@ -15,6 +15,7 @@ from typing import List, Optional, Tuple, Type
 import torch
 from torch import Tensor
 
+from hashpose_ns.cameras.history import HISTORY_FILE, PoseHistory, is_recorded
 from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.optim.schedules import ScheduleConfig
@@ -35,12 +36,12 @@ class HashPoseTrainerConfig(TrainerConfig):
 
     _target: Type = field(default_factory=lambda: HashPoseTrainer)
     steps_per_pose_log: int = 500
-    """Steps between pose errors on the console and in TensorBoard."""
+    """Steps between pose errors, and the PSNR of some held-out pixels, on the console and in TensorBoard."""
 
 
 class HashPoseTrainer(Trainer):
     """nerfstudio's training loop. It adds: the CPU where there is no GPU, schedules over fractions of training,
-    resuming to the same end, a stop with a reason when the loss is no number, and pose errors on the way."""
+    resuming to the same end, a stop with a reason when the loss is no number, and poses and their errors on the way."""
 
     config: HashPoseTrainerConfig
 
@@ -56,6 +57,7 @@ class HashPoseTrainer(Trainer):
         self.total_steps = config.max_num_iterations
         self.train_seconds = 0.0
         self.unchecked_losses: List[Tuple[int, Tensor]] = []
+        self.pose_history: Optional[PoseHistory] = None
 
     @exits_on_user_error
     def setup(self, test_mode="val") -> None:
@@ -113,19 +115,33 @@ class HashPoseTrainer(Trainer):
         if self._is_looked_at(step):
             self._check_finite(step)
         if step_check(step, self.config.logging.steps_per_log, run_at_zero=True):
-            for level, group in enumerate(self.optimizers.optimizers["encoding"].param_groups):
+            encoding = self.optimizers.optimizers.get("encoding")
+            for level, group in enumerate(encoding.param_groups if encoding else ()):
                 writer.put_scalar(name=f"learning_rate/encoding_level_{level:02d}", scalar=group["lr"], step=step)
+        if is_recorded(step, self.total_steps):
+            self._record_poses(step)
         if step_check(step, self.config.steps_per_pose_log, run_at_zero=True) or step == self.total_steps - 1:
             self._log_poses(step, float(output[0]))
         return output
 
     @check_main_thread
+    def _record_poses(self, step: int) -> None:
+        if self.pose_history is None:
+            self.pose_history = PoseHistory(self.base_dir / HISTORY_FILE)
+        with torch.no_grad():
+            self.pose_history.append(step, self.pipeline.model.camera_optimizer.refined_camera_to_worlds())
+
+    @check_main_thread
     def _log_poses(self, step: int, loss: float) -> None:
         errors = self.pipeline.pose_metrics()
         writer.put_dict(name="Pose Errors", scalar_dict=errors, step=step)
-        self.pipeline.print_pose_errors(step, errors)
+        record = {"step": step, "train_seconds": round(self.train_seconds, 3), "train_loss": loss, **errors}
+        psnr = self.pipeline.held_out_psnr()
+        if psnr is not None:
+            writer.put_scalar(name="Held-out PSNR", scalar=psnr, step=step)
+            record["held_out_psnr"] = psnr
+        self.pipeline.print_pose_errors(step, record)
         with open(self.base_dir / POSE_LOG, "a", encoding="utf-8") as log:
-            record = {"step": step, "train_seconds": round(self.train_seconds, 3), "train_loss": loss, **errors}
             log.write(json.dumps(record) + "\n")
 
     # -- values that are no numbers ------------------------------------------------------------------------------------
@@ -205,7 +221,11 @@ class HashPoseTrainer(Trainer):
                 f"--max-num-iterations is {self.total_steps}: nothing is left to train. Give a larger number to go on."
             )
         if path is not None:
-            self._resume_pose_log(path.parent.parent / POSE_LOG)
+            run = path.parent.parent
+            self._resume_pose_log(run / POSE_LOG)
+            self.pose_history = PoseHistory(
+                self.base_dir / HISTORY_FILE, source=run / HISTORY_FILE, before_step=self._start_step
+            )
 
     def _resumed_checkpoint(self) -> Optional[Path]:
         """The file that will be loaded; None where training starts from scratch.

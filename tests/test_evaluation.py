@@ -17,7 +17,7 @@ from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.evaluation import frozen, optimize_camera, spread
+from hashpose_ns.evaluation import HeldOutPixels, frozen, optimize_camera, spread
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
 from hashpose_ns.image_metrics import image_metrics
 from hashpose_ns.model import HashPoseModelConfig
@@ -288,3 +288,28 @@ def test_image_metrics_of_known_images():
     assert "ssim" not in image_metrics(image[:8, :8] + 0.1, image[:8, :8]), "smaller than its window"
     if not list((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth")):
         assert "lpips" not in off, "nothing is downloaded"
+
+
+# -- held-out pixels during training -----------------------------------------------------------------------------------
+
+
+def test_held_out_pixels_score_what_a_render_of_their_images_scores(trained_on_true_poses):
+    pipeline = trained_on_true_poses
+    dataset, model = pipeline.datamanager.eval_dataset, pipeline.model
+    poses = pipeline.aligned_eval_poses()
+    held_out = HeldOutPixels(dataset, 320)
+    errors = []
+    for index, coordinates, _ in held_out.pixels:
+        camera = dataset.cameras[index : index + 1]
+        camera.camera_to_worlds = poses[index : index + 1]
+        rows, columns = coordinates.long().T
+        render = model.get_outputs_for_camera(camera)["rgb"].clamp(0, 1)[rows, columns]
+        truth = model.renderer_rgb.blend_background(dataset[index]["image"])[rows, columns]
+        errors.append(((render - truth) ** 2).mean())
+    assert len(errors) == len(dataset) == 10
+    expected = -10 * math.log10(float(torch.stack(errors).mean()))
+    assert held_out.psnr(model, poses) == pytest.approx(expected, abs=1e-3)
+    turned = poses.clone()
+    turned[:, :, 3] += 0.1
+    assert held_out.psnr(model, turned) < expected - 1.0
+    assert pipeline.held_out_psnr() == pipeline.held_out_psnr()  # the same pixels at every call

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import (
@@ -21,6 +22,8 @@ from commands import (
     succeed,
 )
 from scenes import CHAIR, blender_scene
+
+from hashpose_ns.cameras.history import read_pose_history
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,9 @@ def test_a_killed_run_resumed_from_its_folder_ends_with_the_same_poses(tiny_run,
         assert mine[key] == pytest.approx(other[key], rel=1e-6)
     seconds = [record["train_seconds"] for record in ours]
     assert seconds == sorted(seconds)
+    histories = [read_pose_history(run / "pose_history.npys") for run in (resumed, tiny_run.folder)]
+    for mine, other in zip(*histories):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
 
 
 def test_resuming_from_a_file_ends_at_the_same_step_with_the_same_poses(tiny_run, killed_run, ns_train, tmp_path):

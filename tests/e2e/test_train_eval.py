@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from commands import checkpoints, model_state, pose_log, succeed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hashpose_ns.cameras.history import read_pose_history
 
 POSE_KEYS = [
     f"pose_error_{when}_{measure}_{statistic}"
@@ -38,6 +42,26 @@ def test_pose_errors_are_logged_to_a_file(tiny_run):
     assert last["pose_error_before_rotation_deg_mean"] == first["pose_error_before_rotation_deg_mean"]
     assert last["pose_error_after_rotation_deg_mean"] != first["pose_error_after_rotation_deg_mean"]
     assert last["train_loss"] < 0.8 * first["train_loss"]
+
+
+def test_the_history_of_poses_begins_at_the_initial_ones_and_ends_at_the_refined_ones(tiny_run):
+    steps, poses = read_pose_history(tiny_run.folder / "pose_history.npys")
+    assert steps[0] == 0 and steps[-1] == tiny_run.steps - 1 and (np.diff(steps) > 0).all()
+    state = model_state(tiny_run.folder)
+    initial = state["camera_optimizer.initial_camera_to_worlds"].double().numpy()
+    np.testing.assert_allclose(poses[0], initial, atol=1e-6)
+    for pose, twist, start in zip(poses[-1], state["camera_optimizer.pose_adjustment"].double().numpy(), initial):
+        generator = np.zeros((4, 4))
+        generator[:3, :3], generator[:3, 3] = np.cross(twist[3:], -np.eye(3)), twist[:3]
+        np.testing.assert_allclose(
+            pose, (scipy.linalg.expm(generator) @ np.vstack([start, [0, 0, 0, 1]]))[:3], atol=1e-5
+        )
+
+
+def test_the_psnr_of_held_out_pixels_is_followed(tiny_run):
+    psnr = [record["held_out_psnr"] for record in pose_log(tiny_run.folder)]
+    assert psnr[-1] > psnr[0] + 1.0
+    assert f"held-out PSNR {psnr[-1]:.2f} dB" in tiny_run.output
 
 
 def test_pose_errors_and_rates_of_every_level_are_in_tensorboard(tiny_run):
