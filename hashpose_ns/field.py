@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Literal, Optional, Sequence, Tuple, Type
+from typing import Dict, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 from jaxtyping import Bool, Float
@@ -56,7 +56,19 @@ class DecoderConfig:
 
 
 @dataclass
-class HashPoseFieldConfig(InstantiateConfig):
+class FieldConfig(InstantiateConfig):
+    """Configuration of a field that :class:`~hashpose_ns.model.HashPoseModel` trains. Its field is made by
+    ``setup(warp, aabb, num_images, curriculum)``, see :class:`HashPoseField`, and offers ``aabb``, ``step`` (set by the
+    model) and ``get_param_groups()``."""
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels that the curriculum opens."""
+        raise NotImplementedError
+
+
+@dataclass
+class HashPoseFieldConfig(FieldConfig):
     """Configuration of the field."""
 
     _target: Type = field(default_factory=lambda: HashPoseField)
@@ -64,6 +76,11 @@ class HashPoseFieldConfig(InstantiateConfig):
     """The hash grid."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """The network behind it."""
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of the grid."""
+        return self.encoding.num_levels
 
 
 def warp_positions(positions: Float[Tensor, "*batch 3"], warp: SceneWarp) -> Float[Tensor, "*batch 3"]:
@@ -198,6 +215,13 @@ class HashPoseField(Field):
             assert ray_samples.camera_indices is not None
             return self.appearance(ray_samples.camera_indices[..., :1, 0])
         return self.appearance.weight.mean(dim=0)
+
+    def get_param_groups(self) -> Dict[str, List]:
+        """`encoding`, with a torch parameter group per level, and `decoder`."""
+        return {
+            "encoding": [{"params": [table], "level": level} for level, table in enumerate(self.encoding.tables)],
+            "decoder": list(self.decoder_parameters()),
+        }
 
     def decoder_parameters(self) -> Sequence[nn.Parameter]:
         """All parameters but the grid's tables."""

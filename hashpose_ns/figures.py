@@ -17,7 +17,7 @@ BEFORE, AFTER, TRUE, GAP = "#999999", "#0072B2", "#009E73", "#D55E00"
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
-def _frustum_lines(camera_to_world: np.ndarray, size: float) -> np.ndarray:
+def frustum_lines(camera_to_world: np.ndarray, size: float) -> np.ndarray:
     """Line segments [8, 2, 3] of a viewing pyramid; OpenGL axes, looking down -z."""
     corners = size * np.array([[-1, -1, -2], [1, -1, -2], [1, 1, -2], [-1, 1, -2]]) / 2
     tip, corners = camera_to_world[:, 3], corners @ camera_to_world[:, :3].T + camera_to_world[:, 3]
@@ -55,7 +55,7 @@ def plot_cameras(
         aligned = align_poses(poses, reference).apply_to_poses(poses).numpy()
         axes = figure.add_subplot(1, 2, column + 1, projection="3d")
         for cameras, tint in ((true, TRUE), (aligned, color)):
-            lines = np.concatenate([_frustum_lines(camera, size) for camera in cameras])
+            lines = np.concatenate([frustum_lines(camera, size) for camera in cameras])
             axes.add_collection3d(Line3DCollection(lines, colors=tint, linewidths=1.1))
         gaps = np.stack([aligned[:, :, 3], true[:, :, 3]], axis=1)
         axes.add_collection3d(Line3DCollection(gaps, colors=GAP, linewidths=1.6))

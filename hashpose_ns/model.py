@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.field import HashPoseFieldConfig, SceneWarp
+from hashpose_ns.field import FieldConfig, HashPoseFieldConfig, SceneWarp
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
-from hashpose_ns.viewer.live_cameras import LiveCameras
+from hashpose_ns.viewer.losses import ImageLosses
+from hashpose_ns.viewer.panel import PosePanel
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
@@ -34,6 +35,7 @@ SAMPLERS = {
     "inverse-depth": LinearDisparitySampler,
     "piecewise": UniformLinDispPiecewiseSampler,
 }
+LOSSES = {"mse": nn.MSELoss, "smooth-l1": nn.SmoothL1Loss}
 
 
 @dataclass
@@ -41,7 +43,7 @@ class HashPoseModelConfig(ModelConfig):
     """Configuration of the model."""
 
     _target: Type = dataclasses.field(default_factory=lambda: HashPoseModel)
-    field: HashPoseFieldConfig = dataclasses.field(default_factory=HashPoseFieldConfig)
+    field: FieldConfig = dataclasses.field(default_factory=HashPoseFieldConfig)
     """Hash grid and decoder."""
     camera_optimizer: PoseOptimizerConfig = dataclasses.field(default_factory=PoseOptimizerConfig)
     """How poses are refined."""
@@ -67,15 +69,99 @@ class HashPoseModelConfig(ModelConfig):
     """Whether near and far planes are distances along the ray, or depths along the optical axis (BARF on LLFF)."""
     background_color: Literal["white", "black", "last_sample", "random"] = "last_sample"
     """What lies behind the field. For images with an alpha channel, the colour they are composited on."""
+    loss: Literal["mse", "smooth-l1"] = "mse"
+    """Photometric loss. Errors of colours are at most 1, where `smooth-l1` (BAA-NGP) is half of `mse`."""
     enable_collider: bool = False
     """Not used: near and far planes are set here."""
     eval_num_rays_per_chunk: int = 4096
     """Rays per chunk when rendering images."""
 
 
-class HashPoseModel(Model):
-    """Joint field and poses. `kwargs["metadata"]` brings what the datamanager knows: initial and reference poses,
+class PoseRefiningModel(Model):
+    """What trainer, pipeline, evaluation and viewer ask of a model beyond nerfstudio's Model: a camera optimizer, and
+    to know how far training is. `kwargs["metadata"]` brings what the datamanager knows: initial and reference poses,
     image names, the half field of view."""
+
+    camera_optimizer: PoseOptimizer
+    progress: Tensor
+    total_steps: int = 1
+    """Length of training; 1 until it is known."""
+
+    def populate_poses(self) -> None:
+        """Builds the camera optimizer and the record of training; to be called where modules are built."""
+        metadata = self.kwargs.get("metadata", {})
+        self.camera_optimizer = self.config.camera_optimizer.setup(
+            num_cameras=self.num_train_data,
+            device="cpu",
+            initial_camera_to_worlds=metadata.get("initial_camera_to_worlds"),
+            reference_camera_to_worlds=metadata.get("reference_camera_to_worlds"),
+            image_names=metadata.get("image_names", ()),
+        )
+        # The trainer tells the length of training; without one (evaluation) it comes from the buffer that training left
+        # in the checkpoint.
+        self.register_buffer("progress", torch.zeros(2, dtype=torch.long))
+        self.pose_panel = PosePanel()
+        self.image_losses: Optional[ImageLosses] = None  # made where there is a viewer to show them
+
+    def set_training_length(self, total_steps: int) -> None:
+        """Tells the schedules how many steps training takes."""
+        self.progress[1] = total_steps
+        self.total_steps = total_steps
+
+    def update_to_step(self, step: int) -> None:
+        """Sets everything that depends on the step of training."""
+        self.progress[0] = step
+        optimizer = self.camera_optimizer
+        optimizer.active = optimizer.config.mode != "off" and optimizer.rate_factor(step / self.total_steps) > 0
+
+    def restore_progress(self) -> None:
+        """After a checkpoint was loaded: the step and length of training it was made at."""
+        step, total = self.progress.tolist()
+        self.total_steps = max(total, 1)
+        self.update_to_step(step)
+
+    def rate_factors(self) -> Dict[str, Callable[[int], List[float]]]:
+        """Per group of the optimizers: at a step, the factor on the learning rate of each of its torch groups."""
+        return {"camera_opt": lambda step: [self.camera_optimizer.rate_factor(step / self.total_steps)]}
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> List[TrainingCallback]:
+        """Keeps the model's step in line with the trainer's, and the viewer's panel with both."""
+        return super().get_training_callbacks(training_callback_attributes) + [
+            TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step),
+            *self.pose_panel.training_callbacks(training_callback_attributes),
+        ]
+
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
+        """Renders a camera; a training camera that says so in its metadata, from its refined pose."""
+        with torch.no_grad():
+            camera.camera_to_worlds = self.camera_optimizer.apply_to_camera(camera)
+        return super().get_outputs_for_camera(camera, obb_box)
+
+    def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """PSNR of the batch's rays."""
+        target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+        return {"psnr": -10.0 * torch.log10((outputs["rgb"].detach() - target).square().mean())}
+
+    def get_image_metrics_and_images(
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """psnr, ssim (and lpips where AlexNet's weights are at hand) of a rendered image, and pictures of it."""
+        from hashpose_ns.image_metrics import image_metrics
+
+        target = self.renderer_rgb.blend_background(batch["image"].to(outputs["rgb"].device))
+        rgb = outputs["rgb"].clamp(0.0, 1.0)
+        images = {
+            "img": torch.cat([target, rgb], dim=1),
+            "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
+            "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
+        }
+        return image_metrics(rgb, target), images
+
+
+class HashPoseModel(PoseRefiningModel):
+    """Joint field and poses."""
 
     config: HashPoseModelConfig
 
@@ -87,21 +173,11 @@ class HashPoseModel(Model):
             raise HashPoseError("The near plane must lie between 0 and the far plane.")
         if config.num_samples < 2:
             raise HashPoseError("A ray needs at least 2 samples; set --pipeline.model.num-samples.")
-        metadata = self.kwargs.get("metadata", {})
-        self.camera_optimizer: PoseOptimizer = config.camera_optimizer.setup(
-            num_cameras=self.num_train_data,
-            device="cpu",
-            initial_camera_to_worlds=metadata.get("initial_camera_to_worlds"),
-            reference_camera_to_worlds=metadata.get("reference_camera_to_worlds"),
-            image_names=metadata.get("image_names", ()),
-        )
-        # The trainer tells the length of training; without one (evaluation) the window of the curriculum comes from
-        # the buffer that training left in the checkpoint.
-        self.register_buffer("progress", torch.zeros(2, dtype=torch.long))
-        self.curriculum = Curriculum(config.curriculum, config.field.encoding.num_levels, total_steps=1)
+        self.populate_poses()
+        self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
         self.field = config.field.setup(
             warp=config.scene,
-            aabb=self._grid_box(metadata),
+            aabb=self._grid_box(self.kwargs.get("metadata", {})),
             num_images=self.num_train_data,
             curriculum=self.curriculum,
         )
@@ -109,7 +185,7 @@ class HashPoseModel(Model):
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.renderer_accumulation = AccumulationRenderer()
         self.renderer_depth = DepthRenderer(method="expected")
-        self.rgb_loss = nn.MSELoss()
+        self.rgb_loss = LOSSES[config.loss]()
 
     def _grid_box(self, metadata: Dict) -> Tensor:
         """[2, 3] corners of the grid's box in the coordinates of the scene's warp."""
@@ -124,51 +200,24 @@ class HashPoseModel(Model):
 
     def set_training_length(self, total_steps: int) -> None:
         """Tells the schedules how many steps training takes."""
-        self.progress[1] = total_steps
+        super().set_training_length(total_steps)
         self.curriculum.total_steps = total_steps
 
     def update_to_step(self, step: int) -> None:
         """Sets everything that depends on the step of training."""
-        total = max(int(self.curriculum.total_steps), 1)
-        self.progress[0] = step
+        super().update_to_step(step)
+        self.curriculum.total_steps = self.total_steps
         self.field.step = step
-        self.camera_optimizer.active = (
-            self.config.camera_optimizer.mode != "off" and self.camera_optimizer.rate_factor(step / total) > 0
-        )
-
-    def restore_progress(self) -> None:
-        """After a checkpoint was loaded: the step and length of training it was made at."""
-        step, total = self.progress.tolist()
-        self.curriculum.total_steps = max(total, 1)
-        self.update_to_step(step)
 
     def rate_factors(self) -> Dict[str, Callable[[int], List[float]]]:
-        """Per group of the optimizers: at a step, the factor on the learning rate of each of its torch groups."""
-        optimizer, curriculum = self.camera_optimizer, self.curriculum
-        return {
-            "encoding": curriculum.learning_rate_weights,
-            "camera_opt": lambda step: [optimizer.rate_factor(step / curriculum.total_steps)],
-        }
+        """As for poses, and the curriculum's factors for the grid's levels."""
+        return {**super().rate_factors(), "encoding": self.curriculum.learning_rate_weights}
 
     def get_param_groups(self) -> Dict[str, List]:
-        """`encoding` (a torch parameter group per level), `decoder` and `camera_opt`."""
-        groups: Dict[str, List] = {
-            "encoding": [{"params": [table], "level": level} for level, table in enumerate(self.field.encoding.tables)],
-            "decoder": list(self.field.decoder_parameters()),
-        }
+        """The field's groups and `camera_opt`."""
+        groups = self.field.get_param_groups()
         self.camera_optimizer.get_param_groups(groups)
         return groups
-
-    def get_training_callbacks(
-        self, training_callback_attributes: TrainingCallbackAttributes
-    ) -> List[TrainingCallback]:
-        """Keeps the model's step in line with the trainer's, and the viewer's cameras with the poses."""
-        return [
-            TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step),
-            TrainingCallback(
-                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION], LiveCameras(training_callback_attributes.trainer)
-            ),
-        ]
 
     def _set_planes(self, ray_bundle: RayBundle) -> None:
         near = torch.full_like(ray_bundle.origins[..., :1], self.config.near_plane)
@@ -206,12 +255,6 @@ class HashPoseModel(Model):
             outputs["depth"] = self.renderer_depth(weights=weights, ray_samples=samples)
         return outputs
 
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
-        """Renders a camera; a training camera that says so in its metadata, from its refined pose."""
-        with torch.no_grad():
-            camera.camera_to_worlds = self.camera_optimizer.apply_to_camera(camera)
-        return super().get_outputs_for_camera(camera, obb_box)
-
     def get_loss_dict(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor], metrics_dict: Optional[Dict] = None
     ) -> Dict[str, Tensor]:
@@ -223,24 +266,6 @@ class HashPoseModel(Model):
         losses = {"rgb_loss": self.rgb_loss(prediction, target)}
         if self.training:
             self.camera_optimizer.get_loss_dict(losses)
+            if self.image_losses is not None:
+                self.image_losses.add(batch["indices"][:, 0], prediction - target)
         return losses
-
-    def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """PSNR of the batch's rays."""
-        target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
-        return {"psnr": -10.0 * torch.log10((outputs["rgb"].detach() - target).square().mean())}
-
-    def get_image_metrics_and_images(
-        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
-    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """psnr, ssim (and lpips where AlexNet's weights are at hand) of a rendered image, and pictures of it."""
-        from hashpose_ns.image_metrics import image_metrics
-
-        target = self.renderer_rgb.blend_background(batch["image"].to(outputs["rgb"].device))
-        rgb = outputs["rgb"].clamp(0.0, 1.0)
-        images = {
-            "img": torch.cat([target, rgb], dim=1),
-            "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
-            "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
-        }
-        return image_metrics(rgb, target), images

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Type
 
 import torch
+import tyro
 from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import align_poses, pose_errors
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
-from hashpose_ns.model import HashPoseModel, HashPoseModelConfig
+from hashpose_ns.model import HashPoseModelConfig, PoseRefiningModel
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -30,7 +32,7 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     _target: Type = field(default_factory=lambda: HashPosePipeline)
     datamanager: HashPoseDataManagerConfig = field(default_factory=HashPoseDataManagerConfig)
     """Images and initial poses."""
-    model: HashPoseModelConfig = field(default_factory=HashPoseModelConfig)
+    model: ModelConfig = field(default_factory=HashPoseModelConfig)
     """Field and poses."""
     eval_num_images: int = -1
     """Number of held-out images that are evaluated, spread evenly over all; -1 takes all."""
@@ -42,6 +44,8 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     """Adam's rate in test-time optimisation, without a schedule: the poses' initial rate in BARF's protocol."""
     held_out_rays: int = 2048
     """Pixels of held-out images whose PSNR is followed during training; 0 leaves it out."""
+    run_folder: tyro.conf.Suppress[Optional[Path]] = None
+    """Folder of the run; the trainer's configuration fills it in."""
 
 
 class HashPosePipeline(VanillaPipeline):
@@ -63,7 +67,7 @@ class HashPosePipeline(VanillaPipeline):
         self._held_out_pixels: Optional["HeldOutPixels"] = None
 
     @property
-    def model(self) -> HashPoseModel:
+    def model(self) -> PoseRefiningModel:
         """The model, also where it is wrapped for several GPUs."""
         return super().model  # type: ignore
 
@@ -129,6 +133,13 @@ class HashPosePipeline(VanillaPipeline):
             return after.summary("pose_change_")
         before = pose_errors(optimizer.initial_camera_to_worlds, reference)
         return {**before.summary("pose_error_before_"), **after.summary("pose_error_after_")}
+
+    def guard_metrics(self) -> Dict[str, float]:
+        """The guard's verdict on these poses as flat floats, `guard_*`; nothing where it has not judged them."""
+        from hashpose_ns.guard.report import read_verdict
+
+        report = read_verdict(self.config.run_folder) if self.config.run_folder is not None else None
+        return report.metrics() if report is not None and report.step == int(self.model.progress[0]) else {}
 
     def print_pose_errors(self, step: int, metrics: Dict[str, float]) -> None:
         """One line of pose errors, and of the held-out PSNR where it is among the metrics, on the console."""
@@ -204,5 +215,6 @@ class HashPosePipeline(VanillaPipeline):
         self.eval()
         metrics = evaluate_images(self, output_path=output_path, get_std=get_std)
         metrics.update(self.pose_metrics())
+        metrics.update(self.guard_metrics())
         self.train()
         return metrics

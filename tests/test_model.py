@@ -172,6 +172,15 @@ def test_photographs_with_alpha_are_put_on_the_background_colour():
     )
 
 
+def test_smooth_l1_is_half_the_squared_error_of_colours():
+    outputs = {"rgb": torch.rand(50, 3), "accumulation": torch.ones(50, 1)}
+    target = {"image": torch.rand(50, 3)}
+    squared, smooth = (
+        make_model(loss=loss).get_loss_dict(outputs, target)["rgb_loss"] for loss in ("mse", "smooth-l1")
+    )
+    torch.testing.assert_close(2 * smooth, squared)
+
+
 def test_the_field_is_composited_on_the_background():
     rays = make_rays()
     white, black = (make_model(background_color=color).eval()(rays) for color in ("white", "black"))

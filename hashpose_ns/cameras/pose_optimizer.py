@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Literal, Optional, Sequence, Tuple, Type, Union
+from typing import Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
 
+import roma
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -119,6 +121,10 @@ class PoseOptimizer(CameraOptimizer):
         self.active = config.mode != "off"
         """Whether poses receive gradients now; the model switches it by the step. Standing still means no gradient
         at all: Adam's moments would remember zeros."""
+        self.paused = False
+        """Whether somebody stopped all poses by hand. Belongs to the running process and not to a checkpoint."""
+        self.held: Set[int] = set()
+        """Cameras that somebody holds where they are. Belongs to the running process and not to a checkpoint."""
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
             raise HashPoseError("camera-optimizer.start and .warmup are fractions of training; their sum is at most 1.")
 
@@ -133,10 +139,34 @@ class PoseOptimizer(CameraOptimizer):
         identity = torch.eye(4, device=self.initial_camera_to_worlds.device)[:3]
         if self.config.mode == "off":
             return identity.repeat(self.num_cameras, 1, 1)
-        corrections = corrections_to_world(
-            exp_map_SE3(self.pose_adjustment), self.initial_camera_to_worlds, self.config.side
-        )
+        twists = self._moving_twists()
+        corrections = corrections_to_world(exp_map_SE3(twists), self.initial_camera_to_worlds, self.config.side)
         return torch.where(self.trainable[:, None, None], corrections, identity)
+
+    def _moving_twists(self) -> Float[Tensor, "num_cameras 6"]:
+        """The corrections, without gradient where poses stand still: all of them, or those that are held."""
+        if self.paused or not self.active:
+            return self.pose_adjustment.detach()
+        if not self.held:
+            return self.pose_adjustment
+        held = torch.zeros(self.num_cameras, 1, dtype=torch.bool, device=self.pose_adjustment.device)
+        held[sorted(self.held)] = True
+        return torch.where(held, self.pose_adjustment.detach(), self.pose_adjustment)
+
+    @torch.no_grad()
+    def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
+        """Puts a camera somewhere: its correction becomes the twist that takes the initial pose there.
+
+        Args:
+            index: a training camera that is refined.
+            camera_to_world: rigid pose, OpenGL axes.
+        """
+        initial, target = self.initial_camera_to_worlds[index].double(), camera_to_world.double()
+        if self.config.side == "world":
+            motion = pose_utils.multiply(target, pose_utils.inverse(initial))
+        else:
+            motion = pose_utils.multiply(pose_utils.inverse(initial), target)
+        self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
 
     def refined_camera_to_worlds(self) -> Float[Tensor, "num_cameras 3 4"]:
         """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes."""
@@ -158,10 +188,7 @@ class PoseOptimizer(CameraOptimizer):
         if self.config.mode == "off":
             return
         assert raybundle.camera_indices is not None
-        corrections = self.world_corrections()
-        if not self.active:
-            corrections = corrections.detach()
-        move_rays(raybundle, corrections[raybundle.camera_indices[..., 0]])
+        move_rays(raybundle, self.world_corrections()[raybundle.camera_indices[..., 0]])
 
     def apply_to_camera(self, camera: Cameras) -> Tensor:
         """Camera-to-world matrices to render `camera` from; refined where the camera says it is a training camera."""
@@ -175,7 +202,7 @@ class PoseOptimizer(CameraOptimizer):
         if self.config.mode == "off":
             return
         if self.config.trans_l2_penalty or self.config.rot_l2_penalty:
-            squares = self.pose_adjustment.square()
+            squares = self._moving_twists().square()
             loss_dict["camera_opt_regularizer"] = (
                 self.config.trans_l2_penalty * squares[:, :3].sum(-1).mean()
                 + self.config.rot_l2_penalty * squares[:, 3:].sum(-1).mean()
@@ -188,6 +215,20 @@ class PoseOptimizer(CameraOptimizer):
         """Adds the group `camera_opt`, where poses are refined."""
         if self.config.mode != "off":
             param_groups["camera_opt"] = [self.pose_adjustment]
+
+
+def log_map_SE3(motion: Float[Tensor, "3 4"]) -> Float[Tensor, "6"]:
+    """The twist [translation, rotation] whose exponential is a rigid motion; float64, angles below pi."""
+    rotation = roma.rotmat_to_rotvec(roma.special_procrustes(motion[:, :3].double()))
+    angle = float(rotation.norm())
+    skew = torch.zeros(3, 3, dtype=torch.float64, device=motion.device)
+    skew[[2, 0, 1], [1, 2, 0]] = rotation
+    skew = skew - skew.T
+    first, second = 0.5 - angle**2 / 24, 1 / 6 - angle**2 / 120
+    if angle > 1e-3:
+        first, second = (1 - math.cos(angle)) / angle**2, (angle - math.sin(angle)) / angle**3
+    jacobian = torch.eye(3, dtype=torch.float64, device=motion.device) + first * skew + second * skew @ skew
+    return torch.cat([torch.linalg.solve(jacobian, motion[:, 3].double()), rotation])
 
 
 def corrections_to_world(

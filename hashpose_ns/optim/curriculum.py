@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import List, Literal, Tuple
+from typing import List, Literal, Optional, Tuple
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,11 @@ class CurriculumConfig:
     at once."""
     window: Tuple[float, float] = (0.1, 0.5)
     """Start and end of the curriculum as fractions of training."""
-    indexing: Literal["anchored", "literal"] = "anchored"
+    indexing: Literal["anchored", "literal", "barf", "baa-ngp"] = "anchored"
     """`anchored`: levels count from 0, the coarsest is always on and the finest is fully on at the window's end.
-    `literal`: levels count from 1 as Eq. 15 is printed: nothing trains before the window, the finest level never."""
+    `literal`: levels count from 1 as Eq. 15 is printed: nothing trains before the window, the finest level never.
+    `barf`: as anchored, but nothing is always on (BARF's network sees plain coordinates beside the levels). `baa-ngp`:
+    the coarsest is always on, and the others share the whole window."""
 
     def validate(self) -> None:
         """Raises HashPoseError where the window is no window."""
@@ -52,20 +54,26 @@ class Curriculum:
         self.num_levels = num_levels
         self.total_steps = total_steps
 
-    def weights(self, step: int) -> List[float]:
+    def weights(self, step: int, num_levels: Optional[int] = None) -> List[float]:
         """r_l at a step, coarsest level first: (1 - cos(pi * clamp(alpha - l, 0, 1))) / 2 with
-        alpha = L (t - t_s) / (t_e - t_s), at most L (Eq. 14-15)."""
+        alpha = L (t - t_s) / (t_e - t_s), at most L (Eq. 14-15).
+
+        Args:
+            step: step of training.
+            num_levels: another number of levels L that is opened over the same window.
+        """
+        levels = self.num_levels if num_levels is None else num_levels
         if self.config.mode == "none":
-            return [1.0] * self.num_levels
+            return [1.0] * levels
+        indexing = self.config.indexing
+        first = {"literal": 1, "baa-ngp": -1}.get(indexing, 0)
+        opening = levels - 1 if indexing == "baa-ngp" else levels
         start, end = (fraction * self.total_steps for fraction in self.config.window)
-        alpha = min(self.num_levels * (step - start) / (end - start), self.num_levels)
-        anchored = self.config.indexing == "anchored"
-        first = 0 if anchored else 1
+        alpha = min(opening * (step - start) / (end - start), opening)
         weights = [
-            (1 - math.cos(math.pi * min(max(alpha - level, 0.0), 1.0))) / 2
-            for level in range(first, first + self.num_levels)
+            (1 - math.cos(math.pi * min(max(alpha - level, 0.0), 1.0))) / 2 for level in range(first, first + levels)
         ]
-        if anchored:
+        if indexing in ("anchored", "baa-ngp"):
             weights[0] = 1.0
         return weights
 
@@ -79,12 +87,12 @@ class Curriculum:
         """Scales each level's features by its weight, in the two modes that act on features; else returns them as is.
 
         Args:
-            features: [..., L, F] features, coarsest level first.
+            features: [..., L, F] features, coarsest level first, for any number of levels L.
             step: the step of training they are used at.
         """
         if self.config.mode not in ("mask", "repeat"):
             return features
-        weights = self.weights(step)
+        weights = self.weights(step, features.shape[-2])
         if all(weight == 1.0 for weight in weights):
             return features
         scale = torch.tensor(weights, dtype=features.dtype, device=features.device)[:, None]

@@ -44,11 +44,13 @@ class AdamConfig(OptimizerConfig):
 
 @dataclass
 class ScheduleConfig(SchedulerConfig):
-    """Exponential decay over the whole training, times the model's own factors (curriculum, delayed poses)."""
+    """Exponential decay over training, times the model's own factors (curriculum, delayed poses)."""
 
     _target: Type = field(default_factory=lambda: Schedule)
     lr_final: Optional[float] = None
-    """Learning rate at the end of training; None keeps the initial one."""
+    """Learning rate at the end of the decay; None keeps the initial one."""
+    decay_until: float = 1.0
+    """Fraction of training at which the decay has reached `lr_final`, where the rate then stays."""
     total_steps: tyro.conf.Suppress[Optional[int]] = None
     """Length of training; the trainer fills it in with max_num_iterations."""
     factors: tyro.conf.Suppress[Optional[Callable[[int], List[float]]]] = None
@@ -56,7 +58,8 @@ class ScheduleConfig(SchedulerConfig):
 
 
 class Schedule(Scheduler):
-    """lr_g(t) = lr_0 * (lr_final / lr_0)^(t / T) * factor_g(t) for each parameter group g of one optimizer."""
+    """lr_g(t) = lr_0 * (lr_final / lr_0)^min(t / (u T), 1) * factor_g(t) for each parameter group g of one optimizer,
+    with the fraction u of training at which the decay ends."""
 
     config: ScheduleConfig
 
@@ -71,6 +74,9 @@ class Schedule(Scheduler):
             raise HashPoseError("This schedule needs the hashpose trainer, which tells it how long training is.")
         if lr_final is not None and not lr_final > 0:
             raise HashPoseError(f"A scheduler's lr-final must be above 0, not {lr_final}; None keeps the rate.")
+        if not 0 < self.config.decay_until <= 1:
+            raise HashPoseError(f"A scheduler's decay-until is a fraction of training, not {self.config.decay_until}.")
+        total = total * self.config.decay_until
         ratio = lr_final / lr_init if lr_final is not None and lr_init > 0 else 1.0
 
         def rate(group: int) -> Callable[[int], float]:

@@ -54,6 +54,44 @@ def test_literal_weights(step, weights):
     assert make(indexing="literal").weights(step) == pytest.approx(weights, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    "step, weights",
+    [
+        (0, [0, 0, 0, 0]),
+        (25, [0.5, 0, 0, 0]),
+        (42.5, [1, 1, QUARTER, 0]),
+        (60, [1, 1, 1, 1]),
+    ],
+)
+def test_barfs_weights(step, weights):
+    """Nothing is always on."""
+    assert make(indexing="barf").weights(step) == pytest.approx(weights, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "step, weights",
+    [
+        (0, [1, 0, 0, 0]),
+        (20, [1, 0, 0, 0]),
+        (20 + 20 / 3, [1, 0.5, 0, 0]),  # three levels share forty steps: alpha = 3 (step - 20) / 40
+        (40, [1, 1, 0.5, 0]),
+        (20 + 100 / 3, [1, 1, 1, 0.5]),
+        (60, [1, 1, 1, 1]),
+        (99, [1, 1, 1, 1]),
+    ],
+)
+def test_baa_ngps_weights(step, weights):
+    """The coarsest level is always on, the others share the whole window."""
+    assert make(indexing="baa-ngp").weights(step) == pytest.approx(weights, abs=1e-12)
+
+
+def test_another_number_of_levels_opens_over_the_same_window():
+    curriculum = make(indexing="barf", mode="mask")
+    assert curriculum.weights(30, num_levels=2) == pytest.approx([0.5, 0])
+    features = torch.ones(1, 2, 3)
+    torch.testing.assert_close(curriculum.mask_features(features, 30)[0, :, 0], torch.tensor([0.5, 0.0]))
+
+
 def test_the_papers_own_numbers():
     """200K steps, 16 levels, 20K to 100K: a level opens every 5K steps."""
     curriculum = Curriculum(CurriculumConfig(), num_levels=16, total_steps=200_000)

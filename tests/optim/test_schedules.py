@@ -108,6 +108,25 @@ def test_without_a_final_rate_the_rate_stays():
     assert training.rates()["encoding"] == pytest.approx([1e-2] * LEVELS)
 
 
+def test_a_decay_can_end_before_training_does():
+    adam = AdamConfig(lr=1e-2).setup([torch.nn.Parameter(torch.zeros(1))])
+    schedule = ScheduleConfig(lr_final=1e-4, decay_until=0.2, total_steps=100).setup().get_scheduler(adam, 1e-2)
+    rates = []
+    for _ in range(100):
+        rates += schedule.get_last_lr()
+        adam.step()
+        schedule.step()
+    assert rates[:21] == pytest.approx([1e-2 * 10 ** (-2 * step / 20) for step in range(21)])
+    assert rates[20:] == pytest.approx([1e-4] * 80)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
+def test_a_decay_until_no_fraction_of_training_is_refused(fraction):
+    adam = AdamConfig().setup([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(HashPoseError, match="fraction of training"):
+        ScheduleConfig(lr_final=1e-4, decay_until=fraction, total_steps=10).setup().get_scheduler(adam, 5e-4)
+
+
 def test_levels_that_are_not_open_keep_their_bits_and_have_no_adam_state():
     training = Training()
     start = training.tables()

@@ -1,0 +1,43 @@
+"""Exporting the poses of this moment from a run that may still be training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ContextManager
+
+if TYPE_CHECKING:
+    from hashpose_ns.pipeline import HashPosePipeline
+
+COLMAP, TRANSFORMS = "COLMAP", "transforms.json"
+FORMATS = (COLMAP, TRANSFORMS)
+
+
+def export_now(pipeline: "HashPosePipeline", run: Path, step: int, format: str, lock: ContextManager) -> Path:
+    """Writes `exports/step-XXXXXX/colmap` or `.../nerfstudio` into a run's folder; the folder appears whole or not at
+    all, and an earlier export of the same step is replaced.
+
+    Args:
+        pipeline: the pipeline; images and intrinsics are those it trains on.
+        run: the run's folder.
+        step: how many steps are done.
+        format: one of `FORMATS`.
+        lock: held while poses are read.
+    Returns:
+        The folder.
+
+    Raises:
+        HashPoseError: the dataset's poses cannot be exported, or the folder cannot be written.
+    """
+    from hashpose_ns.export.cli import ExportColmap, ExportNerfstudio
+    from hashpose_ns.export.poses import exported_cameras
+    from hashpose_ns.export.transforms import input_file_extras
+
+    with lock:
+        cameras = exported_cameras(pipeline)
+    config, folder = run / "config.yml", run / "exports" / f"step-{step:06d}"
+    if format == COLMAP:
+        ExportColmap(config, folder / "colmap", overwrite=True).write(cameras)
+        return folder / "colmap"
+    extras = input_file_extras(pipeline.datamanager.dataparser.config)
+    ExportNerfstudio(config, folder / "nerfstudio", overwrite=True).write(cameras, **extras)
+    return folder / "nerfstudio"

@@ -1,0 +1,348 @@
+"""Keeps the viewer's picture of the poses up to date, at a small share of the time."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Optional, Set, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashpose_ns.viewer.boundary import Boundary
+from hashpose_ns.viewer.colors import ColorScale
+from hashpose_ns.viewer.losses import ImageLosses
+from hashpose_ns.viewer.scene import PoseScene, to_viser, view_of_all
+from hashpose_ns.viewer.state import PoseReading, PoseState, PoseTracks
+from hashpose_ns.viewer.widgets import (
+    BY_LOSS,
+    BY_NOTHING,
+    BY_POSITION,
+    BY_ROTATION,
+    Widgets,
+    camera_text,
+    legend_text,
+    status_text,
+)
+
+if TYPE_CHECKING:
+    from viser import ClientHandle
+
+    from hashpose_ns.viewer.actions import PoseActions
+    from nerfstudio.viewer.viewer import Viewer
+
+INTERVAL = 0.5
+"""Seconds between updates at least."""
+
+SHARE = 0.0075
+"""Fraction of the time that updates may take on their own thread. Sending them takes about as much again."""
+
+BYTES_PER_SECOND = 200_000
+"""Of drawn objects, on average."""
+
+MIN_GAP = 0.1
+"""Seconds between updates, also when somebody keeps asking for them."""
+
+TEXT_INTERVAL, CURVE_INTERVAL, PICTURE_INTERVAL = 1.0, 2.0, 4.0
+"""Seconds between texts, curves and pictures at least."""
+
+SETTLING_SECONDS = 5.0
+"""Plotly's script, 5 MB, is sent when the first browser has been there so long and has what it needs itself."""
+
+
+class LivePoses:
+    """Shows the training cameras in nerfstudio's viewer.
+
+    A thread of its own does all the drawing, and only while a browser is connected. It reads poses under the trainer's
+    lock, between two steps, so that it works alike while training runs, is paused or is over, and in ns-viewer.
+
+    Args:
+        viewer: nerfstudio's viewer.
+        widgets: the panel's controls.
+        boundary: where exceptions end.
+    """
+
+    def __init__(self, viewer: "Viewer", widgets: Widgets, boundary: Boundary) -> None:
+        self.viewer, self.widgets, self.boundary = viewer, widgets, boundary
+        self.names: List[str] = list(widgets.camera.options)
+        self.state: Optional[PoseState] = None
+        """What is shown."""
+        self._index_of = {name: index for index, name in enumerate(self.names)}
+        self._thread = threading.Thread(target=self._run, name="hashpose viewer", daemon=True)
+        self._wake = threading.Event()
+        self._stopped = False
+        self._stale = True
+        self._due = dict.fromkeys(("text", "curve", "picture"), 0.0)
+        # training
+        self._actions: Optional["PoseActions"] = None
+        self._losses: Optional[ImageLosses] = None
+        self._psnr: List[Tuple[int, Tensor]] = []
+        self._last_step: Optional[int] = None
+        # what was asked for
+        self._newcomers: List["ClientHandle"] = []
+        self._exports: List[str] = []
+        self._first_client: Optional[float] = None
+        # what is drawn
+        self._scene: Optional[PoseScene] = None
+        self._tracks = PoseTracks(self.run_folder, from_file=viewer.trainer is None)
+        self._scales: Dict[str, ColorScale] = {}
+        self._clickable: Set[int] = set()
+        self._figure = None
+        self._compared: Optional[Tuple[int, int]] = None
+
+    @property
+    def run_folder(self) -> Path:
+        """Where config.yml is."""
+        return self.viewer.log_filename.parent
+
+    @property
+    def step(self) -> int:
+        """The last step that is done; 0 before there is one."""
+        return self._last_step if self._last_step is not None else int(self.viewer.pipeline.model.progress[0])
+
+    @property
+    def selected(self) -> int:
+        """Index of the camera that the panel is about."""
+        return self._index_of.get(self.widgets.camera.value, 0)
+
+    # -- from other threads --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the thread, which sleeps until somebody connects."""
+        self._thread.start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join(timeout=5.0)
+
+    def refresh(self) -> None:
+        """Has everything looked at anew, soon."""
+        self._stale = True
+        self._due = dict.fromkeys(self._due, 0.0)
+        self._wake.set()
+
+    def welcome(self, client: "ClientHandle") -> None:
+        """Takes note of a new browser."""
+        if self._first_client is None:
+            self._first_client = time.monotonic()
+        self._newcomers.append(client)
+        self.refresh()
+
+    def ask_for_export(self, format: str) -> None:
+        """Has the poses exported."""
+        if format not in self._exports:
+            self._exports.append(format)
+        self._wake.set()
+
+    def look_through(self, client: "ClientHandle") -> None:
+        """Takes a browser's view to the selected camera."""
+        if self.state is not None:
+            index = self.selected
+            camera = self.viewer.pipeline.datamanager.train_dataset.cameras[index]
+            positions, wxyz = to_viser(self.state.refined[index : index + 1])
+            client.camera.position, client.camera.wxyz = positions[0], wxyz[0]
+            client.camera.fov = float(2 * torch.atan(0.5 * camera.height[0] / camera.fy[0]))
+
+    def look_at_all(self, client: "ClientHandle") -> None:
+        """Takes a browser's view to where all cameras can be seen."""
+        if self.state is not None:
+            client.camera.position, client.camera.look_at = view_of_all(self.state.refined)
+
+    # -- on the training thread ----------------------------------------------------------------------------------------
+
+    def follow_training(self, actions: "PoseActions") -> None:
+        """Takes part in training."""
+        model = self.viewer.pipeline.model
+        self._actions = actions
+        self._losses = model.image_losses = ImageLosses(len(self.names), model.device)
+
+    def before_step(self) -> None:
+        """Does what somebody asked for."""
+        with self.boundary:
+            self._actions.run_submitted()
+
+    def after_step(self, step: int) -> None:
+        """Keeps the PSNR of steps whose poses are kept."""
+        self._last_step = step
+        with self.boundary:
+            history = self.viewer.trainer.pose_history
+            if history is not None and history.steps and history.steps[-1] == step:
+                self._psnr.append((step, self._losses.overall()))
+
+    def after_training(self) -> None:
+        """Ends this thread and those that render, where the process is about to end: one that torch is busy on would
+        have it end with an error."""
+        if not self.viewer.trainer.config.viewer.quit_on_train_completion:
+            self.refresh()
+            return
+        self.stop()
+        for machine in list(self.viewer.render_statemachines.values()):
+            machine.running = False
+            machine.join(timeout=10.0)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        delay: Optional[float] = None
+        last_cost = 0.0
+        while True:
+            self._wake.wait(delay)
+            self._wake.clear()
+            if self._stopped:
+                return
+            if not self.viewer.viser_server.get_clients() and not self._exports:
+                delay = None  # until somebody connects
+                continue
+            begin, sent = time.thread_time(), 0
+            with self.boundary:
+                self._export()
+                sent = self._update()
+                sent += self._compare()
+            cost = time.thread_time() - begin
+            # what is done once, such as importing and drawing for the first time, does not count
+            delay = max(INTERVAL, min(cost, last_cost) / SHARE, sent / BYTES_PER_SECOND)
+            last_cost = cost
+            time.sleep(MIN_GAP)
+
+    def _update(self) -> int:
+        """Shows the poses of now, where they are not shown yet; the number of bytes that were drawn."""
+        viewer, trainer = self.viewer, self.viewer.trainer
+        if not getattr(viewer, "camera_handles", None):  # nerfstudio has no scene yet
+            return 0
+        with viewer.train_lock:
+            if trainer is not None and trainer.training_state == "paused":
+                self._actions.run_submitted()
+            if not self._stale and self.state is not None and self.state.step == self.step:
+                return 0
+            self._stale = False
+            reading = PoseReading.of(viewer.pipeline.model.camera_optimizer, self.step)
+            losses = self._losses.sums.cpu().clone() if self._losses is not None else None
+        self.state = state = PoseState.of(reading)
+        losses = ImageLosses.means(losses)
+        if self._scene is None:
+            self._scene = PoseScene(viewer, viewer.pipeline.datamanager.train_dataset.cameras)
+        while self._newcomers:  # nerfstudio's first view is from within the scene
+            self.look_at_all(self._newcomers.pop())
+        self._watch_clicks()
+        left_out = self._scene.move_frustums(state)
+        more = self._tracks.update(None if trainer is None else trainer.pose_history, state.reference)
+        self._draw(state, losses)
+        self._write(state, losses, left_out)
+        self._plot(state)
+        self._stale |= more or left_out > 0
+        if trainer is not None and trainer.training_state == "completed":
+            for control in self.widgets.training_controls:
+                control.disabled = True
+        sent, self._scene.bytes_sent = self._scene.bytes_sent, 0
+        return sent
+
+    def _watch_clicks(self) -> None:
+        """nerfstudio flies to a frustum that is clicked; here it is selected as well."""
+
+        def select(index: int) -> None:
+            self.widgets.camera.value = self.names[index]
+
+        for index, handle in list(self.viewer.camera_handles.items()):
+            if index not in self._clickable:
+                self._clickable.add(index)
+                handle.on_click(lambda _, index=index: select(index))
+
+    def _draw(self, state: PoseState, losses: Optional[Tensor]) -> None:
+        widgets, kind = self.widgets, self.widgets.color_by.value
+        unknown = torch.full((len(self.names),), float("nan"))
+        values = {
+            BY_ROTATION: state.errors.rotation_deg,
+            BY_POSITION: state.errors.center,
+            BY_LOSS: unknown if losses is None else losses[:-1],
+            BY_NOTHING: None,
+        }[kind]
+        scale = self._scales.setdefault(kind, ColorScale())
+        self._scene.draw(
+            state,
+            self._tracks,
+            {layer: box.value for layer, box in widgets.layers.items()},
+            widgets.aligned.value,
+            None if values is None else scale.colors(np.asarray(values)),
+            self.selected,
+        )
+        _set_text(widgets.legend, legend_text(kind, scale, state.has_reference))
+
+    def _is_due(self, what: str, interval: float) -> bool:
+        now = time.monotonic()
+        if now < self._due[what]:
+            self._stale = True  # and so looked at again, also when nothing moves any more
+            return False
+        self._due[what] = now + interval
+        return True
+
+    def _write(self, state: PoseState, losses: Optional[Tensor], left_out: int) -> None:
+        if not self._is_due("text", TEXT_INTERVAL):
+            return
+        widgets, index, model = self.widgets, self.selected, self.viewer.pipeline.model
+        note = self._scene.note(len(self.names))
+        psnr = float("nan") if losses is None else float(-10.0 * torch.log10(losses[-1]))
+        _set_text(widgets.status, status_text(state, model.total_steps, note, left_out, psnr))
+        loss = float("nan") if losses is None else float(losses[index])
+        frozen = not bool(model.camera_optimizer.trainable[index])
+        _set_text(widgets.camera_text, camera_text(state, index, self.names[index], loss, frozen))
+        if self._actions is not None and not self._actions.waiting:  # what somebody just clicked is to come
+            for box, value in ((widgets.hold, index in state.held), (widgets.pause, state.paused)):
+                if box.value != value:
+                    box.value = value
+
+    def _plot(self, state: PoseState) -> None:
+        if self._figure is None and time.monotonic() < self._first_client + SETTLING_SECONDS:
+            self._stale = True
+            return
+        if not self._is_due("curve", CURVE_INTERVAL):
+            return
+        from hashpose_ns.viewer import curves
+
+        kind, log, model = self.widgets.curve.value, self.widgets.log.value, self.viewer.pipeline.model
+        if kind == curves.PSNR:
+            figure = curves.psnr_figure(self._psnr, self.run_folder, log)
+        elif kind == curves.LEVELS:
+            figure = curves.level_figure(getattr(model, "curriculum", None), model.total_steps, state.step, log)
+        else:
+            figure = curves.error_figure(kind, self._tracks, state, log)
+        if self._figure is None:
+            with self.widgets.curves:
+                self._figure = self.viewer.viser_server.gui.add_plotly(figure, aspect=0.7)
+        else:
+            self._figure.figure = figure
+
+    def _compare(self) -> int:
+        """Renders the selected camera, where that is asked for; the number of bytes that were sent."""
+        picture, what = self.widgets.picture, (self.selected, self.step)
+        if self.state is None or not self.widgets.compare.value:
+            picture.visible = False
+            return 0
+        if picture.visible and (what == self._compared or time.monotonic() < self._due["picture"]):
+            return 0
+        from hashpose_ns.viewer.comparison import render_training_camera, side_by_side
+
+        left, right, seconds = render_training_camera(self.viewer.pipeline, what[0], self.viewer.train_lock)
+        self._compared = what
+        self._due["picture"] = time.monotonic() + max(PICTURE_INTERVAL, seconds / SHARE)
+        url = side_by_side(left, right)
+        picture.content, picture.visible = f"![photograph and render]({url})", True
+        return len(url)
+
+    def _export(self) -> None:
+        while self._exports:
+            from hashpose_ns.viewer.export_now import export_now
+
+            format, viewer = self._exports.pop(0), self.viewer
+            folder = export_now(viewer.pipeline, self.run_folder, self.step, format, viewer.train_lock)
+            self.boundary.tell(f"Exported to {folder}")
+
+
+def _set_text(handle, text: str) -> None:
+    if handle.content != text:
+        handle.content = text

@@ -1,0 +1,137 @@
+"""The live viewer's panel: watch poses converge and have a hand in it, on nerfstudio's ViewerControl and viser."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Callable, List, Optional
+
+from hashpose_ns.viewer.boundary import Boundary
+from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.viewer.viewer_elements import ViewerControl
+
+if TYPE_CHECKING:
+    from viser import ClientHandle
+
+    from hashpose_ns.viewer.actions import PoseActions
+    from hashpose_ns.viewer.live import LivePoses
+    from nerfstudio.viewer.viewer import Viewer
+
+CPU_RESOLUTION = 128
+"""Largest picture that nerfstudio renders for a browser while training has only a CPU: training waits meanwhile."""
+
+
+class PosePanel(ViewerControl):
+    """The folder `Poses` in nerfstudio's viewer. Without that viewer nothing is ever set up.
+
+    What a person asks for is run by the training thread before its next step, or under the trainer's lock while
+    training is paused.
+    """
+
+    def __init__(self) -> None:
+        self.live: Optional["LivePoses"] = None
+        """What is shown; None without nerfstudio's viewer."""
+        self.actions: Optional["PoseActions"] = None
+        """What can be done; None where nothing is trained."""
+
+    def _setup(self, viewer: "Viewer") -> None:
+        """Called by nerfstudio when its viewer starts, before a checkpoint is loaded and before there are cameras."""
+        super()._setup(viewer)
+        self.boundary = Boundary(self.tell)
+        with self.boundary:
+            from hashpose_ns.datamanager import image_names
+            from hashpose_ns.viewer.live import LivePoses
+            from hashpose_ns.viewer.scene import fitting_frustum_scale
+            from hashpose_ns.viewer.widgets import Widgets
+
+            pipeline, trainer = viewer.pipeline, viewer.trainer
+            names = image_names(pipeline.datamanager.train_dataset.image_filenames)
+            training = trainer is not None and pipeline.model.camera_optimizer.config.mode != "off"
+            self.widgets = Widgets(self.viser_server, names, viewer.stats_markdown.order + 0.5, training)
+            if trainer is not None and pipeline.model.device.type == "cpu":
+                viewer.control_panel._max_res.value = CPU_RESOLUTION
+            if viewer.config.camera_frustum_scale == ViewerConfig.camera_frustum_scale:  # nobody chose one
+                poses = pipeline.model.camera_optimizer.reference_camera_to_worlds.cpu()
+                scale = fitting_frustum_scale(pipeline.datamanager.train_dataset.cameras, poses)
+                viewer.config = dataclasses.replace(viewer.config, camera_frustum_scale=scale)
+            self.live = LivePoses(viewer, self.widgets, self.boundary)
+            self._connect()
+            # viser calls this with a lock held that asking for clients takes as well
+            self.viser_server.on_client_connect(self.live.welcome)
+            self.live.start()
+
+    def training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+        """What to do around each step; nothing where nerfstudio's viewer is not on."""
+        if self.live is None or attributes.optimizers is None:
+            return []
+        live = self.live
+        with self.boundary:
+            from hashpose_ns.viewer.actions import PoseActions
+
+            optimizers = attributes.optimizers.optimizers.values()
+            self.actions = PoseActions(self.viewer.pipeline.model.camera_optimizer, optimizers)
+            live.follow_training(self.actions)
+            return [
+                TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], lambda step: live.before_step()),
+                TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], lambda step: live.after_step(step)),
+                TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: live.after_training()),
+            ]
+        return []
+
+    # -- what a person does, on viser's threads ------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        """Ties the controls to what they do. A value that the program itself sets has no client."""
+        widgets, live = self.widgets, self.live
+        shown = (*widgets.layers.values(), widgets.aligned, widgets.color_by, widgets.camera, widgets.compare)
+        for handle in (*shown, widgets.curve, widgets.log):
+            handle.on_update(lambda _: live.refresh())
+        widgets.look.on_click(lambda event: self._look(event.client, live.look_through))
+        widgets.look_at_all.on_click(lambda event: self._look(event.client, live.look_at_all))
+        widgets.export.on_click(lambda _: live.ask_for_export(widgets.format.value))
+        widgets.pause.on_update(lambda event: event.client and self._pause(widgets.pause.value))
+        widgets.hold.on_update(lambda event: event.client and self._hold(live.selected, widgets.hold.value))
+        widgets.reset.on_click(lambda _: self._reset(live.selected))
+        widgets.turn.on_click(lambda _: self._turn(live.selected, widgets.degrees.value))
+
+    def _look(self, client: Optional["ClientHandle"], how: Callable[["ClientHandle"], None]) -> None:
+        with self.boundary:
+            if client is not None:
+                how(client)
+
+    def _submit(self, action: Callable[["PoseActions"], None], done: str) -> None:
+        """Has something done between two steps, and said so."""
+        actions, live = self.actions, self.live
+        if actions is None or live is None:
+            return
+
+        def run() -> None:
+            with self.boundary:
+                action(actions)
+                self.tell(done)
+            live.refresh()
+
+        actions.submit(run)
+        live.refresh()
+
+    def _pause(self, paused: bool) -> None:
+        self._submit(lambda actions: actions.pause(paused), "Poses are paused." if paused else "Poses go on.")
+
+    def _hold(self, index: int, held: bool) -> None:
+        done = "is held where it is" if held else "goes on"
+        self._submit(lambda actions: actions.hold(index, held), f"{self.live.names[index]} {done}.")
+
+    def _reset(self, index: int) -> None:
+        done = f"{self.live.names[index]} is back at its initial pose."
+        self._submit(lambda actions: actions.reset(index), done)
+
+    def _turn(self, index: int, degrees: float) -> None:
+        done = f"{self.live.names[index]} was turned by {degrees:g} deg."
+        self._submit(lambda actions: actions.turn(index, degrees), done)
+
+    def tell(self, sentence: str) -> None:
+        """Shows a sentence about the last thing that somebody did."""
+        from hashpose_ns.viewer.widgets import plain
+
+        self.widgets.message.content = plain(sentence)
+        self.widgets.message.visible = True

@@ -1,0 +1,149 @@
+"""The panel's controls and texts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Sequence
+
+from hashpose_ns.viewer.colors import ColorScale
+from hashpose_ns.viewer.curves import KINDS
+from hashpose_ns.viewer.export_now import FORMATS
+from hashpose_ns.viewer.scene import INITIAL, MOVED, PATHS, REFERENCE, REFINED
+from hashpose_ns.viewer.state import PoseState
+
+if TYPE_CHECKING:
+    from viser import ViserServer
+
+BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING = "Rotation", "Position", "Image loss", "Nothing"
+COLOR_BY = (BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING)
+
+CHECKBOXES = {
+    REFINED: ("Refined cameras", True, "Where the cameras are now."),
+    INITIAL: ("Initial cameras", True, "Where training started; grey."),
+    REFERENCE: (
+        "Reference cameras",
+        False,
+        "The dataset's own poses; green. Shown where training did not start there.",
+    ),
+    MOVED: ("Lines from start", True, "From each camera's start to where it is now."),
+    PATHS: ("Paths", False, "The way each camera has come."),
+}
+"""Label, default and explanation of each layer of the scene."""
+
+
+class Widgets:
+    """The folder `Poses` above nerfstudio's tabs.
+
+    Args:
+        server: viser's server.
+        names: what to call the training cameras, unique.
+        order: where the folder stands.
+        training: whether there is training to have a hand in.
+    """
+
+    def __init__(self, server: "ViserServer", names: Sequence[str], order: float, training: bool) -> None:
+        gui = server.gui
+        with gui.add_folder("Poses", order=order):
+            self.status = gui.add_markdown("Waiting for the first poses.")
+            self.message = gui.add_markdown("", visible=False)
+            self.pause = gui.add_checkbox(
+                "Pause poses", False, visible=training, hint="Train the field alone; the poses stand still."
+            )
+            self.curves = gui.add_folder("Curves")
+            with self.curves:
+                self.curve = gui.add_dropdown("Curve", KINDS, KINDS[0])
+                self.log = gui.add_checkbox("Log scale", True)
+            with gui.add_folder("Cameras"):
+                self.look_at_all = gui.add_button("Look at all cameras")
+                self.color_by = gui.add_dropdown("Colour by", COLOR_BY, BY_ROTATION)
+                self.legend = gui.add_markdown("")
+                self.layers = {
+                    layer: gui.add_checkbox(label, shown, hint=hint)
+                    for layer, (label, shown, hint) in CHECKBOXES.items()
+                }
+                self.aligned = gui.add_checkbox(
+                    "Align",
+                    True,
+                    hint="Training may move, turn and scale cameras and field together. On: take that out of the "
+                    "initial and reference cameras and the paths. Off: show them as they are.",
+                )
+            with gui.add_folder("One camera"):
+                self.camera = gui.add_dropdown("Camera", tuple(names), names[0], hint="Or click one in the scene.")
+                self.camera_text = gui.add_markdown("")
+                self.look = gui.add_button("Look through it")
+                self.compare = gui.add_checkbox(
+                    "Compare with photograph", False, hint="Photograph on the left, the field's picture on the right."
+                )
+                self.picture = gui.add_markdown("", visible=False)
+                self.hold = gui.add_checkbox(
+                    "Hold", False, visible=training, hint="This camera stands still; the others go on."
+                )
+                self.reset = gui.add_button("Reset to start", visible=training)
+                self.degrees = gui.add_number(
+                    "Degrees", 5.0, min=0.0, max=90.0, step=0.5, visible=training, hint="For the button below."
+                )
+                self.turn = gui.add_button(
+                    "Turn", visible=training, hint="Turn the camera about its own centre, about a random axis."
+                )
+            with gui.add_folder("Export", expand_by_default=False):
+                self.format = gui.add_dropdown("Format", FORMATS, FORMATS[0])
+                self.export = gui.add_button("Export now", hint="Into the run's folder, under exports.")
+        self.training_controls = (self.pause, self.hold, self.reset, self.degrees, self.turn)
+
+
+def plain(text: str) -> str:
+    """Text as it is in viser's markdown, which would take some characters for markup, and braces for code to run."""
+    return "".join(c if c.isalnum() or c in " .,:;" else f"&#{ord(c)};" for c in text)
+
+
+def status_text(state: PoseState, total_steps: int, note: str, left_out: int, psnr: float) -> str:
+    """The panel's head: step, errors over all cameras, what is held."""
+    errors = state.errors.summary()
+    what = "error" if state.has_reference else "moved"
+    lines = [
+        f"Step **{state.step}** of {total_steps}, {len(state.refined)} cameras"
+        + (f", training PSNR {psnr:.2f} dB" if math.isfinite(psnr) else "")
+    ]
+    for name, measure, scale, unit in (
+        ("Rotation", "rotation_deg", 1.0, " deg"),
+        ("Translation x100", "translation", 100.0, ""),
+        ("Centres x100", "center", 100.0, ""),
+    ):
+        mean, median, worst = (scale * errors[f"{measure}_{statistic}"] for statistic in ("mean", "median", "max"))
+        lines.append(f"{name} {what} {mean:.3g}{unit} (median {median:.3g}, worst {worst:.3g})")
+    if state.paused:
+        lines.append("**Poses are paused.**")
+    if state.held:
+        lines.append(f"Held: {len(state.held)} cameras.")
+    lines += [text for text in (note, f"{left_out} frustums still to move." if left_out else "") if text]
+    return "\n\n".join(lines)
+
+
+def camera_text(state: PoseState, index: int, name: str, loss: float, frozen: bool) -> str:
+    """What is known of one camera."""
+
+    def numbers(errors) -> str:
+        return f"rotation {float(errors.rotation_deg[index]):.3g} deg, centre {float(errors.center[index]):.3g}"
+
+    lines = [f"**{plain(name)}**, camera {index + 1} of {len(state.refined)}"]
+    if state.has_reference:
+        lines.append(f"Error: {numbers(state.errors)}")
+    lines.append(f"Moved: {numbers(state.movement)}")
+    if math.isfinite(loss) and loss > 0:
+        lines.append(f"Image loss {loss:.3g} (PSNR {-10 * math.log10(loss):.2f} dB)")
+    if frozen:
+        lines.append("Frozen by the run's settings.")
+    elif index in state.held:
+        lines.append("**Held.**")
+    return "\n\n".join(lines)
+
+
+def legend_text(kind: str, scale: ColorScale, has_reference: bool) -> str:
+    """What the colours of the refined cameras mean."""
+    what = "error" if has_reference else "movement"
+    name, unit = {
+        BY_ROTATION: (f"Rotation {what}", "degrees"),
+        BY_POSITION: (f"Position {what}", "scene units"),
+        BY_LOSS: ("Image loss", "squared colour error"),
+    }.get(kind, ("", ""))
+    return scale.legend(name, unit) if name else ""
