@@ -17,8 +17,10 @@ from torch import Tensor
 
 from hashpose_ns.cameras.history import HISTORY_FILE, PoseHistory, is_recorded
 from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
+from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.optim.schedules import ScheduleConfig
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
 from nerfstudio.utils import writer
@@ -37,6 +39,14 @@ class HashPoseTrainerConfig(TrainerConfig):
     _target: Type = field(default_factory=lambda: HashPoseTrainer)
     steps_per_pose_log: int = 500
     """Steps between pose errors, and the PSNR of some held-out pixels, on the console and in TensorBoard."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Judges without ground truth whether refinement helped."""
+
+    def get_checkpoint_dir(self) -> Path:
+        """The folder of checkpoints. Every command asks for it before it builds the pipeline, which learns here where
+        its run is and so where the guard's verdict lies."""
+        self.pipeline.run_folder = self.get_base_dir()
+        return super().get_checkpoint_dir()
 
 
 class HashPoseTrainer(Trainer):
@@ -63,10 +73,13 @@ class HashPoseTrainer(Trainer):
     def setup(self, test_mode="val") -> None:
         """Builds everything; on failure removes the output folder that ns-train had just begun."""
         try:
+            self.config.guard.validate()
             super().setup(test_mode)
         except (HashPoseError, SystemExit):
             self._remove_fresh_output()
             raise
+        if self.config.guard.mode != "off":
+            self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._run_guard))
 
     def _remove_fresh_output(self) -> None:
         """Takes back the folder with nothing but a config.yml in it, and its parents where they are empty."""
@@ -123,6 +136,29 @@ class HashPoseTrainer(Trainer):
         if step_check(step, self.config.steps_per_pose_log, run_at_zero=True) or step == self.total_steps - 1:
             self._log_poses(step, float(output[0]))
         return output
+
+    @check_main_thread
+    def _run_guard(self, step: int) -> None:
+        """The guard's verdict on the poses of the last checkpoint. A guard that cannot judge costs no trained run."""
+        if self.pipeline.model.camera_optimizer.config.mode == "off":
+            return
+        from hashpose_ns.guard.compare import run_guard
+
+        CONSOLE.print("Guard: judging the initial and the refined poses by held-out pixels ...")
+        try:
+            with self.train_lock:
+                report = run_guard(self.pipeline, self.config.guard)
+            report.write(self.base_dir)
+            report.print()
+        except HashPoseError as error:
+            CONSOLE.print(f"Guard: no verdict. {error}", soft_wrap=True)
+
+    def _update_viewer_state(self, step: int) -> None:
+        """As nerfstudio does. A browser that leaves in that very moment, a KeyError there, must not end training."""
+        try:
+            super()._update_viewer_state(step)
+        except Exception as error:
+            CONSOLE.log(f"The viewer failed and training goes on ({type(error).__name__}: {one_line(error)}).")
 
     @check_main_thread
     def _record_poses(self, step: int) -> None:

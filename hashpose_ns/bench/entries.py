@@ -40,14 +40,16 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(Entry):
-    """Settings of which some are for one family of methods only."""
+    """Settings of which some are for one family of methods, or one method, only."""
 
     families: Dict[Family, Settings] = field(default_factory=dict)
     """Settings of the methods of a family, on top of the others."""
+    methods: Dict[str, Settings] = field(default_factory=dict)
+    """Settings of what is built on one method (a preset's `base`), on top of its family's."""
 
-    def of(self, family: Family) -> Settings:
-        """The settings for a method of a family."""
-        return {**self.settings, **self.families.get(family, {})}
+    def of(self, preset: "Preset") -> Settings:
+        """The settings for a preset."""
+        return {**self.settings, **self.families.get(preset.family, {}), **self.methods.get(preset.base, {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Scale(Layer):
     resolution: float = 1.0
     """Fraction of the scenario's image height. Images are never enlarged."""
     scenarios: Dict[str, Dict[str, Any]] = field(default_factory=dict)
-    """More `settings` and `families` for some scenarios, by their names."""
+    """More `settings`, `families` and `methods` for some scenarios, by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,16 @@ class Suite(Layer):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers and truth values of its current version: 1e-3 is a number, and `off` a word."""
+    """YAML with the numbers and truth values of its current version: 1e-3 is a number, and `off` a word. A key that is
+    there twice, of which YAML's own loader takes the last, is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        """Builds a dictionary."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -197,7 +208,7 @@ def inherited(content: Any, others: Mapping[str, Any], where: str) -> Any:
         raise HashPoseError(f"{where} is like '{model}', which does not exist{nearest(str(model), others)}")
     parent = inherited(others[model], others, f"The entry '{model}'")
     merged = {key: value for key, value in parent.items() if key not in WORDS} | own
-    for key in ("settings", "families"):
+    for key in ("settings", "families", "methods"):
         if isinstance(own.get(key), dict) and key in parent:
             merged[key] = _deep_merge(parent[key], own[key])
     return merged

@@ -4,8 +4,8 @@ A run's settings are layers on its preset's base method, later ones winning:
 
     base method < scenario < scale < suite < preset < `--set`
 
-Scenario, scale and suite can tell families of methods apart (`families`: hash grids, MLPs, nerfacto); a scale also
-scenarios (`scenarios`), as short training wants other rates on other data. The preset comes after all of them: what
+Scenario, scale and suite can tell families of methods apart (`families`: hash grids, MLPs, nerfacto) and single methods
+(`methods`); a scale also scenarios (`scenarios`), as short training wants other rates on other data. The preset comes after all of them: what
 defines it is what it states. What a preset does not state, such as the sizes of a base method, a scale can shrink.
 
 Nothing heavy is imported here: `hashpose-bench list` answers at once.
@@ -240,6 +240,14 @@ def expand(
     where = f"The scale '{the_scale.name}' for the scenario '{scenario.name}'"
     special = read_entry(Layer, scenario.name, the_scale.scenarios.get(scenario.name, {}), where)
 
+    bases = {preset.base for preset in [*presets().values(), *chosen]}
+    for layer in (scenario, the_scale, special, suite):
+        for method in layer.methods:
+            if method not in bases:
+                raise HashPoseError(
+                    f"'{layer.name}' has settings for the unknown method '{method}'{nearest(method, bases)}"
+                )
+
     def run(scene: str, preset: Preset, seed: int) -> Run:
         ours = {
             "pipeline.datamanager.dataparser": scenario.dataparser,
@@ -250,10 +258,10 @@ def expand(
         }
         layers = {
             "The runner": ours,
-            f"The scenario '{scenario.name}'": scenario.of(preset.family),
-            f"The scale '{the_scale.name}'": the_scale.of(preset.family),
-            where: special.of(preset.family),
-            f"The suite '{suite.name}'": suite.of(preset.family),
+            f"The scenario '{scenario.name}'": scenario.of(preset),
+            f"The scale '{the_scale.name}'": the_scale.of(preset),
+            where: special.of(preset),
+            f"The suite '{suite.name}'": suite.of(preset),
             f"The preset '{preset.name}'": preset.settings,
             "--set": overrides or {},
         }

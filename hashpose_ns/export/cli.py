@@ -1,4 +1,5 @@
-"""hashpose-export: the refined poses of a trained run, in the frame of the dataset it was trained on.
+"""hashpose-export: the refined poses of a trained run, in the frame of the dataset it was trained on, and a film of
+how they got there.
 
 Only light modules are imported up here, so that ``--help`` answers at once.
 """
@@ -7,153 +8,90 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Union
+from typing import Optional, Tuple, Union
 
 import tyro
 from typing_extensions import Annotated, Literal
 
-from hashpose_ns import __version__
-from hashpose_ns.errors import exits_on_user_error
-
-if TYPE_CHECKING:
-    from hashpose_ns.export.poses import ExportedCameras
+from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.export.cli_colmap import ExportColmap
+from hashpose_ns.export.cli_nerfstudio import ExportNerfstudio
+from hashpose_ns.export.cli_poses import ExportJson, ExportKitti, ExportTum
 
 
 @dataclass
-class Export:
-    """Settings that every export has."""
+class ExportVideo:
+    """Export a film of the cameras over training, as MP4 or GIF. Neither the dataset nor a browser is needed, and a run
+    that is still training will do."""
 
     load_config: Path
-    """Path to the config.yml of the trained run."""
-    output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Path to the config.yml of the run."""
+    output_path: Path
+    """File to write; .mp4 or .gif decides the format."""
     overwrite: bool = False
-    """Replace an earlier export in the output folder. A folder with anything else in it is never replaced."""
-    align: Literal["input", "none"] = "input"
-    """Training leaves the position, orientation and size of the whole scene free to drift. input: undo the drift by
-    aligning the refined cameras to the poses that training started from. none: keep the poses as they were learned.
-    Runs with frozen cameras or an identity start are kept as learned either way."""
-
-
-@dataclass
-class ExportColmap(Export):
-    """Export the refined cameras as a COLMAP model in OUTPUT_DIR/sparse/0."""
-
-    format: Literal["bin", "txt"] = "bin"
-    """COLMAP's binary or text format."""
-    points: Literal["empty", "input"] = "empty"
-    """3-D points to write. empty: none. input: those of the input dataset, where its dataparser loads them. They are
-    not refined with the cameras."""
-
-    def main(self) -> None:
-        """Load the run and write the model."""
-        from hashpose_ns.export.replace import check_target
-
-        check_target(self.output_dir, self.overwrite)
-        from hashpose_ns.export.poses import exported_cameras, load_trained_pipeline
-
-        pipeline = load_trained_pipeline(self.load_config, load_points=self.points == "input")
-        self.write(exported_cameras(pipeline, self.align, with_points=self.points == "input"))
-
-    def write(self, exported: ExportedCameras) -> None:
-        """Write the model and print what was done."""
-        from hashpose_ns.export.colmap import write_colmap_model
-        from hashpose_ns.export.replace import replaced_folder
-
-        # from OpenGL's camera axes to OpenCV's
-        camera_to_worlds = exported.camera_to_worlds.clone()
-        camera_to_worlds[:, :, 1:3] *= -1
-        with replaced_folder(self.output_dir, self.overwrite) as folder:
-            model = folder / "sparse" / "0"
-            model.mkdir(parents=True)
-            write_colmap_model(model, camera_to_worlds, exported.cameras, exported.names, exported.points, self.format)
-        num_points = 0 if exported.points is None else len(exported.points.xyz)
-        no_points = " --load-3D-points False" if num_points == 0 else ""
-        print_summary(
-            exported,
-            f"COLMAP ({self.format}) with {num_points} points",
-            self.output_dir / "sparse" / "0",
-            f"ns-train nerfacto --data {self.output_dir} colmap --colmap-path sparse/0 "
-            f"--images-path {exported.image_folder}{no_points}",
-        )
-
-
-@dataclass
-class ExportNerfstudio(Export):
-    """Export the refined cameras as OUTPUT_DIR/transforms.json, which points at the original images."""
+    """Replace a file that is there."""
+    align: Literal["reference", "input", "none"] = "reference"
+    """What the cameras of each frame are aligned to, as training leaves the position, orientation and size of the whole
+    scene free to drift. reference: the poses that errors are measured against. input: the poses that training started
+    from. none: nothing. After an identity start every frame is aligned as the last one is."""
+    seconds: float = 8.0
+    """How long the cameras move."""
+    hold_start: float = 0.5
+    """Seconds that the first frame stands."""
+    hold_end: float = 1.5
+    """Seconds that the last frame stands."""
+    fps: float = 20.0
+    """Frames per second."""
+    size: Tuple[int, int] = (640, 360)
+    """Width and height in pixels."""
+    orbit_degrees: float = 0.0
+    """Angle that the view turns by over the film. A turning view makes a larger file."""
+    title: Optional[str] = None
+    """Printed at the top; by default the experiment's name and how many cameras there are."""
 
     def main(self) -> None:
-        """Load the run and write the file."""
-        from hashpose_ns.export.replace import check_target
+        """Read what the run recorded and write the film."""
+        from hashpose_ns.export.replace import check_target_file, replaced_file
+        from hashpose_ns.export.video import check_video_settings, draw_frames, frame_positions, write_gif, write_mp4
 
-        check_target(self.output_dir, self.overwrite)
-        from hashpose_ns.export.poses import exported_cameras, load_trained_pipeline
-        from hashpose_ns.export.transforms import input_file_extras
+        lengths = (self.fps, self.seconds, self.hold_start, self.hold_end)
+        check_video_settings(self.output_path, self.size, *lengths)
+        check_target_file(self.output_path, self.overwrite)
+        if not self.load_config.is_file():
+            raise HashPoseError(f"There is no file {self.load_config}; --load-config takes the config.yml of a run.")
+        from rich.progress import track
 
-        pipeline = load_trained_pipeline(self.load_config)
-        extras = input_file_extras(pipeline.datamanager.dataparser.config)
-        self.write(exported_cameras(pipeline, self.align), **extras)
+        from hashpose_ns.export.replay import ReplayDrawing, load_replay
+        from nerfstudio.utils.rich_utils import CONSOLE
 
-    def write(self, exported: ExportedCameras, **extras) -> None:
-        """Write the file and print what was done.
-
-        Args:
-            exported: the cameras.
-            extras: what ``input_file_extras`` returned.
-        """
-        from hashpose_ns.export.replace import replaced_folder
-        from hashpose_ns.export.transforms import write_transforms
-
-        note = (
-            f"Refined camera poses of the run {self.load_config.resolve().parent}. Frame: {exported.frame}. Written by "
-            f"hashpose-export {__version__}."
-        )
-        with replaced_folder(self.output_dir, self.overwrite) as folder:
-            write_transforms(
-                folder,
-                exported.camera_to_worlds,
-                exported.cameras,
-                exported.image_filenames,
-                note,
-                relative_to=self.output_dir,
-                mask_filenames=exported.mask_filenames,
-                depth_filenames=exported.depth_filenames,
-                **extras,
+        run = self.load_config.resolve().parent
+        replay = load_replay(run, self.align)
+        title = f"{run.parent.parent.name}: {len(replay.start)} cameras" if self.title is None else self.title
+        drawing = ReplayDrawing(replay, self.size, title, self.orbit_degrees)
+        positions = frame_positions(len(replay.steps), *lengths)
+        with replaced_file(self.output_path, self.overwrite) as path:
+            frames = track(
+                draw_frames(drawing, positions), "Drawing", total=len(positions), console=CONSOLE, transient=True
             )
-        print_summary(
-            exported,
-            "transforms.json",
-            self.output_dir / "transforms.json",
-            f"ns-train nerfacto --data {self.output_dir} nerfstudio-data",
-        )
-
-
-def print_summary(exported: ExportedCameras, what: str, path: Path, command: str) -> None:
-    """Print what was exported, how far the cameras moved, where it is and how to train on it."""
-    from nerfstudio.utils.rich_utils import CONSOLE
-
-    lines: List[str] = [f"Exported {len(exported.names)} refined cameras as {what}: {path}"]
-    lines.append(f"  frame    {exported.frame}")
-    if exported.movement is not None:
-        rotation, center = exported.movement.rotation_deg, exported.movement.center
-        furthest = int(center.argmax())
-        lines.append(
-            f"  moved    {float(rotation.mean()):.3g} deg and {float(center.mean()):.3g} units on average; furthest "
-            f"{exported.names[furthest]}, {float(rotation[furthest]):.3g} deg and {float(center[furthest]):.3g} units"
-        )
-    lines.append(f"  images   {exported.image_folder}")
-    if exported.num_left_out:
-        how = "; to refine all, train with the dataparser's --eval-mode all" if exported.has_eval_mode else ""
-        lines.append(f"  left out the evaluation images ({exported.num_left_out}), which have no refined pose{how}")
-    lines.append(f"  use      {command}")
-    # plain text: names and paths may hold brackets
-    CONSOLE.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+            if path.suffix.lower() == ".gif":
+                write_gif(frames, path, self.fps)
+            else:
+                write_mp4(frames, path, self.size, self.fps)
+        CONSOLE.print(
+            f"Wrote {len(positions)} frames of {len(replay.start)} cameras over steps {replay.steps[0]:.0f} to "
+            f"{replay.steps[-1]:.0f}, {self.output_path.stat().st_size / 1e6:.2f} MB: {self.output_path}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 Commands = tyro.conf.FlagConversionOff[
     Union[
         Annotated[ExportColmap, tyro.conf.subcommand(name="colmap")],
         Annotated[ExportNerfstudio, tyro.conf.subcommand(name="nerfstudio")],
+        Annotated[ExportTum, tyro.conf.subcommand(name="tum")],
+        Annotated[ExportKitti, tyro.conf.subcommand(name="kitti")],
+        Annotated[ExportJson, tyro.conf.subcommand(name="json")],
+        Annotated[ExportVideo, tyro.conf.subcommand(name="video")],
     ]
 ]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, Literal, Optional, Sequence
+from typing import Dict, List, Literal, Optional, Sequence, Tuple
 
 import numpy as np
 import roma
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.intrinsics import colmap_model, frame_intrinsics, is_fisheye
-from hashpose_ns.export.poses import ExportedPoints
+from hashpose_ns.export.points import ExportedPoints
+from hashpose_ns.export.projection import project
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 
@@ -28,7 +30,8 @@ def write_colmap_model(
     """Write cameras.*, images.* and points3D.* of a COLMAP model.
 
     Images with the same intrinsics share one COLMAP camera. Rotations are made orthonormal before they become
-    quaternions. Image ids count from 1 in the order given; images carry no 2-D points, and 3-D points no tracks.
+    quaternions. Image ids count from 1 in the order given. Where it is known which images show a point, the point gets
+    a track: its observations are its own projections.
 
     Args:
         directory: an existing folder.
@@ -46,7 +49,7 @@ def write_colmap_model(
     """
     if not len(camera_to_worlds) == len(cameras) == len(names):
         raise ValueError(f"There are {len(camera_to_worlds)} poses, {len(cameras)} cameras and {len(names)} names.")
-    _check_names(names, format)
+    check_names(names, format)
     intrinsics, fisheye = frame_intrinsics(cameras), is_fisheye(cameras)
     # One model for all perspective cameras: nerfstudio's colmap dataparser reads no mixtures
     distorted = any(colmap_model(values, kind)[0] == "OPENCV" for values, kind in zip(intrinsics, fisheye))
@@ -62,32 +65,67 @@ def write_colmap_model(
         )
 
     poses = camera_to_worlds.detach().cpu().double()
-    rotations = roma.special_procrustes(poses[:, :, :3]).mT
-    translations = -(rotations @ poses[:, :, 3:])[..., 0]
-    images = {
-        i + 1: colmap_utils.Image(
-            id=i + 1,
-            qvec=colmap_utils.rotmat2qvec(rotations[i].numpy()),
-            tvec=translations[i].numpy(),
-            camera_id=camera_ids[i],
-            name=name,
-            xys=np.zeros((0, 2)),
-            point3D_ids=np.zeros(0, dtype=np.int64),
+    poses = torch.cat([roma.special_procrustes(poses[:, :, :3]), poses[:, :, 3:]], dim=-1)
+    observations = _observations(cameras, poses, points)
+    images = {}
+    for i, name in enumerate(names):
+        qvec, tvec = world_to_camera(poses[i].numpy())
+        pixels, seen = observations[i]
+        images[i + 1] = colmap_utils.Image(
+            id=i + 1, qvec=qvec, tvec=tvec, camera_id=camera_ids[i], name=name, xys=pixels, point3D_ids=seen + 1
         )
-        for i, name in enumerate(names)
-    }
-    no_track = np.zeros(0, dtype=np.int32)
-    points3d = {
-        i + 1: colmap_utils.Point3D(
-            id=i + 1, xyz=xyz, rgb=rgb, error=float(error), image_ids=no_track, point2D_idxs=no_track
-        )
-        for i, (xyz, rgb, error) in enumerate(zip(points.xyz, points.rgb, points.error) if points is not None else ())
-    }
+    points3d = {} if points is None else _points3d(points, [seen for _, seen in observations])
     colmap_utils.write_model(colmap_cameras, images, points3d, path=str(directory), ext=f".{format}")
     return [directory / f"{part}.{format}" for part in ("cameras", "images", "points3D")]
 
 
-def _check_names(names: Sequence[str], format: str) -> None:
+def world_to_camera(
+    camera_to_world: Float[np.ndarray, "3 4"],
+) -> Tuple[Float[np.ndarray, "4"], Float[np.ndarray, "3"]]:
+    """COLMAP's quaternion (w, x, y, z) and translation of a rigid pose with OpenCV axes."""
+    rotation = camera_to_world[:, :3].T
+    return colmap_utils.rotmat2qvec(rotation), -(rotation @ camera_to_world[:, 3])
+
+
+def _observations(
+    cameras: Cameras, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], points: Optional[ExportedPoints]
+) -> List[Tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, "n"]]]:
+    """For each image, where it shows points, and which, in rising order."""
+    if points is None or points.seen_by is None:
+        return [(np.zeros((0, 2)), np.zeros(0, dtype=np.int64))] * len(camera_to_worlds)
+    opengl = camera_to_worlds * torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    point, image = torch.from_numpy(points.seen_by).long().unbind(dim=1)
+    pixels, visible = project(cameras, image, opengl[image], torch.from_numpy(points.xyz)[point])
+    observations = []
+    for i in range(len(camera_to_worlds)):
+        rows = torch.nonzero(visible & (image == i))[:, 0]
+        rows = rows[point[rows].argsort()]
+        observations.append((pixels[rows].numpy(), point[rows].numpy()))
+    return observations
+
+
+def _points3d(points: ExportedPoints, seen: List[Int[np.ndarray, "n"]]) -> Dict[int, colmap_utils.Point3D]:
+    """COLMAP's points, with tracks of what each image sees."""
+    point = np.concatenate(seen)
+    image_ids = np.concatenate([np.full(len(part), i + 1) for i, part in enumerate(seen)])
+    point2d_indices = np.concatenate([np.arange(len(part)) for part in seen])
+    order = np.argsort(point, kind="stable")
+    ends = np.cumsum(np.bincount(point, minlength=len(points.xyz)))
+    tracks = [np.split(values[order].astype(np.int32), ends[:-1]) for values in (image_ids, point2d_indices)]
+    return {
+        i + 1: colmap_utils.Point3D(
+            id=i + 1,
+            xyz=points.xyz[i],
+            rgb=points.rgb[i],
+            error=float(points.error[i]),
+            image_ids=tracks[0][i],
+            point2D_idxs=tracks[1][i],
+        )
+        for i in range(len(points.xyz))
+    }
+
+
+def check_names(names: Sequence[str], format: str) -> None:
     """Raise HashPoseError for a name that would not be read back as it is."""
     if len(set(names)) < len(names):
         raise HashPoseError("COLMAP needs unique image names.")

@@ -5,44 +5,34 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, List, Literal, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Collection, List, Literal, Optional
 
-import numpy as np
-import roma
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from hashpose_ns.cameras.alignment import PoseErrors, Similarity, align_poses, centers_coincide, pose_errors
+from hashpose_ns.cameras.alignment import PoseErrors, Similarity, align_poses, pose_errors
 from hashpose_ns.cameras.perturbation import validate_poses
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.frame import InputFrame, check_invertible, input_frame, to_input_frame
+from hashpose_ns.export.names import image_folder_and_names
+from hashpose_ns.export.points import ExportedPoints
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs, transform_poses_to_original_space
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.utils.io import load_from_json
 
 if TYPE_CHECKING:
+    from hashpose_ns.guard.report import GuardReport
     from nerfstudio.engine.trainer import TrainerConfig
     from nerfstudio.pipelines.base_pipeline import Pipeline
 
-ONE_WAY_DATAPARSERS = {
-    "NeRFOSR": "nerfosr-data",
-    "SDFStudio": "sdfstudio-data",
-    "NuScenes": "nuscenes-data",
-    "Dycheck": "dycheck-data",
-    "Sitcoms3D": "sitcoms3d-data",
-}
-"""nerfstudio's dataparsers that move the poses without saying how in their outputs, by class name."""
-
-
-@dataclass(frozen=True, eq=False)
-class ExportedPoints:
-    """Sparse 3-D points of the input dataset, in its own frame."""
-
-    xyz: Float[np.ndarray, "num_points 3"]
-    """Positions."""
-    rgb: UInt8[np.ndarray, "num_points 3"]
-    """Colours."""
-    error: Float[np.ndarray, "num_points"]
-    """Mean reprojection errors in pixels; -1 where unknown, as COLMAP has it."""
+TRAINED = "training"
+FROZEN = "nothing: frozen"
+KEPT = "nothing: put back to where training started"
+NOT_TRAINED = "nothing: the run refines no poses"
+OPTIMIZED = "test-time optimisation"
+ALIGNED = "nothing: aligned by the training cameras"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +41,12 @@ class ExportedCameras:
 
     camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
     """Rigid poses, float64, OpenGL axes."""
+    learned_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    """The same poses in the frame of the trained field."""
+    given_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    """The poses that the dataset came with, float64, OpenGL axes."""
+    start_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]]
+    """The poses that training started from; the given ones for evaluation images. None for an identity start."""
     cameras: Cameras
     """Intrinsics at the full resolution of the images. The poses in it are not the refined ones."""
     image_filenames: List[Path]
@@ -59,29 +55,43 @@ class ExportedCameras:
     """The folder that names are relative to, absolute."""
     names: List[str]
     """Unique name of each image, relative to the folder, with forward slashes."""
-    frame: str
-    """Which frame the poses are in, and how the similarity that joint optimisation leaves open was fixed, in words."""
+    splits: List[str]
+    """Of each image, ``train`` or ``eval``."""
+    indices: List[int]
+    """Index of each image within its split."""
+    refined_by: List[str]
+    """What moved each camera, in words."""
+    frame: InputFrame
+    """The frame of the poses."""
     movement: Optional[PoseErrors]
-    """How far each camera is from where training started, in units of the input; None for an identity start."""
+    """How far each camera is from where it started, in units of the input; None for an identity start."""
     num_left_out: int
-    """Number of evaluation images, which have no refined pose."""
-    has_eval_mode: bool = False
-    """Whether the dataparser can be told to train on all images."""
+    """Number of evaluation images that were left out."""
     mask_filenames: Optional[List[Path]] = None
     """Mask of each image, if there are any, absolute."""
     depth_filenames: Optional[List[Path]] = None
     """Depth map of each image, if there are any, absolute."""
     points: Optional[ExportedPoints] = None
-    """The input's points, if they were asked for."""
+    """Points beside the cameras, if they were asked for."""
+    verdict: Optional[GuardReport] = None
+    """Whether refinement helped, if that was judged."""
+
+    @property
+    def is_refined(self) -> List[bool]:
+        """Whether each camera is where the field was trained with it, or was optimised against the field."""
+        return [how not in (KEPT, ALIGNED) for how in self.refined_by]
 
 
-def load_trained_pipeline(load_config: Path, load_points: bool = False) -> Pipeline:
-    """Load a run in nerfstudio's inference mode, with the images at full resolution.
+def load_trained_pipeline(
+    load_config: Path, load_points: bool = False, test_mode: Literal["inference", "val"] = "inference"
+) -> Pipeline:
+    """Load a run in nerfstudio's inference mode, with the images at full resolution, or as it was trained.
 
     Args:
         load_config: the run's config.yml. The checkpoint is looked for beside it, wherever the run was moved to and
             whatever the current folder is.
         load_points: ask the dataparser for the input's 3-D points where it has a setting for that.
+        test_mode: `val` reads the images as training did.
 
     Returns:
         The run's pipeline, with the last checkpoint loaded.
@@ -107,125 +117,41 @@ def load_trained_pipeline(load_config: Path, load_points: bool = False) -> Pipel
                 "folder the training was started from."
             )
         # In inference mode nerfstudio sets this on the dataparser, which colmap's does not read
-        if hasattr(datamanager.dataparser, "downscale_factor"):
+        if test_mode == "inference" and hasattr(datamanager.dataparser, "downscale_factor"):
             datamanager.dataparser.downscale_factor = 1
-        if load_points and hasattr(datamanager.dataparser, "load_3D_points"):
-            datamanager.dataparser.load_3D_points = True
+        if hasattr(datamanager.dataparser, "load_3D_points"):
+            datamanager.dataparser.load_3D_points = load_points and _has_points(datamanager.dataparser, Path(data))
         return config
 
     from nerfstudio.utils.eval_utils import eval_setup
 
-    return eval_setup(load_config, test_mode="inference", update_config_callback=adapt)[1]
+    return eval_setup(load_config, test_mode=test_mode, update_config_callback=adapt)[1]
 
 
-def to_input_frame(
-    camera_to_worlds: Float[Tensor, "num_cameras 3 4"], outputs: DataparserOutputs
-) -> Float[Tensor, "num_cameras 3 4"]:
-    """Undo what a dataparser did to poses.
-
-    Args:
-        camera_to_worlds: poses in nerfstudio's frame, OpenGL axes.
-        outputs: of the dataparser that made that frame.
-
-    Returns:
-        Poses in the frame of the input, OpenGL axes, float64, with rotations that are orthonormal to 1e-15.
-    """
-    poses = transform_poses_to_original_space(
-        camera_to_worlds.detach().cpu().double(),
-        outputs.dataparser_transform.double(),
-        float(outputs.dataparser_scale),
-        camera_convention="opengl",
-    )
-    return torch.cat([roma.special_procrustes(poses[:, :, :3]), poses[:, :, 3:]], dim=-1)
-
-
-def check_invertible(dataparser: Any, outputs: DataparserOutputs) -> None:
-    """Raise HashPoseError unless the outputs say truly how to get back to the input's frame."""
-    for parent in type(dataparser).__mro__:
-        if parent.__name__ in ONE_WAY_DATAPARSERS:
-            raise HashPoseError(
-                f"Poses read by {ONE_WAY_DATAPARSERS[parent.__name__]} cannot be exported, because it does not record "
-                "how it moved them out of their own frame."
-            )
-    scale, rotation = float(outputs.dataparser_scale), outputs.dataparser_transform[:, :3].double()
-    rigid = torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), atol=1e-3)
-    if not (0 < scale < float("inf") and rigid and torch.linalg.det(rotation) > 0):
-        raise HashPoseError(
-            f"The poses cannot be exported, because the dataparser's scale ({scale:g}) and transform are no change of "
-            "frame that could be undone."
-        )
-
-
-def image_folder_and_names(
-    image_filenames: List[Path], data: Path, images_path: Optional[Path] = None
-) -> Tuple[Path, List[str]]:
-    """Name images as COLMAP does: relative to one folder, sub-folders kept.
-
-    Args:
-        image_filenames: the images.
-        data: the dataset's folder, or its transforms file.
-        images_path: the images' folder inside it, where the dataparser has a setting for that.
-
-    Returns:
-        The folder and the names: the given folder; else the folder right inside the dataset that all lie in; else the
-        dataset; else, for images elsewhere, the innermost folder that holds all of them.
-
-    Raises:
-        HashPoseError: if two images would get one name.
-    """
-    # .absolute() rather than .resolve(): an image that is a link keeps its own name
-    filenames = [Path(os.path.normpath(filename.absolute())) for filename in image_filenames]
-    folder = Path(os.path.normpath((data if data.suffix != ".json" else data.parent).absolute()))
-    if images_path is not None:
-        folder = Path(os.path.normpath(folder / images_path))
-    if not all(folder in filename.parents for filename in filenames):
-        folder = Path(os.path.commonpath([filename.parent for filename in filenames]))
-    elif images_path is None:
-        tops = {filename.relative_to(folder).parts[0] for filename in filenames}
-        if len(tops) == 1 and all(filename.parent != folder for filename in filenames):
-            folder = folder / tops.pop()
-    names = [filename.relative_to(folder).as_posix() for filename in filenames]
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated:
-        raise HashPoseError(f"The image {repeated[0]} is there more than once; exported names must be unique.")
-    return folder, names
-
-
-def _points(outputs: DataparserOutputs) -> ExportedPoints:
-    if outputs.metadata.get("points3D_xyz") is None:
-        raise HashPoseError("The dataparser of this run gives no 3-D points; export with --points empty.")
-    xyz = outputs.metadata["points3D_xyz"].cpu().double()
-    transform = outputs.dataparser_transform.double()
-    similarity = Similarity(
-        torch.tensor(float(outputs.dataparser_scale), dtype=torch.float64),
-        transform[:, :3],
-        transform[:, 3] * float(outputs.dataparser_scale),
-    )
-    rgb = outputs.metadata.get("points3D_rgb")
-    error = outputs.metadata.get("points3D_error")
-    return ExportedPoints(
-        xyz=similarity.inverse().apply_to_points(xyz).numpy(),
-        rgb=np.zeros((len(xyz), 3), np.uint8) if rgb is None else rgb.cpu().numpy().astype(np.uint8),
-        error=np.full(len(xyz), -1.0) if error is None else error.cpu().double().numpy(),
-    )
+def _has_points(dataparser: Any, data: Path) -> bool:
+    """Whether a dataparser can load points without asking questions: nerfstudio-data offers to rewrite a dataset that
+    lists none."""
+    if not isinstance(dataparser, NerfstudioDataParserConfig):
+        return True
+    return "ply_file_path" in load_from_json(data if data.suffix == ".json" else data / "transforms.json")
 
 
 def exported_cameras(
-    pipeline: Any, align: Literal["input", "none"] = "input", with_points: bool = False
+    pipeline: Any,
+    align: Literal["input", "none"] = "input",
+    split: Literal["train", "all"] = "train",
+    put_back: Collection[int] = (),
 ) -> ExportedCameras:
-    """The refined training cameras of a pipeline, in the frame of its input.
-
-    Poses and field optimised together are determined up to a similarity only. ``align="input"`` fixes it by aligning
-    the refined camera centres to those that training started from (never to a ground truth kept for evaluation). The
-    poses stay as they are where training started from the identity, since there is nothing to align to, and where some
-    cameras were frozen, since these have fixed it and must not move.
+    """The refined cameras of a pipeline, in the frame of its input.
 
     Args:
         pipeline: anything with ``model.camera_optimizer`` (``refined_camera_to_worlds()`` and
             ``initial_camera_to_worlds``, both [N, 3, 4] in nerfstudio's frame, and maybe ``trainable`` [N]) and a
-            ``datamanager``.
-        align: how to fix the similarity.
-        with_points: also give the input's 3-D points.
+            ``datamanager``; for ``split="all"`` a HashPosePipeline.
+        align: how to fix the similarity that training leaves open, see ``input_frame``.
+        split: ``all`` adds the evaluation images, their cameras aligned by the training cameras and then optimised
+            against the field; images are then sorted by name.
+        put_back: training cameras that get the pose training started from.
 
     Raises:
         HashPoseError: if the pipeline refines no poses, its dataparser cannot be undone, or a refined pose is broken.
@@ -238,58 +164,115 @@ def exported_cameras(
     datamanager = pipeline.datamanager
     outputs: DataparserOutputs = datamanager.train_dataparser_outputs
     check_invertible(datamanager.dataparser, outputs)
-    settings = datamanager.dataparser.config
-    folder, names = image_folder_and_names(
-        outputs.image_filenames, Path(settings.data), getattr(settings, "images_path", None)
-    )
-
     refined = optimizer.refined_camera_to_worlds().detach().cpu()
     initial = optimizer.initial_camera_to_worlds.detach().cpu()
-    if not len(refined) == len(initial) == len(names):
+    if not len(refined) == len(initial) == len(outputs.image_filenames):
         raise HashPoseError(
-            f"The run refined {len(refined)} poses but its dataset now has {len(names)} training images; export with "
-            "the dataset and the split of the training."
+            f"The run refined {len(refined)} poses but its dataset now has {len(outputs.image_filenames)} training "
+            "images; export with the dataset and the split of the training."
         )
-    validate_poses(refined, names)
-
-    started_blind = centers_coincide(initial)
-    if with_points and started_blind:
+    validate_poses(refined, [Path(filename).name for filename in outputs.image_filenames])
+    frame = input_frame(optimizer, outputs, align)
+    if put_back and frame.arbitrary:
         raise HashPoseError(
-            "The input's 3-D points have no place among poses that were found from an identity start; export with "
-            "--points empty."
+            "Cameras cannot be put back to where training started, as it started from the identity; export with "
+            "--on-hurt warn."
         )
-    trainable = getattr(optimizer, "trainable", None)
-    num_frozen = 0 if trainable is None else int((~trainable).sum())
-    similarity = Similarity.identity()
-    if started_blind:
-        frame = "arbitrary in place, orientation and scale, as training started from the identity"
-    elif num_frozen:
-        frame = f"the input's, as learned, held by the frozen cameras ({num_frozen})"
-    elif align == "none":
-        frame = "the input's, as learned"
-    else:
-        frame = "the input's, aligned to the poses training started from"
-        similarity = align_poses(refined, initial)
-    camera_to_worlds = to_input_frame(similarity.apply_to_poses(refined.double()), outputs)
-    movement = None
-    if not started_blind:
-        movement = pose_errors(camera_to_worlds, to_input_frame(initial, outputs), similarity=Similarity.identity())
+    learned, refined_by = refined.double().clone(), _moved_by(optimizer, len(refined))
+    if put_back:
+        # where training started, in the learned frame, also where the export keeps that frame's drift
+        kept_drift = align == "none" and FROZEN not in refined_by
+        drift = align_poses(refined, initial) if kept_drift else frame.similarity
+        start = drift.inverse().apply_to_poses(initial.double())
+        for index in put_back:
+            learned[index], refined_by[index] = start[index], KEPT
 
-    def absolute(filenames: Optional[List[Path]]) -> Optional[List[Path]]:
-        return [Path(os.path.normpath(filename.absolute())) for filename in filenames] if filenames else None
+    held_out = _held_out(pipeline, outputs)
+    splits, indices = ["train"] * len(refined), list(range(len(refined)))
+    start, given = initial.double(), outputs.cameras.camera_to_worlds.double()
+    parts = [outputs]
+    if split == "all" and held_out:
+        from hashpose_ns.export.held_out import optimized_held_out_cameras
 
-    held_out = getattr(getattr(datamanager, "eval_dataset", None), "image_filenames", [])
+        eval_outputs = datamanager.eval_dataset._dataparser_outputs
+        poses, how = optimized_held_out_cameras(pipeline, held_out)
+        learned = torch.cat([learned, poses.double().cpu()])
+        refined_by += [how] * len(held_out)
+        splits, indices = splits + ["eval"] * len(held_out), indices + held_out
+        eval_given = eval_outputs.cameras.camera_to_worlds[held_out].double()
+        start, given = torch.cat([start, eval_given]), torch.cat([given, eval_given])
+        parts.append(eval_outputs)
+
+    def collect(values_of: Any) -> Optional[List[Path]]:
+        lists = [values_of(part) for part in parts]
+        if not all(lists):
+            return None
+        values = [lists[int(kind == "eval")][index] for kind, index in zip(splits, indices)]
+        return [Path(os.path.normpath(value.absolute())) for value in values]
+
+    filenames = collect(lambda part: part.image_filenames) or []
+    settings = datamanager.dataparser.config
+    folder, names = image_folder_and_names(filenames, Path(settings.data), getattr(settings, "images_path", None))
+    masks, depths = (
+        collect(lambda part: part.mask_filenames),
+        collect(lambda part: part.metadata.get("depth_filenames")),
+    )
+    cameras = _joined(outputs.cameras, parts[1].cameras[torch.tensor(held_out)]) if len(parts) > 1 else outputs.cameras
+    order = sorted(range(len(names)), key=names.__getitem__) if len(parts) > 1 else list(range(len(names)))
+
+    def ordered(values: List) -> List:
+        return [values[index] for index in order]
+
+    camera_to_worlds = frame.poses(learned)[order]
+    start_in_input = None if frame.arbitrary else to_input_frame(start, outputs)[order]
     return ExportedCameras(
         camera_to_worlds=camera_to_worlds,
-        cameras=outputs.cameras,
-        image_filenames=absolute(outputs.image_filenames) or [],
+        learned_camera_to_worlds=learned[order],
+        given_camera_to_worlds=to_input_frame(given, outputs)[order],
+        start_camera_to_worlds=start_in_input,
+        cameras=cameras[torch.tensor(order)] if len(parts) > 1 else cameras,
+        image_filenames=ordered(filenames),
         image_folder=folder,
-        names=names,
+        names=ordered(names),
+        splits=ordered(splits),
+        indices=ordered(indices),
+        refined_by=ordered(refined_by),
         frame=frame,
-        movement=movement,
-        num_left_out=len(set(held_out) - set(outputs.image_filenames)),
-        has_eval_mode=hasattr(settings, "eval_mode"),
-        mask_filenames=absolute(outputs.mask_filenames),
-        depth_filenames=absolute(outputs.metadata.get("depth_filenames")),
-        points=_points(outputs) if with_points else None,
+        movement=None
+        if start_in_input is None
+        else pose_errors(camera_to_worlds, start_in_input, similarity=Similarity.identity()),
+        num_left_out=len(held_out) if len(parts) == 1 else 0,
+        mask_filenames=ordered(masks) if masks else None,
+        depth_filenames=ordered(depths) if depths else None,
+    )
+
+
+def _moved_by(optimizer: Any, count: int) -> List[str]:
+    if getattr(getattr(optimizer, "config", None), "mode", "SE3") == "off":
+        return [NOT_TRAINED] * count
+    trainable = getattr(optimizer, "trainable", None)
+    return [TRAINED if trainable is None or bool(trainable[index]) else FROZEN for index in range(count)]
+
+
+def _held_out(pipeline: Any, outputs: DataparserOutputs) -> List[int]:
+    """Indices of the evaluation images that are no training images."""
+    trained = set(outputs.image_filenames)
+    filenames = getattr(getattr(pipeline.datamanager, "eval_dataset", None), "image_filenames", [])
+    return [index for index, filename in enumerate(filenames) if filename not in trained]
+
+
+def _joined(first: Cameras, second: Cameras) -> Cameras:
+    """Intrinsics of two sets of cameras in one, without poses."""
+
+    def both(name: str) -> Tensor:
+        return torch.cat([getattr(cameras, name).reshape(len(cameras), -1) for cameras in (first, second)])
+
+    distortions = [
+        torch.zeros(len(cameras), 6) if cameras.distortion_params is None else cameras.distortion_params
+        for cameras in (first, second)
+    ]
+    return Cameras(
+        camera_to_worlds=torch.eye(4)[:3].repeat(len(first) + len(second), 1, 1),
+        distortion_params=torch.cat(distortions),
+        **{name: both(name) for name in ("fx", "fy", "cx", "cy", "width", "height", "camera_type")},
     )

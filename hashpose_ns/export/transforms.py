@@ -68,6 +68,7 @@ def write_transforms(
     ply_file_path: Optional[Path] = None,
     mask_filenames: Optional[Sequence[Path]] = None,
     depth_filenames: Optional[Sequence[Path]] = None,
+    frame_notes: Optional[Sequence[Dict[str, Any]]] = None,
 ) -> Path:
     """Write transforms.json, for nerfstudio-data.
 
@@ -81,9 +82,10 @@ def write_transforms(
         note: what made the file; readers ignore it.
         relative_to: where the file will lie in the end, if not in ``directory``; file paths are written relative to it.
         applied_transform: rigid motion, [3, 4], from the original frame to that of the matrices in the file.
-        ply_file_path: points in the frame of the matrices, absolute.
+        ply_file_path: points in the frame of the matrices: absolute, or relative to the file.
         mask_filenames: a mask for each image, absolute.
         depth_filenames: a depth map for each image, absolute.
+        frame_notes: further entries for each frame, which readers ignore.
 
     Returns:
         The file.
@@ -114,7 +116,7 @@ def write_transforms(
         content.update(intrinsics[0])
     content["applied_transform"] = [[float(value) for value in row] for row in applied_transform]
     if ply_file_path is not None:
-        content["ply_file_path"] = link(ply_file_path)
+        content["ply_file_path"] = link(ply_file_path) if ply_file_path.is_absolute() else ply_file_path.as_posix()
 
     transform = torch.eye(4, dtype=torch.float64)
     transform[:3] = torch.tensor(content["applied_transform"], dtype=torch.float64)
@@ -131,6 +133,8 @@ def write_transforms(
             frame["depth_file_path"] = link(depth_filenames[i])
         if not shared:
             frame.update(intrinsics[i])
+        if frame_notes is not None:
+            frame.update(frame_notes[i])
         content["frames"].append({**frame, "transform_matrix": matrices[i].tolist()})
 
     path = directory / "transforms.json"

@@ -178,13 +178,14 @@ def test_later_layers_win(tmp_path: Path):
         "presets": [preset],
         "settings": {rotation: 0.2, "pipeline.tto_steps": 4},
         "families": {"hash": {width: 40, window: [0.2, 0.3], "pipeline.tto_steps": 5}, "mlp": {"steps_per_save": 1}},
+        "methods": {"hashpose": {window: [0.2, 0.4]}, "barf": {"steps_per_save": 2}},
     }
     (run,) = expanded(tmp_path, changes=changes, overrides={"pipeline.model.num-samples": 11})
     config, settings = configured(run)
     small = suites.scales()["small"]
     assert value(config, "pipeline.model.num_samples") == 11  # --set over preset
     assert value(config, width) == 48  # preset over suite
-    assert value(config, window) == (0.2, 0.3)  # suite over scale's scenario
+    assert value(config, window) == (0.2, 0.4)  # suite over scale's scenario, method over family
     assert value(config, "pipeline.tto_steps") == 5  # family over all
     assert value(config, rotation) == 0.2  # suite over scenario
     assert value(config, "pipeline.datamanager.perturbation.translation") == 0.1  # scenario over base
@@ -324,6 +325,7 @@ def test_wrong_settings_say_what_is_wrong(key, given, message):
         ({"presets": [{"name": "a", "base": "barf"}]}, "lacks the field 'family'"),
         ({"presets": [{"name": "a", "base": "barf", "family": "cnn"}]}, "expects one of hash, mlp, nerfacto"),
         ({"families": {"cnn": {}}}, "'families' expects"),
+        ({"methods": {"bart": {}}}, "unknown method 'bart'; did you mean 'barf'"),
         ({"scenes": {"a": "{data}/chairs"}}, "The scene 'a' is not there: no .*/scenes/chairs"),
         ({"scenes": {"../a": "demo"}}, "a name has letters, digits"),
     ],
@@ -347,6 +349,15 @@ def test_a_setting_of_a_suite_is_refused_with_its_place(tmp_path: Path):
         HashPoseError, match="The preset 'mine': there is no method 'barv' to build on; did you mean 'barf'"
     ):
         configured(run)
+
+
+def test_a_key_that_is_there_twice_is_an_error(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("scenes: {a: demo}\nseeds: 1\nscenes: {b: demo}\n")
+    with pytest.raises(HashPoseError, match="is not YAML in line 1: 'scenes' is there twice"):
+        suites.load_suite(str(path))
+    merged = parse_yaml("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3")
+    assert merged["b"] == {"x": 1, "y": 3}
 
 
 def test_files_that_are_no_suites(tmp_path: Path):

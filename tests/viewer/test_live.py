@@ -94,6 +94,16 @@ def test_what_fails_in_drawing_is_reported_once_and_training_goes_on(live_run, c
     eventually(lambda: live_run.is_shown() and shows(client, live_run.now()))
 
 
+def test_a_browser_that_leaves_while_nerfstudio_looks_at_it_does_not_end_training(live_run, client, monkeypatch):
+    viewer = live_run.live.viewer
+    (machine,) = viewer.render_statemachines.values()
+    monkeypatch.setattr(viewer, "last_step", -(10**9))  # it is time to render for everybody
+    monkeypatch.setattr(viewer, "render_statemachines", {-1: machine})  # but somebody is not there any more
+    live_run.advance(2)
+    monkeypatch.undo()
+    live_run.advance(1)
+
+
 def test_texts_and_curves_follow(live_run, client):
     live_run.advance(20)
     step = live_run.live.step

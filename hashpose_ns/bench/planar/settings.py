@@ -96,7 +96,7 @@ class Planar:
     """Pixels in a step, drawn from all patches alike."""
     levels: int = 8
     """Levels of the hash grid."""
-    base_resolution: int = 4
+    base_resolution: int = 2
     """Cells along the longer side of the coarsest level."""
     max_resolution: int = 128
     """The same of the finest level."""
@@ -108,7 +108,7 @@ class Planar:
     """Adam's learning rate for the hash grid and its decoder."""
     network_rate: float = 1e-3
     """The same for the networks of the other families."""
-    warp_rate: float = 1e-3
+    warp_rate: float = 3e-3
     """The same for the warps."""
     decay: float = 0.1
     """All learning rates fall exponentially to this fraction of themselves."""

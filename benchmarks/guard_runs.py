@@ -1,0 +1,212 @@
+"""How far the guard can be trusted: its verdicts on pairs of poses whose errors are known, one JSON file.
+
+    python benchmarks/guard_runs.py --suite null power --output benchmarks/results
+
+`power`: true poses against noise of several sizes; `null`: two sets of noise of one size, and true poses against
+themselves in another frame; `cameras`: all poses true but for three cameras; `budget`: small noise for several numbers
+of steps; `training`: runs of ns-train (demo scene: perturbed, clean, clean with far too high a pose rate; fox, with
+--fox). What is in the file already is not repeated.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Literal, Optional, Tuple
+
+import torch
+import tyro
+from pose_runs import DEMO_SCENE, NOISE, OBJECT, QUIET, git, processor
+from torch import Tensor
+
+Suite = Literal["null", "power", "cameras", "budget", "training"]
+NOISES = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Mean rotation errors in degrees."""
+
+
+@dataclass
+class Args:
+    """Settings."""
+
+    output: Path
+    """Folder for guard.json."""
+    suite: List[Suite] = field(default_factory=lambda: ["null", "power", "cameras", "budget"])  # type: ignore
+    """What to do."""
+    seeds: int = 4
+    """Seeds per case."""
+    steps: int = 200
+    """The guard's steps, where a suite does not vary them."""
+    fox: Optional[Path] = None
+    """Folder of the fox scene at 270x480, for `training`."""
+    work: Path = Path("/tmp/hashpose_guard_runs")
+    """Folder for runs of ns-train."""
+
+
+def demo_pipeline():
+    """The demo scene as hashpose-demo sees it, at its true poses and without training."""
+    from hashpose_ns.methods import small
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+    config = copy.deepcopy(small.config.pipeline)
+    config.datamanager.dataparser = BlenderDataParserConfig(data=DEMO_SCENE)
+    model = config.model
+    model.scene, model.clip_to_box, model.scene_box_scale, model.sampler = "none", True, 0.8, "uniform"
+    model.near_plane, model.far_plane, model.background_color = 2.0, 6.0, "white"
+    return config.setup(device="cpu", test_mode="inference")
+
+
+def noisy(poses: Tensor, degrees: float, seed: int) -> Tensor:
+    """Poses after BARF's noise, of which the mean rotation is `degrees`: 1.596 deviations of each component."""
+    from hashpose_ns.cameras.perturbation import PerturbationConfig, perturb_poses
+
+    deviation = degrees / 57.2958 / 1.596
+    return perturb_poses(poses, PerturbationConfig(rotation=deviation, translation=deviation, seed=seed))
+
+
+Case = Tuple[str, Tensor, Tensor, int]
+"""Name, initial and refined poses, steps."""
+
+
+def cases(suite: str, true: Tensor, args: Args) -> Iterator[Case]:
+    """Pairs of poses of the demo scene."""
+    from hashpose_ns.cameras.alignment import Similarity
+
+    if suite == "power":
+        for degrees in NOISES:
+            for seed in range(args.seeds):
+                yield f"true to {degrees} deg, {seed}", true, noisy(true, degrees, seed), args.steps
+        for degrees in NOISES:
+            yield f"{degrees} deg to true, 0", noisy(true, degrees, 0), true, args.steps
+    if suite == "null":
+        for degrees in (0.1, 0.5):
+            for seed in range(5 * args.seeds):
+                first, second = (noisy(true, degrees, 2 * seed + index) for index in (100, 101))
+                yield f"{degrees} deg to another {degrees} deg, {seed}", first, second, args.steps
+        rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()).Q
+        frame = Similarity(torch.tensor(1.3).double(), rotation * torch.linalg.det(rotation), torch.ones(3).double())
+        yield "true to true in another frame", true, frame.apply_to_poses(true), args.steps
+    if suite == "cameras":
+        for degrees in (0.5, 1.0, 2.0, 5.0):
+            for seed in range(args.seeds):
+                moved, wrong = true.clone(), noisy(true, degrees, seed)
+                some = [(7 * seed + 13 * k) % len(true) for k in range(3)]
+                moved[some] = wrong[some]
+                yield f"cameras {some} by {degrees} deg, {seed}", true, moved, args.steps
+    if suite == "budget":
+        for steps in (50, 100, 400, 800):
+            for degrees in (0.05, 0.1, 0.2):
+                for seed in range(min(args.seeds, 2)):
+                    yield f"true to {degrees} deg, {steps} steps, {seed}", true, noisy(true, degrees, seed), steps
+
+
+def record(pipeline, case: Case, reference: Tensor) -> Dict[str, Any]:
+    """The guard's verdict on a pair, and the pair's true errors."""
+    from hashpose_ns.cameras.alignment import pose_errors
+    from hashpose_ns.guard.compare import compare_poses
+    from hashpose_ns.guard.config import GuardConfig
+
+    _, initial, refined, steps = case
+    begin = time.process_time()
+    verdict = compare_poses(pipeline, initial, refined, steps, GuardConfig())
+    return {
+        "cpu_seconds": round(time.process_time() - begin, 2),
+        "steps": steps,
+        "verdict": verdict.verdict,
+        "log_ratio": verdict.log_ratio,
+        "p_helped": verdict.p_helped,
+        "p_hurt": verdict.p_hurt,
+        "psnr_initial": float((-10 * verdict.first.log10()).mean()),
+        "psnr_refined": float((-10 * verdict.second.log10()).mean()),
+        "hurt_cameras": verdict.hurt_cameras,
+        "error_initial_deg": float(pose_errors(initial, reference).rotation_deg.mean()),
+        "error_refined_deg": float(pose_errors(refined, reference).rotation_deg.mean()),
+    }
+
+
+def trainings(args: Args) -> Iterator[Tuple[str, str]]:
+    """Names and ns-train's arguments."""
+    demo, data = "hashpose-small " + OBJECT, f"blender-data --data {DEMO_SCENE}"
+    given = "--pipeline.datamanager.initial-poses given "
+    rate = "--optimizers.camera-opt.optimizer.lr 0.1 --optimizers.camera-opt.scheduler.lr-final 0.1 "
+    for seed in range(args.seeds):
+        seeds = f"--machine.seed {seed} --pipeline.datamanager.perturbation.seed {seed} --max-num-iterations 2000 "
+        yield f"demo, noise 0.05, {seed}", demo + seeds + NOISE.format(0.05) + data
+        yield f"demo, true poses, {seed}", demo + seeds + given + data
+        yield f"demo, true poses and pose rate 0.1, {seed}", demo + seeds + given + rate + data
+    if args.fox is not None:
+        fox = "hashpose-small --pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 4000 "
+        turned = (
+            "--pipeline.datamanager.initial-poses perturbed --pipeline.datamanager.perturbation.protocol l2g "
+            "--pipeline.datamanager.perturbation.rotation 0.022 --pipeline.datamanager.perturbation.translation 0 "
+        )
+        data = f"nerfstudio-data --data {args.fox} --eval-mode all"
+        yield "fox, turned by 2 deg", fox + turned + data
+        yield "fox, COLMAP's poses", fox + data
+
+
+def train(name: str, settings: str, args: Args) -> Tuple[Path, List[str]]:
+    """Trains once; the run's folder and the command."""
+    experiment = "".join(letter if letter.isalnum() else "_" for letter in name)
+    command = [
+        "ns-train", *shlex.split(settings.split(" ", 1)[0]), "--output-dir", str(args.work), "--experiment-name",
+        experiment, "--timestamp", "run", *QUIET, *shlex.split(settings.split(" ", 1)[1]),
+    ]  # fmt: skip
+    run = args.work / experiment / "hashpose-small" / "run"
+    if not list(run.glob("nerfstudio_models/*.ckpt")):
+        program = str(Path(sys.executable).parent / command[0])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        subprocess.run([program, *command[1:]], env=environment, check=True, stdout=subprocess.DEVNULL)
+    return run, command
+
+
+def main(args: Args) -> None:
+    """Runs the suites."""
+    from hashpose_ns.export.poses import load_trained_pipeline
+
+    path = args.output / "guard.json"
+    commit = git("rev-parse", "HEAD")
+    if git("status", "--porcelain", "--", "hashpose_ns", "benchmarks/guard_runs.py"):
+        commit += " with uncommitted changes"
+    results: Dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(suite: str, name: str, make: Callable[[], Dict[str, Any]]) -> None:
+        if name in results.setdefault(suite, {}):
+            return
+        done = make()
+        results[suite][name] = {**done, "commit": commit}
+        results["command"] = shlex.join(["python", *sys.argv])
+        results["machine"] = {"processor": processor(), "cores": os.cpu_count(), "threads_per_run": 1}
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{suite}: {name}: {done['verdict']}, {done['log_ratio']:+.4f}, {done['cpu_seconds']} s", flush=True)
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    pipeline = demo_pipeline()
+    true = pipeline.model.camera_optimizer.reference_camera_to_worlds
+    for suite in args.suite:
+        for case in cases(suite, true, args):
+            keep(suite, case[0], lambda: record(pipeline, case, true))
+        for name, settings in trainings(args) if suite == "training" else ():
+
+            def trained() -> Dict[str, Any]:
+                run, command = train(name, settings, args)
+                optimizer = (loaded := load_trained_pipeline(run / "config.yml")).model.camera_optimizer
+                refined = optimizer.refined_camera_to_worlds().detach()
+                case = (name, optimizer.initial_camera_to_worlds, refined, args.steps)
+                return {
+                    **record(loaded, case, optimizer.reference_camera_to_worlds),
+                    "command": shlex.join(command),
+                }
+
+            keep(suite, name, trained)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(tyro.cli(Args))

@@ -1,0 +1,181 @@
+"""What the live viewer's pose panel costs training on a CPU while a browser is connected; medians of several rounds.
+
+    OMP_NUM_THREADS=1 python benchmarks/viewer_cost.py --output benchmarks/results/viewer_cost.json
+
+hashpose-small trains on a hundred cameras (copies of the packaged chair's) in this process; a client in another one
+takes in everything the viewer sends. CPU time is read per thread: the panel's own, viser's that sends, and training's.
+nerfstudio's own rendering for the browser is switched off, so that sending is the panel's alone. Shares are of the wall
+time: the panel paces itself by the clock, so that on a busy machine, where a step takes longer, they stay the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Optional
+
+import tyro
+
+CHAIR = Path(__file__).resolve().parent.parent / "hashpose_ns" / "data" / "demo_chair"
+
+
+@dataclass
+class Args:
+    """Settings of the benchmark."""
+
+    cameras: int = 100
+    """Number of training cameras."""
+    rounds: int = 6
+    """How often to measure, with the panel and without in turns."""
+    seconds: float = 10.0
+    """How long to measure each time."""
+    listen: Optional[int] = None
+    """Used by the benchmark itself: be the client of this port."""
+    output: Optional[Path] = None
+    """JSON file to write."""
+
+
+def listen(port: int) -> None:
+    """A client that takes in everything."""
+    import msgspec
+    import websockets
+
+    camera = dict(wxyz=[1.0, 0, 0, 0], position=[5.0, 5, 5], fov=0.8, aspect=1.0, look_at=[0.0, 0, 0])
+
+    async def run() -> None:
+        async with websockets.connect(f"ws://127.0.0.1:{port}", max_size=None, open_timeout=60) as socket:
+            await socket.send(
+                msgspec.msgpack.encode({"type": "ViewerCameraMessage", **camera, "up_direction": [0.0, 0, 1]})
+            )
+            async for _ in socket:
+                pass
+
+    asyncio.run(run())
+
+
+def make_scene(folder: Path, cameras: int) -> Path:
+    """The packaged chair with its cameras repeated."""
+    shutil.copytree(CHAIR, folder)
+    meta = json.loads((folder / "transforms_train.json").read_text())
+    frames = meta["frames"]
+    meta["frames"] = []
+    for index in range(cameras):
+        frame = frames[index % len(frames)]
+        path = f"./train/copy_{index}"
+        shutil.copy(folder / f"{frame['file_path']}.png", folder / f"{path}.png")
+        meta["frames"].append({**frame, "file_path": path})
+    (folder / "transforms_train.json").write_text(json.dumps(meta))
+    return folder
+
+
+def cpu_seconds() -> Dict[int, float]:
+    """CPU time of each thread of this process."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    seconds = {}
+    for task in Path("/proc/self/task").iterdir():
+        fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
+        seconds[int(task.name)] = (int(fields[11]) + int(fields[12])) / ticks
+    return seconds
+
+
+def main(args: Args) -> None:
+    """Trains, measures, prints."""
+    if args.listen is not None:
+        return listen(args.listen)
+    from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
+    from nerfstudio.scripts.train import _set_random_seed
+
+    folder = Path(tempfile.mkdtemp())
+    arguments = [
+        *("hashpose-small", "--output-dir", folder / "out", "--max-num-iterations", 1_000_000, "--vis", "viewer"),
+        *("--viewer.websocket-host", "127.0.0.1", "--viewer.quit-on-train-completion", True),
+        *("--logging.local-writer.enable", False, "--pipeline.held-out-rays", 0, "--steps-per-pose-log", 1_000_000),
+        *("--pipeline.model.camera-optimizer.start", 0, "--pipeline.model.camera-optimizer.warmup", 0),
+        *("--pipeline.datamanager.initial-poses", "perturbed", "--pipeline.model.background-color", "white"),
+        *("--pipeline.model.scene", "none", "--pipeline.model.sampler", "uniform"),
+        *("--pipeline.model.near-plane", 2, "--pipeline.model.far-plane", 6),
+        *("blender-data", "--data", make_scene(folder / "scene", args.cameras)),
+    ]
+    config = tyro.cli(AnnotatedBaseConfigUnion, args=[str(argument) for argument in arguments])
+    _set_random_seed(0)
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    viewer, live = trainer.viewer_state, trainer.pipeline.model.pose_panel.live
+    training = threading.Thread(target=trainer.train)
+    training.start()
+
+    def measure() -> Dict[str, float]:
+        begin, steps, cpu = time.monotonic(), trainer.step, cpu_seconds()
+        time.sleep(args.seconds)
+        wall, steps = time.monotonic() - begin, trainer.step - steps
+        spent = {thread: now - cpu.get(thread, 0.0) for thread, now in cpu_seconds().items()}
+        own, train = spent[live._thread.native_id], spent[training.native_id]
+        send = sum(spent.values()) - own - train
+        return {
+            "ms_per_step": 1000 * wall / steps,
+            "training_cpu_ms_per_step": 1000 * train / steps,
+            "drawing_share": own / wall,
+            "sending_share": send / wall,
+        }
+
+    while trainer.step < 100:
+        time.sleep(0.1)
+    client = subprocess.Popen([sys.executable, __file__, "--listen", str(viewer.viser_server.get_port())])
+    while not viewer.viser_server.get_clients():
+        time.sleep(0.1)
+    viewer.update_scene = lambda *args, **kwargs: None
+    for machine in viewer.render_statemachines.values():
+        machine.running = False
+    time.sleep(15.0)  # imports, plotly's script, the first drawing
+    update, records = live._update, {True: [], False: []}
+    for _ in range(args.rounds):
+        for shown in (True, False):  # in turns, so that a busy machine is busy for both
+            live._update = update if shown else lambda: 0
+            time.sleep(1.0)
+            records[shown].append(measure())
+    watched, alone = (
+        {key: statistics.median(record[key] for record in records[shown]) for key in records[shown][0]}
+        for shown in (True, False)
+    )
+    live._update = update
+    client.kill()
+    trainer.stop_training = True
+    training.join()
+    share = watched["drawing_share"] + watched["sending_share"] - alone["sending_share"]
+    print(json.dumps({"without the panel": alone, "with it": watched}, indent=2))
+    print(f"The panel takes {100 * share:.2f} % of the time with {args.cameras} cameras.")
+    shutil.rmtree(folder)
+    if args.output is not None:
+        record = {
+            "benchmark": "viewer_cost",
+            "command": shlex.join(["python", "benchmarks/viewer_cost.py", *sys.argv[1:]]),
+            "git_commit": subprocess.run(
+                ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, cwd=CHAIR
+            ).stdout.strip(),
+            "machine": {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0], "system": platform.platform()},
+            "cameras": args.cameras,
+            "rounds": args.rounds,
+            "seconds": args.seconds,
+            "share": share,
+            "without_panel": alone,
+            "with_panel": watched,
+        }
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

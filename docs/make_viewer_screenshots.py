@@ -1,0 +1,120 @@
+"""Pictures of the live viewer for the documentation, taken from the real page while the demo trains.
+
+    python docs/make_viewer_screenshots.py
+
+Needs a Chromium and playwright, as the tests in `tests/viewer/test_browser.py` do, and takes some minutes. Training is
+paused by nerfstudio's own button for each picture, so that the field can be rendered as sharp as the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Tuple
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "viewer")]  # the tests drive the same browser
+
+from browser import browser_page, chromium, free_port, training  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from hashpose_ns.demo import Demo  # noqa: E402
+
+SHARP = "window.pageScale = 1; Object.defineProperty(window, 'devicePixelRatio', { get: () => window.pageScale });"
+"""Without a graphics card the page draws few pictures a second and answers by drawing ever coarser ones, down to a
+fifth of the resolution that it believes the screen to have."""
+
+
+@dataclass
+class Screenshots:
+    """Takes the pictures."""
+
+    output_dir: Path = ROOT / "docs" / "images"
+    """Where they go."""
+    steps: int = 4000
+    """Training steps of the demo."""
+    middle: int = 400
+    """Step of the second picture."""
+    render_resolution: int = 512
+    """Longest side of the field's picture behind the cameras."""
+    size: Tuple[int, int] = (1280, 851)
+    """Width and height of the page; nerfstudio's 51 pixels of header are cut off."""
+
+    def main(self) -> None:
+        """Trains the demo and takes a picture at its start, in its middle and at its end."""
+        if chromium() is None:
+            sys.exit("No Chromium is installed (Debian: apt-get install chromium).")
+        self.sharpness = 1.0
+        port = free_port()
+        with tempfile.TemporaryDirectory() as folder:
+            command = Demo(steps=self.steps, viewer_port=port).train_command(Path(folder))
+            command[command.index("--viewer.quit-on-train-completion") + 1] = "False"
+            # the view of all cameras is from further away than any of them
+            command[command.index("--pipeline.model.far-plane") + 1] = "20"
+            with training(Path(folder) / "log.txt", port, *command[1:]) as run, browser_page(self.size) as page:
+                run.wait_for_viewer()
+                page.add_init_script(SHARP)
+                page.on("console", lambda message: self._stay_sharp(page, message.text))
+                page.goto(run.url)
+                page.get_by_text("Rotation error").first.wait_for()
+                self._take(page, "start")
+                self._wait(page, lambda: self._step(page) >= self.middle)
+                self._take(page, "middle")
+                self._wait(page, lambda: self._step(page) >= self.steps - 1)
+                self._take(page, "end")
+
+    def _stay_sharp(self, page, message: str) -> None:
+        """When the page has almost come down to its coarsest, lets that be the full resolution."""
+        found = re.search(r"Setting DPR to ([\d.]+)", message)
+        if found:
+            self.sharpness = float(found[1])
+            if self.sharpness < 0.5:
+                page.evaluate("window.pageScale = 5")
+
+    @staticmethod
+    def _step(page) -> int:
+        return int(re.search(r"Step (\d+) of", page.inner_text("body"))[1])
+
+    @staticmethod
+    def _wait(page, what: Callable[[], bool], seconds: float = 1200.0) -> None:
+        end = time.monotonic() + seconds
+        while not what():
+            if time.monotonic() > end:
+                raise TimeoutError(page.inner_text("body"))
+            page.wait_for_timeout(200)
+
+    def _take(self, page, name: str) -> None:
+        pause = page.get_by_role("button", name="Pause Training")
+        resumes = pause.is_visible()  # training may be over
+        if resumes:
+            pause.click()
+        if name == "start":
+            page.mouse.move(0.375 * self.size[0], 0.5 * self.size[1])
+            page.mouse.wheel(0, -300)  # a little nearer than the view that is given
+        page.locator(".js-plotly-plot").first.wait_for()
+        field = "xpath=//label[text()='Max res']/ancestor::div[contains(@class, 'Flex-root')][1]//input[@type='text']"
+        before = page.locator(field).input_value()
+        page.locator(field).fill(str(self.render_resolution))
+        self._wait(page, lambda: f"Resolution: {self.render_resolution}" in page.inner_text("body"))
+        self._wait(page, lambda: 0.9 < self.sharpness < 1.1)
+        page.evaluate("document.querySelectorAll('*').forEach((element) => { element.scrollTop = 0; })")
+        page.wait_for_timeout(3000)
+        shot = page.screenshot(clip={"x": 0, "y": 51, "width": self.size[0], "height": self.size[1] - 51})
+        path = self.output_dir / f"viewer_{name}.png"
+        with Image.open(io.BytesIO(shot)) as image:
+            image.convert("RGB").save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        page.locator(field).fill(before)
+        if resumes:
+            page.get_by_role("button", name="Resume Training").click()
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(Screenshots).main()

@@ -1,0 +1,194 @@
+"""How well each image pins down its camera: a covariance of the pose from the renders' derivatives."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Tuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns.errors import HashPoseError
+
+if TYPE_CHECKING:
+    from hashpose_ns.pipeline import HashPosePipeline
+
+PRIOR_STD = 1.0
+"""Deviation, in scene units and radians, of a weak prior on every component of a twist: what is said of a camera whose
+image tells nothing."""
+
+Render = Callable[[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"]], Float[Tensor, "rays channels"]]
+
+
+@dataclass(frozen=True, eq=False)
+class PoseUncertainty:
+    """Covariances of camera poses, about each camera's own centre and in its own frame: with the OpenGL axes (right,
+    up, backwards) of the refined pose P, the true pose is P exp(xi), xi = [translation, rotation] of this covariance.
+    Conditional on the field, that is, as if the scene were known."""
+
+    covariances: Float[Tensor, "num_cameras 6 6"]
+    """Float64; scene units and radians."""
+
+    @property
+    def rotation_deg(self) -> Float[Tensor, "num_cameras 3"]:
+        """Standard deviations of turns about the camera's axes, in degrees."""
+        return torch.rad2deg(self.covariances.diagonal(dim1=-2, dim2=-1)[:, 3:].sqrt())
+
+    @property
+    def translation(self) -> Float[Tensor, "num_cameras 3"]:
+        """Standard deviations of steps along the camera's axes, in scene units."""
+        return self.covariances.diagonal(dim1=-2, dim2=-1)[:, :3].sqrt()
+
+    def scaled(self, factor: float) -> PoseUncertainty:
+        """In a frame whose units are 1 / factor of these: for the frame of the input, the scale of the exported poses'
+        alignment over the dataparser's. A change of the world's axes changes nothing here."""
+        units = torch.ones(6, dtype=torch.float64)
+        units[:3] = factor
+        return PoseUncertainty(self.covariances * units[:, None] * units)
+
+    def as_dict(self, index: int) -> Dict[str, Any]:
+        """One camera's numbers, ready for JSON."""
+        return {
+            "rotation_std_deg": self.rotation_deg[index].tolist(),
+            "translation_std": self.translation[index].tolist(),
+            "covariance": self.covariances[index].tolist(),
+        }
+
+    def summary(self, prefix: str = "pose_std_") -> Dict[str, float]:
+        """Median and maximum over cameras of the root of the summed variances, rotation in degrees and translation."""
+        result = {}
+        for name in ("rotation_deg", "translation"):
+            lengths = getattr(self, name).norm(dim=-1)
+            result[f"{prefix}{name}_median"] = float(lengths.quantile(0.5))
+            result[f"{prefix}{name}_max"] = float(lengths.max())
+        return result
+
+
+def ray_jacobians(
+    render: Render,
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
+    camera_to_world: Float[Tensor, "3 4"],
+) -> Tuple[Float[Tensor, "rays channels"], Float[Tensor, "rays channels 6"]]:
+    """Colours of a camera's rays, and their derivatives by the camera-side twist [translation, rotation].
+
+    The motion P exp(xi) moves a ray's origin by R v and its direction d by R (w x R^T d), so that a row of the
+    Jacobian is [R^T dC/do, (R^T d) x (R^T dC/dd)].
+
+    Args:
+        render: colours of rays; each may depend on its own ray only.
+        origins: in the world.
+        directions: in the world.
+        camera_to_world: the camera P = [R | centre] whose rays these are.
+    """
+    origins, directions = origins.detach().requires_grad_(), directions.detach().requires_grad_()
+    with torch.enable_grad():
+        colors = render(origins, directions)
+        gradients = [
+            torch.autograd.grad(colors[:, channel].sum(), (origins, directions), retain_graph=True)
+            for channel in range(colors.shape[1])
+        ]
+    rotation = camera_to_world[:, :3].to(directions)
+    by_origin, by_direction = (torch.stack(parts, dim=1) @ rotation for parts in zip(*gradients))
+    in_camera = (directions.detach() @ rotation)[:, None]
+    turning = torch.linalg.cross(in_camera.expand_as(by_direction), by_direction)
+    return colors.detach(), torch.cat([by_origin, turning], dim=-1)
+
+
+def covariance(
+    jacobians: Float[Tensor, "rays channels 6"], residuals: Float[Tensor, "rays channels"], independent: float
+) -> Float[Tensor, "6 6"]:
+    r"""Covariance of the pose that minimises the summed squares of an image, from a sample of its pixels.
+
+    With :math:`A = \sum J^T J` over all channels of all rays, :math:`\sigma^2 A^{-1}` (Gauss-Newton) would hold for
+    residuals of one variance that don't know of each other. Residuals of a field's channels go together and are
+    largest at edges, where the Jacobian is; so this is the sandwich :math:`A^{-1} B A^{-1}`,
+    :math:`B = \sum_r (J_r^T e_r) (J_r^T e_r)^T` over rays r, which asks for independent rays only, and equals the
+    former where that holds (White, Econometrica 1980; clustered by ray).
+
+    Args:
+        jacobians: derivatives of colours by a twist.
+        residuals: render minus photograph of the same rays.
+        independent: number of independent pixels of the whole image that the optimum rests on.
+    Returns:
+        Float64; the prior's (`PRIOR_STD`) in directions that the image does not see.
+    """
+    rays, dimensions = len(jacobians), jacobians.shape[-1]
+    jacobians, residuals = jacobians.double(), residuals.double()
+    information = torch.einsum("rci,rcj->ij", jacobians, jacobians) / rays
+    scores = torch.einsum("rci,rc->ri", jacobians, residuals)
+    noise = scores.T @ scores / max(rays - dimensions, 1)
+    variance = residuals.square().mean().clamp(min=1e-12)
+    # Both in units of 1 / variance, where the prior is one more observation of zero.
+    prior = torch.eye(dimensions, dtype=torch.float64, device=jacobians.device) / PRIOR_STD**2
+    inverse = torch.linalg.inv(information * (independent / variance) + prior)
+    result = inverse @ (noise * (independent / variance**2) + prior) @ inverse
+    return 0.5 * (result + result.T)
+
+
+@contextmanager
+def _true_gradient(model: Any) -> Iterator[None]:
+    """The encoding's gradient is that of its interpolation inside, not the smoothed one that poses are trained by."""
+    config = getattr(getattr(model.field, "encoding", None), "config", None)
+    reading = getattr(config, "gradient", None)
+    if reading is not None:
+        config.gradient = "linear"
+    try:
+        yield
+    finally:
+        if reading is not None:
+            config.gradient = reading
+
+
+def pose_covariances(
+    pipeline: "HashPosePipeline", rays_per_camera: int = 512, pixels_per_sample: float = 1.0, seed: int = 0
+) -> PoseUncertainty:
+    """Covariance of every training camera's refined pose, with the field as it is.
+
+    Args:
+        pipeline: a trained pipeline; it is left as it was.
+        rays_per_camera: random pixels of each image that are looked at.
+        pixels_per_sample: how many pixels of an image count as one independent sample. 1 assumes that residuals of
+            neighbouring pixels don't know of each other.
+        seed: of the pixels.
+    Raises:
+        HashPoseError: fewer than 7 rays are asked for.
+    """
+    from hashpose_ns.evaluation import frozen
+
+    if rays_per_camera < 7:
+        raise HashPoseError("The covariance of a pose has 6 dimensions and needs at least 7 rays per camera.")
+    model, dataset = pipeline.model, pipeline.datamanager.train_dataset
+    poses = model.camera_optimizer.refined_camera_to_worlds().detach()
+    generator = torch.Generator().manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    model.field.train()  # each image's own appearance embedding, where there are embeddings
+    covariances: List[Tensor] = []
+    try:
+        with frozen(model), _true_gradient(model):
+            for index, pose in enumerate(poses):
+                image = dataset[index]["image"]
+                height, width = image.shape[:2]
+                pixels = torch.randint(height * width, (rays_per_camera,), generator=generator)
+                rows, columns = pixels // width, pixels % width
+                camera = dataset.cameras[index : index + 1].to(model.device)
+                camera.camera_to_worlds = pose[None]
+                bundle = camera.generate_rays(
+                    camera_indices=0, coords=(torch.stack([rows, columns], dim=-1) + 0.5).to(model.device)
+                )
+                bundle.camera_indices = torch.full_like(bundle.camera_indices, index)
+
+                def render(origins: Tensor, directions: Tensor) -> Tensor:
+                    bundle.origins, bundle.directions = origins, directions
+                    return model(bundle)["rgb"]
+
+                colors, jacobians = ray_jacobians(render, bundle.origins, bundle.directions, pose)
+                target = model.renderer_rgb.blend_background(image[rows, columns].to(model.device))
+                independent = height * width / pixels_per_sample
+                covariances.append(covariance(jacobians, colors - target, independent).cpu())
+    finally:
+        model.train(was_training)
+    return PoseUncertainty(torch.stack(covariances))

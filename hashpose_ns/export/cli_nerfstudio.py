@@ -1,0 +1,72 @@
+"""hashpose-export nerfstudio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hashpose_ns import __version__
+from hashpose_ns.export.settings import ExportWithPoints
+
+if TYPE_CHECKING:
+    from hashpose_ns.export.poses import ExportedCameras
+
+
+@dataclass
+class ExportNerfstudio(ExportWithPoints):
+    """Export the refined cameras as OUTPUT_DIR/transforms.json, which points at the original images."""
+
+    def main(self) -> None:
+        """Load the run and write the file."""
+        from hashpose_ns.export.points import with_points
+        from hashpose_ns.export.transforms import input_file_extras
+
+        pipeline, exported = self.load(load_points=self.points == "input")
+        extras = input_file_extras(pipeline.datamanager.dataparser.config)
+        extras.pop("ply_file_path", None)
+        self.write(with_points(pipeline, exported, self.points, self.num_points), **extras)
+
+    def write(self, exported: ExportedCameras, **extras) -> None:
+        """Write the file and print what was done.
+
+        Args:
+            exported: the cameras.
+            extras: what ``input_file_extras`` returned.
+        """
+        import numpy as np
+
+        from hashpose_ns.export.points import write_ply
+        from hashpose_ns.export.transforms import NO_TRANSFORM, write_transforms
+
+        run = self.load_config.resolve().parent
+        note = (
+            f"Refined camera poses of the run {run}. Frame: {exported.frame.description}. Written by hashpose-export "
+            f"{__version__}."
+        )
+        notes = [{"split": split, "refined_by": how} for split, how in zip(exported.splits, exported.refined_by)]
+        with self.written_folder(exported) as folder:
+            if exported.points is not None:
+                applied = np.array(extras.get("applied_transform", NO_TRANSFORM), dtype=np.float64)
+                write_ply(folder / "points.ply", exported.points, applied)
+                extras["ply_file_path"] = Path("points.ply")
+            write_transforms(
+                folder,
+                exported.camera_to_worlds,
+                exported.cameras,
+                exported.image_filenames,
+                note,
+                relative_to=self.output_dir,
+                mask_filenames=exported.mask_filenames,
+                depth_filenames=exported.depth_filenames,
+                frame_notes=notes,
+                **extras,
+            )
+        has_points = "ply_file_path" in extras
+        self.print_summary(
+            exported,
+            "transforms.json" + (f" with {len(exported.points.xyz)} points" if exported.points is not None else ""),
+            self.output_dir / "transforms.json",
+            f"ns-train {'splatfacto' if has_points else 'nerfacto'} --data {self.output_dir} nerfstudio-data"
+            + (" --load-3D-points True" if has_points else ""),
+        )

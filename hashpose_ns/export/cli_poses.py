@@ -1,0 +1,111 @@
+"""hashpose-export tum, kitti and json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from typing_extensions import Literal
+
+from hashpose_ns.export.settings import Export
+
+if TYPE_CHECKING:
+    from hashpose_ns.export.poses import ExportedCameras
+
+
+@dataclass
+class ExportTrajectory(Export):
+    """Files of trajectories: refined.txt, start.txt (the poses training started from), given.txt (the dataset's own,
+    where training started elsewhere) and images.txt (a name a line). Poses are camera-to-world with OpenCV axes."""
+
+    def main(self) -> None:
+        """Load the run and write the files."""
+        self.write(self.load()[1])
+
+    def times(self, exported: ExportedCameras) -> list[float]:
+        """A time for each image."""
+        from hashpose_ns.export.trajectories import timestamps
+
+        return timestamps(exported.names, "index")
+
+    def write(self, exported: ExportedCameras) -> None:
+        """Write the files and print what was done."""
+        import torch
+
+        from hashpose_ns.export.cli_colmap import to_opencv
+        from hashpose_ns.export.trajectories import write_trajectory
+
+        format = "tum" if isinstance(self, ExportTum) else "kitti"
+        times = self.times(exported)
+        poses = {"refined": exported.camera_to_worlds, "start": exported.start_camera_to_worlds}
+        start = exported.start_camera_to_worlds
+        if start is None or not torch.equal(start, exported.given_camera_to_worlds):
+            poses["given"] = exported.given_camera_to_worlds
+        with self.written_folder(exported) as folder:
+            for name, camera_to_worlds in poses.items():
+                if camera_to_worlds is not None:
+                    write_trajectory(folder / f"{name}.txt", to_opencv(camera_to_worlds), times, format)
+            names = [name for _, name in sorted(zip(times, exported.names))]
+            (folder / "images.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        other = "given" if "given" in poses else "start"
+        self.print_summary(
+            exported,
+            f"a trajectory ({format.upper()})",
+            self.output_dir / "refined.txt",
+            f"evo_ape {format} {self.output_dir / other}.txt {self.output_dir / 'refined.txt'} --align --correct_scale",
+        )
+
+
+@dataclass
+class ExportTum(ExportTrajectory):
+    """Export the refined cameras as trajectories in TUM's format (time tx ty tz qx qy qz qw), as evo reads it."""
+
+    timestamps: Literal["index", "names"] = "index"
+    """Times. index: 0, 1, 2, ... in the order of the image names. names: the last number in each image name."""
+
+    def times(self, exported: ExportedCameras) -> list[float]:
+        """A time for each image."""
+        from hashpose_ns.export.trajectories import timestamps
+
+        return timestamps(exported.names, self.timestamps)
+
+
+@dataclass
+class ExportKitti(ExportTrajectory):
+    """Export the refined cameras as trajectories in KITTI's format (the twelve numbers of a 3x4 matrix a line), in the
+    order of the image names, as evo reads it."""
+
+
+@dataclass
+class ExportJson(Export):
+    """Export the refined cameras as OUTPUT_DIR/poses.json: for each image its pose, how far it moved, what moved it,
+    and how well the field explains it."""
+
+    loss: bool = True
+    """Add each image's mean squared error and PSNR, from a thousand pixels."""
+    uncertainty: bool = False
+    """Add each training camera's standard deviations and covariance, conditional on the field and so optimistic: see
+    docs/guard.md."""
+
+    def main(self) -> None:
+        """Load the run and write the file."""
+        from hashpose_ns.export.per_image import image_losses, image_records, uncertainties
+
+        pipeline, exported = self.load()
+        records = image_records(exported)
+        if self.loss:
+            for record, loss in zip(records, image_losses(pipeline, exported)):
+                record.update(loss)
+        if self.uncertainty:
+            for record, deviations in zip(records, uncertainties(pipeline, exported)):
+                record["uncertainty"] = deviations
+        content = {
+            **self.note(exported),
+            "axes": "camera-to-world, OpenGL axes: right, up, backwards",
+            "images": records,
+        }
+        with self.written_folder(exported) as folder:
+            (folder / "poses.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+        path = self.output_dir / "poses.json"
+        self.print_summary(exported, "JSON", path, f"python -m json.tool {path}")

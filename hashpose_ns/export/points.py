@@ -1,0 +1,129 @@
+"""3-D points that go with exported cameras."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Optional
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.frame import dataparser_similarity
+
+if TYPE_CHECKING:
+    from hashpose_ns.export.poses import ExportedCameras
+
+PointKind = Literal["field", "input", "empty"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedPoints:
+    """3-D points in the frame of exported cameras."""
+
+    xyz: Float[np.ndarray, "num_points 3"]
+    """Positions."""
+    rgb: UInt8[np.ndarray, "num_points 3"]
+    """Colours."""
+    error: Float[np.ndarray, "num_points"]
+    """Errors in pixels; -1 where unknown, as COLMAP has it."""
+    seen_by: Optional[Int[np.ndarray, "num_observations 2"]] = None
+    """Point and image, as indices, for every image that shows a point; None where that is not known."""
+
+
+def with_points(pipeline: Any, exported: ExportedCameras, kind: PointKind, num_points: int) -> ExportedCameras:
+    """Exported cameras with points beside them.
+
+    Args:
+        pipeline: what the cameras were exported from.
+        exported: the cameras.
+        kind: ``field``: sampled from the surfaces of the trained field. ``input``: those that the run's dataparser
+            gives. ``empty``: none.
+        num_points: how many of the field's to keep at most.
+
+    Raises:
+        HashPoseError: if there are no such points, or they have no place among these cameras.
+    """
+    if kind == "empty":
+        return exported
+    if kind == "input":
+        return dataclasses.replace(exported, points=_input_points(pipeline, exported))
+    return dataclasses.replace(exported, points=_field_points(pipeline, exported, num_points))
+
+
+def _field_points(pipeline: Any, exported: ExportedCameras, num_points: int) -> ExportedPoints:
+    from hashpose_ns.export.surface import sample_surfaces
+
+    if num_points < 1:
+        raise HashPoseError("--num-points has to be positive; for none, export with --points empty.")
+    if not any(exported.is_refined):
+        raise HashPoseError(
+            "All cameras keep their initial poses, and the field's points belong to the refined ones; export with "
+            "--points input or --points empty."
+        )
+    outputs = pipeline.datamanager.train_dataparser_outputs
+    refined = pipeline.model.camera_optimizer.refined_camera_to_worlds()
+    points = sample_surfaces(pipeline.model, outputs.cameras, refined, num_points, outputs.mask_filenames)
+    if len(points.positions) == 0:
+        raise HashPoseError(
+            "No point of the field's surfaces is agreed upon by enough views; train longer, or export with --points "
+            "input or --points empty."
+        )
+    # training camera -> its place among the exported images; cameras put back to their initial poses see no points
+    place = torch.full((len(refined),), -1)
+    for image, (split, index) in enumerate(zip(exported.splits, exported.indices)):
+        if split == "train" and exported.is_refined[image]:
+            place[index] = image
+    seen_by = torch.stack([points.seen_by[:, 0], place[points.seen_by[:, 1]]], dim=1)
+    return ExportedPoints(
+        xyz=exported.frame.points(points.positions).numpy(),
+        rgb=(points.colors * 255.0).round().to(torch.uint8).numpy(),
+        error=points.errors.double().numpy(),
+        seen_by=seen_by[seen_by[:, 1] >= 0].numpy(),
+    )
+
+
+def _input_points(pipeline: Any, exported: ExportedCameras) -> ExportedPoints:
+    outputs = pipeline.datamanager.train_dataparser_outputs
+    if exported.frame.arbitrary:
+        raise HashPoseError(
+            "The input's 3-D points have no place among poses that were found from an identity start; export with "
+            "--points field or --points empty."
+        )
+    if outputs.metadata.get("points3D_xyz") is None:
+        raise HashPoseError(
+            "The dataparser of this run gives no 3-D points; export with --points field or --points empty."
+        )
+    xyz = outputs.metadata["points3D_xyz"].cpu().double()
+    rgb = outputs.metadata.get("points3D_rgb")
+    error = outputs.metadata.get("points3D_error")
+    return ExportedPoints(
+        xyz=dataparser_similarity(outputs).inverse().apply_to_points(xyz).numpy(),
+        rgb=np.zeros((len(xyz), 3), np.uint8) if rgb is None else rgb.cpu().numpy().astype(np.uint8),
+        error=np.full(len(xyz), -1.0) if error is None else error.cpu().double().numpy(),
+    )
+
+
+def write_ply(path: Path, points: ExportedPoints, transform: Optional[Float[np.ndarray, "3 4"]] = None) -> None:
+    """Writes positions and colours as a binary PLY file.
+
+    Args:
+        path: the file.
+        points: what to write.
+        transform: rigid motion from the points' frame to that of the file.
+    """
+    xyz = points.xyz if transform is None else points.xyz @ transform[:, :3].T + transform[:, 3]
+    vertices = np.zeros(
+        len(xyz), dtype=[*((axis, "<f8") for axis in "xyz"), *((color, "u1") for color in ("red", "green", "blue"))]
+    )
+    for column, name in enumerate("xyz"):
+        vertices[name] = xyz[:, column]
+    for column, name in enumerate(("red", "green", "blue")):
+        vertices[name] = points.rgb[:, column]
+    properties = [f"property double {axis}" for axis in "xyz"]
+    properties += [f"property uchar {color}" for color in ("red", "green", "blue")]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(xyz)}", *properties, "end_header", ""]
+    path.write_bytes("\n".join(header).encode("ascii") + vertices.tobytes())

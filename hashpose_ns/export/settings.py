@@ -1,0 +1,159 @@
+"""Settings and steps that exports of a trained run share.
+
+Only light modules are imported up here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Tuple
+
+from typing_extensions import Literal
+
+from hashpose_ns import __version__
+from hashpose_ns.errors import HashPoseError
+
+if TYPE_CHECKING:
+    from hashpose_ns.export.poses import ExportedCameras
+    from hashpose_ns.pipeline import HashPosePipeline
+
+
+@dataclass
+class Export:
+    """Settings that every export has."""
+
+    load_config: Path
+    """Path to the config.yml of the trained run."""
+    output_dir: Path
+    """Folder to write. It appears whole or not at all."""
+    overwrite: bool = False
+    """Replace an earlier export in the output folder. A folder with anything else in it is never replaced."""
+    align: Literal["input", "none"] = "input"
+    """Training leaves the position, orientation and size of the whole scene free to drift. input: undo the drift by
+    aligning the refined cameras to the poses that training started from. none: keep the poses as they were learned.
+    Runs with frozen cameras or an identity start are kept as learned either way."""
+    split: Literal["train", "all"] = "train"
+    """train: the images the run was trained on. all: the evaluation images too, their cameras aligned by the training
+    cameras and then optimised one by one against the trained field."""
+    on_hurt: Literal["refuse", "warn", "keep-initial"] = "refuse"
+    """What to do where hashpose-guard found that refinement made the poses worse. refuse: export nothing if it did so
+    as a whole. warn: say so. keep-initial: give cameras that got worse, or all if it did so as a whole, the pose that
+    training started from."""
+
+    def load(self, load_points: bool = False) -> Tuple["HashPosePipeline", "ExportedCameras"]:
+        """Checks the output folder and the guard's verdict, loads the run, and brings its cameras into the input's
+        frame.
+
+        Args:
+            load_points: ask the dataparser for the input's 3-D points.
+        """
+        from hashpose_ns.export.replace import check_target
+
+        check_target(self.output_dir, self.overwrite)
+        from hashpose_ns.export.poses import exported_cameras, load_trained_pipeline
+        from hashpose_ns.export.verdict import cameras_to_put_back, check_verdict
+
+        report = check_verdict(self.load_config.parent, self.on_hurt)
+        pipeline = load_trained_pipeline(self.load_config, load_points)
+        names = getattr(pipeline.model.camera_optimizer, "image_names", ())
+        put_back = cameras_to_put_back(report, self.on_hurt, names)
+        exported = exported_cameras(pipeline, self.align, self.split, put_back)
+        return pipeline, replace(exported, verdict=report)
+
+    @contextmanager
+    def written_folder(self, exported: "ExportedCameras") -> Iterator[Path]:
+        """A folder that takes the output folder's name when the block ends well, with a list of its files.
+
+        Raises:
+            HashPoseError: if the output folder may not be written, or something in it is still needed.
+        """
+        from hashpose_ns.export.replace import MANIFEST, replaced_folder
+
+        target = self.output_dir.resolve()
+        for used in [*exported.image_filenames, *self.inputs()]:
+            if target in used.resolve().parents:
+                raise HashPoseError(f"{target} cannot be replaced, as {used} lies in it; choose another --output-dir.")
+        try:
+            with replaced_folder(self.output_dir, self.overwrite) as folder:
+                yield folder
+                files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+                content = {**self.note(exported), "files": sorted([*files, MANIFEST])}
+                (folder / MANIFEST).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        except OSError as error:
+            raise HashPoseError(f"{target} could not be written ({error.strerror or error}).") from error
+
+    def inputs(self) -> List[Path]:
+        """Files and folders, beside the images, that the export reads while it writes."""
+        return [self.load_config]
+
+    def note(self, exported: "ExportedCameras") -> dict[str, Any]:
+        """What an export says about itself."""
+        report = exported.verdict
+        return {
+            "written_by": f"hashpose-export {__version__}",
+            "run": str(self.load_config.resolve().parent),
+            "frame": exported.frame.description,
+            "guard": None if report is None else {"verdict": report.verdict, "sentence": report.sentence},
+            "images": [
+                {"name": name, "split": split, "refined_by": how}
+                for name, split, how in zip(exported.names, exported.splits, exported.refined_by)
+            ],
+        }
+
+    def print_summary(
+        self, exported: "ExportedCameras", what: str, path: Path, use: str, notes: Optional[List[str]] = None
+    ) -> None:
+        """Print what was exported, how far the cameras moved, where it is and what to do with it.
+
+        Args:
+            exported: the cameras.
+            what: the format, in words.
+            path: the file or folder to look at.
+            use: a command that takes the export.
+            notes: further lines.
+        """
+        from hashpose_ns.export.poses import FROZEN, KEPT
+        from hashpose_ns.export.verdict import verdict_lines
+        from nerfstudio.utils.rich_utils import CONSOLE
+
+        lines = [f"Exported {len(exported.names)} cameras as {what}: {path}"]
+        lines.append(f"  frame    {exported.frame.description}")
+        if exported.movement is not None:
+            rotation, center = exported.movement.rotation_deg, exported.movement.center
+            furthest = int(center.argmax())
+            lines.append(
+                f"  moved    {float(rotation.mean()):.3g} deg and {float(center.mean()):.3g} units on average; "
+                f"furthest {exported.names[furthest]}, {float(rotation[furthest]):.3g} deg and "
+                f"{float(center[furthest]):.3g} units"
+            )
+        for how, words in ((FROZEN, "frozen"), (KEPT, "put back to their initial poses")):
+            if how in exported.refined_by:
+                lines.append(f"  kept     {exported.refined_by.count(how)} cameras, {words}")
+        lines += [f"  guard    {line}" for line in verdict_lines(exported.verdict, self.on_hurt)]
+        lines.append(f"  images   {exported.image_folder}")
+        if "eval" in exported.splits:
+            index = exported.splits.index("eval")
+            lines.append(
+                f"  with     the evaluation images ({exported.splits.count('eval')}); their cameras were moved by "
+                f"{exported.refined_by[index]}"
+            )
+        if exported.num_left_out:
+            lines.append(f"  left out the evaluation images ({exported.num_left_out}); --split all adds them")
+        lines += [f"  {note}" for note in notes or []]
+        lines.append(f"  use      {use}")
+        # plain text: names and paths may hold brackets
+        CONSOLE.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class ExportWithPoints(Export):
+    """Settings of exports that hold 3-D points."""
+
+    points: Literal["field", "input", "empty"] = "field"
+    """3-D points to write. field: sampled from the surfaces of the trained field, kept where its views agree. input:
+    those of the input dataset, where its dataparser loads them; they are not refined with the cameras. empty: none."""
+    num_points: int = 50_000
+    """How many of the field's points to keep at most."""

@@ -1,0 +1,94 @@
+"""Frames to an MP4 file or an animated GIF, by encoders that come with nerfstudio's own dependencies."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterable, Iterator, Tuple
+
+import numpy as np
+
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.figures import AFTER, BEFORE, TRUE
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from hashpose_ns.export.replay import ReplayDrawing
+
+ENDINGS = (".mp4", ".gif")
+
+
+def check_video_settings(
+    output_path: Path, size: Tuple[int, int], fps: float, seconds: float, hold_start: float, hold_end: float
+) -> None:
+    """Raises HashPoseError with the first setting that no video can be made with."""
+    if output_path.suffix.lower() not in ENDINGS:
+        raise HashPoseError(f"--output-path {output_path} has to end in .mp4 or .gif, which decides the format.")
+    if min(size) < 120 or max(size) > 4096:
+        raise HashPoseError(f"--size {size[0]} {size[1]}: width and height have to lie between 120 and 4096 pixels.")
+    if output_path.suffix.lower() == ".mp4" and any(side % 2 for side in size):
+        raise HashPoseError(f"--size {size[0]} {size[1]}: width and height of an MP4 have to be even.")
+    if not 1 <= fps <= 100:
+        raise HashPoseError(f"--fps {fps:g} has to lie between 1 and 100.")
+    if not (seconds > 0 and hold_start >= 0 and hold_end >= 0):
+        raise HashPoseError("--seconds has to be positive, --hold-start and --hold-end not negative.")
+
+
+def frame_positions(num_records: int, fps: float, seconds: float, hold_start: float, hold_end: float) -> np.ndarray:
+    """Which record each frame shows, in fractions of a record: the first, all at an even pace, the last."""
+    still_start, moving, still_end = (round(fps * length) for length in (hold_start, seconds, hold_end))
+    last = num_records - 1
+    moving = np.linspace(0, last, max(moving, 2))
+    return np.concatenate([np.zeros(still_start), moving, np.full(still_end, last)])
+
+
+def draw_frames(drawing: ReplayDrawing, positions: np.ndarray) -> Iterator[Image.Image]:
+    """The frames at some positions of a replay; the view turns evenly over all of them."""
+    for index, position in enumerate(positions):
+        yield drawing.frame(float(position), index / max(len(positions) - 1, 1))
+
+
+def write_mp4(frames: Iterable[Image.Image], path: Path, size: Tuple[int, int], fps: float) -> None:
+    """Writes H.264 by the encoder in PyAV's wheel, in the pixel format that every player takes.
+
+    Raises:
+        HashPoseError: if this machine's PyAV was built without the encoder.
+    """
+    import av
+
+    try:
+        av.codec.Codec("libx264", "w")
+    except Exception as error:  # PyAV has renamed the class of this one
+        raise HashPoseError("PyAV has no H.264 encoder here; write a .gif, or install PyAV from its wheel.") from error
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "20"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_gif(frames: Iterable[Image.Image], path: Path, fps: float) -> None:
+    """Writes a GIF that repeats for ever. One palette for all frames, so that what stands still costs nothing."""
+    from PIL import Image
+
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(_palette().ravel().tolist())
+    indexed = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    first = next(indexed)
+    # Durations are hundredths of a second in the file, and browsers take less than two for ten.
+    duration = 10 * max(2, round(100 / fps))
+    first.save(path, format="GIF", save_all=True, append_images=indexed, duration=duration, loop=0, optimize=True)
+
+
+def _palette() -> np.ndarray:
+    """Colours [n, 3] of antialiased lines: each ink over white in a few shades, and inks over each other."""
+    inks = np.array([[int(ink[i : i + 2], 16) for i in (1, 3, 5)] for ink in ("#333333", BEFORE, AFTER, TRUE)], float)
+    white = np.full(3, 255.0)
+    shades = [white + weight * (ink - white) for ink in inks for weight in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    mixed = [(inks[2] + inks[3]) / 2, (inks[1] + inks[2]) / 2, (inks[1] + inks[3]) / 2]
+    return np.array(list(chain([white], shades, mixed))).round().astype(np.uint8)

@@ -1,0 +1,59 @@
+"""hashpose-guard: whether a finished run's refinement helped.
+
+Only light modules are imported up here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.guard.config import GuardConfig
+
+
+@dataclass
+class Guard:
+    """Judge without ground truth whether a finished run's refined poses are better than those it started from. The
+    verdict goes to the console and to guard.json in the run's folder."""
+
+    load_config: Path
+    """Path to the config.yml of the trained run."""
+    steps: int = GuardConfig.steps
+    """Steps that the judging field is trained on both sets of poses; it then takes half as many on each. 0 takes 5 % of
+    training's, at least 200 and at most 2000."""
+    rays: int = GuardConfig.rays
+    """Rays a step."""
+    seed: int = GuardConfig.seed
+    """Seed of held-out pixels, rays and field."""
+
+    def main(self) -> None:
+        """Load the run, judge it, write and print the verdict."""
+        config = GuardConfig(mode="report", steps=self.steps, rays=self.rays, seed=self.seed)
+        config.validate()
+        from hashpose_ns.export.poses import load_trained_pipeline
+        from hashpose_ns.guard.compare import run_guard
+        from nerfstudio.utils.rich_utils import CONSOLE
+
+        pipeline = load_trained_pipeline(self.load_config, test_mode="val")
+        if not hasattr(getattr(pipeline.model, "camera_optimizer", None), "refined_camera_to_worlds"):
+            raise HashPoseError(
+                f"{type(pipeline.model).__name__} has no refined poses to judge; train with a hashpose method."
+            )
+        report = run_guard(pipeline, config)
+        path = report.write(self.load_config.resolve().parent)
+        report.print()
+        CONSOLE.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+@exits_on_user_error
+def entrypoint() -> None:
+    """Entrypoint for use with pyproject scripts."""
+    tyro.extras.set_accent_color("bright_yellow")
+    tyro.cli(Guard).main()
+
+
+if __name__ == "__main__":
+    entrypoint()

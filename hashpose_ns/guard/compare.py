@@ -1,0 +1,113 @@
+"""The guard itself: initial against refined poses of a pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns.cameras.alignment import align_poses
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.guard.judge import compare_errors
+from hashpose_ns.guard.report import CameraReport, GuardReport
+from hashpose_ns.guard.verdict import ALPHA, Verdict, decide
+
+if TYPE_CHECKING:
+    from hashpose_ns.pipeline import HashPosePipeline
+
+
+def compare_poses(
+    pipeline: "HashPosePipeline",
+    initial: Float[Tensor, "num_cameras 3 4"],
+    refined: Float[Tensor, "num_cameras 3 4"],
+    steps: int,
+    config: GuardConfig,
+) -> Verdict:
+    """Judges one set of poses against another.
+
+    The refined poses are aligned to the initial ones first: a drift of the whole scene, which training leaves free, is
+    no difference, and both sets then see the same scene box and the same near and far planes.
+
+    Args:
+        pipeline: whose images, intrinsics and model settings are used.
+        initial: poses of the training cameras.
+        refined: the same cameras' other poses, up to a similarity.
+        steps: as in `compare_errors`.
+        config: settings.
+    """
+    config.validate()
+    aligned = align_poses(refined, initial).apply_to_poses(refined)
+    return decide(compare_errors(pipeline, initial, aligned, steps, config))
+
+
+def run_guard(pipeline: "HashPosePipeline", config: GuardConfig, with_uncertainty: bool = True) -> GuardReport:
+    """Judges a pipeline's refined poses against those its training started from.
+
+    Args:
+        pipeline: a trained pipeline; it is left as it was.
+        config: settings.
+        with_uncertainty: also give each refined camera's standard deviations.
+    Raises:
+        HashPoseError: the run refines no poses, or a setting is out of range.
+    """
+    model = pipeline.model
+    optimizer = model.camera_optimizer
+    if optimizer.config.mode == "off":
+        raise HashPoseError("This run refines no poses (camera-optimizer.mode is off), so there is nothing to judge.")
+    begin = time.perf_counter()
+    training_steps = int(model.progress[1])
+    steps = config.steps_for(training_steps)
+    refined = optimizer.refined_camera_to_worlds().detach()
+    verdict = compare_poses(pipeline, optimizer.initial_camera_to_worlds, refined, steps, config)
+    uncertainty = None
+    if with_uncertainty:
+        from hashpose_ns.cameras.uncertainty import pose_covariances
+
+        uncertainty = pose_covariances(pipeline)
+    psnr = {name: -10 * mse.clamp(min=1e-12).log10() for name, mse in (("0", verdict.first), ("1", verdict.second))}
+    names = optimizer.image_names or [str(index) for index in range(len(refined))]
+    cameras = [
+        CameraReport(
+            name=name,
+            psnr_initial=float(psnr["0"][index]),
+            psnr_refined=float(psnr["1"][index]),
+            psnr_gain=float(psnr["1"][index] - psnr["0"][index]),
+            p_hurt=float(verdict.p_camera_hurt[index]),
+            hurt=index in verdict.hurt_cameras,
+            rotation_std_deg=None if uncertainty is None else uncertainty.rotation_deg[index].tolist(),
+            translation_std=None if uncertainty is None else uncertainty.translation[index].tolist(),
+        )
+        for index, name in enumerate(names)
+    ]
+    gain = float((psnr["1"] - psnr["0"]).mean())
+    return GuardReport(
+        verdict=verdict.verdict,
+        sentence=in_words(verdict, gain),
+        step=int(model.progress[0]),
+        psnr_initial=float(psnr["0"].mean()),
+        psnr_refined=float(psnr["1"].mean()),
+        psnr_gain=gain,
+        log_ratio=verdict.log_ratio,
+        p_helped=verdict.p_helped,
+        p_hurt=verdict.p_hurt,
+        hurt_cameras=[camera.name for camera in cameras if camera.hurt],
+        cameras=cameras,
+        settings={**dataclasses.asdict(config), "steps": steps},
+        seconds=round(time.perf_counter() - begin, 3),
+    )
+
+
+def in_words(verdict: Verdict, gain: float) -> str:
+    """What held-out pixels say, in one sentence without its full stop."""
+    count = len(verdict.first)
+    fit = f"held-out pixels of {count} images fit {'better' if gain >= 0 else 'worse'} by {abs(gain):.2f} dB"
+    p = min(verdict.p_helped, verdict.p_hurt)
+    if verdict.verdict != "undecided":
+        return f"{fit} at the refined poses (p = {p:.1g})"
+    if 0.5**count > ALPHA / 2:
+        return f"{fit} at the refined poses, but {count} images are too few to tell"
+    return f"{fit} at the refined poses, no more than chance explains (p = {p:.1g})"

@@ -1,0 +1,42 @@
+"""Settings of the guard; light, because the trainer's configuration holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hashpose_ns.errors import HashPoseError
+
+FRACTION, FEWEST_STEPS, MOST_STEPS = 0.05, 200, 2000
+"""Steps by default: this fraction of training's, within these bounds."""
+
+
+@dataclass
+class GuardConfig:
+    """Configuration of the guard."""
+
+    mode: Literal["off", "report"] = "off"
+    """`report`: after training, judge by held-out pixels whether refinement made the poses better than those it started
+    from, and write the verdict to guard.json in the run's folder."""
+    steps: int = 0
+    """Steps that the judging field is trained on both sets of poses; it then takes half as many on each. 0 takes 5 % of
+    training's, at least 200 and at most 2000."""
+    rays: int = 512
+    """Rays a step."""
+    held_out: float = 0.15
+    """Fraction of each image that the judging field is not trained on."""
+    block: float = 0.08
+    """Side of the square blocks of held-out pixels, as a fraction of the image's shorter side."""
+    seed: int = 0
+    """Seed of blocks, rays and field."""
+
+    def validate(self) -> None:
+        """Raises HashPoseError where a setting is out of range."""
+        if self.steps < 0 or self.rays < 2:
+            raise HashPoseError("The guard needs at least 2 rays, and no negative steps: --guard.steps, --guard.rays.")
+        if not (0 < self.held_out < 1 and 0 < self.block < 1):
+            raise HashPoseError("The guard's held-out and block are fractions between 0 and 1.")
+
+    def steps_for(self, training_steps: int) -> int:
+        """Steps on both sets of poses, where training took so many."""
+        return self.steps or min(max(round(FRACTION * training_steps), FEWEST_STEPS), MOST_STEPS)

@@ -1,0 +1,154 @@
+"""The guard's report: in words, as JSON in the run's folder, and as flat floats. Light, for readers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Literal, Optional
+
+from hashpose_ns.errors import HashPoseError
+
+GUARD_FILE = "guard.json"
+"""File in a run's folder with the guard's report."""
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class CameraReport:
+    """What held-out pixels of one training image say about its camera."""
+
+    name: str
+    """The image's file name, as in `PoseOptimizer.image_names`."""
+    psnr_initial: float
+    """PSNR of its held-out pixels at the initial poses, in dB."""
+    psnr_refined: float
+    """The same at the refined poses."""
+    psnr_gain: float
+    """Refined minus initial."""
+    p_hurt: float
+    """Probability of a loss like this, or worse, by chance; corrected for the number of cameras."""
+    hurt: bool
+    """Whether it fits worse than before by more than chance."""
+    rotation_std_deg: Optional[List[float]] = None
+    """Standard deviations of turns about the refined camera's axes (right, up, backwards) in degrees, conditional on
+    the field."""
+    translation_std: Optional[List[float]] = None
+    """The same of steps along the axes, in scene units."""
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """Whether refinement helped, judged without ground truth."""
+
+    verdict: Literal["helped", "hurt", "undecided"]
+    """Over all cameras."""
+    sentence: str
+    """What held-out pixels say, in words, without a full stop."""
+    step: int
+    """Last step of training before the poses that were judged."""
+    psnr_initial: float
+    """Mean over cameras of the PSNR of held-out pixels at the initial poses, in dB, of a small field after a short
+    training: only the difference to the next one means something."""
+    psnr_refined: float
+    """The same at the refined poses."""
+    psnr_gain: float
+    """Refined minus initial."""
+    log_ratio: float
+    """Mean over cameras of log(error refined / error initial)."""
+    p_helped: float
+    """Probability of a gain like this, or more, by chance."""
+    p_hurt: float
+    """Probability of a loss like this, or more, by chance."""
+    hurt_cameras: List[str]
+    """Names of cameras that fit worse than before by more than chance."""
+    cameras: List[CameraReport]
+    """Every training camera."""
+    settings: Dict[str, Any]
+    """The guard's settings, with the steps that were taken."""
+    seconds: float
+    """How long it took."""
+    version: int = VERSION
+    """Of the file's format."""
+
+    def metrics(self) -> Dict[str, float]:
+        """Flat floats as in ns-eval's JSON; `guard_verdict` is 1 for helped, 0 for undecided, -1 for hurt."""
+        return {
+            "guard_verdict": float({"helped": 1, "undecided": 0, "hurt": -1}[self.verdict]),
+            "guard_psnr_initial": self.psnr_initial,
+            "guard_psnr_refined": self.psnr_refined,
+            "guard_psnr_gain": self.psnr_gain,
+            "guard_p_helped": self.p_helped,
+            "guard_p_hurt": self.p_hurt,
+            "guard_hurt_cameras": float(len(self.hurt_cameras)),
+        }
+
+    def write(self, run_folder: Path) -> Path:
+        """Writes guard.json, at once; the file."""
+        path = run_folder / GUARD_FILE
+        staging = path.with_name(f".{GUARD_FILE}.partial")
+        try:
+            staging.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+            os.replace(staging, path)
+        except OSError as error:
+            raise HashPoseError(f"The guard's report {path} cannot be written ({error.strerror}).") from error
+        return path
+
+    def print(self) -> None:
+        """The verdict and its numbers on the console."""
+        from rich.text import Text
+
+        from nerfstudio.utils.rich_utils import CONSOLE
+
+        said, color = {
+            "helped": ("refinement helped", "green"),
+            "hurt": ("REFINEMENT MADE THE POSES WORSE", "bold red"),
+            "undecided": ("undecided whether refinement helped", "yellow"),
+        }[self.verdict]
+        CONSOLE.print(Text(f"Guard: {said}; {self.sentence}.", style=color), soft_wrap=True)
+        if self.verdict == "hurt":
+            CONSOLE.print(
+                "Keep the poses you gave, or refine at a lower rate (--optimizers.camera-opt.optimizer.lr).",
+                soft_wrap=True,
+            )
+        if self.hurt_cameras:
+            CONSOLE.print(Text(f"Guard: {hurt_sentence(self.hurt_cameras)}.", style="yellow"), soft_wrap=True)
+
+
+def hurt_sentence(names: List[str], most: int = 8) -> str:
+    """Names the cameras that fit worse than before."""
+    listed = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return f"{len(names)} camera{'s fit' if len(names) > 1 else ' fits'} worse than before refinement: {listed}"
+
+
+def read_report(path: Path) -> GuardReport:
+    """Reads a guard.json.
+
+    Raises:
+        HashPoseError: it is not there, or no such report.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cameras = [CameraReport(**camera) for camera in content.pop("cameras")]
+        return GuardReport(cameras=cameras, **content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HashPoseError(f"The guard's report {path} cannot be read; make it anew with hashpose-guard.") from error
+
+
+def read_verdict(run_folder: Path, checkpoints: str = "nerfstudio_models") -> Optional[GuardReport]:
+    """The report on a run's latest checkpoint; None where the guard did not run, or judged an earlier checkpoint.
+
+    Args:
+        run_folder: where config.yml is.
+        checkpoints: the folder in it with the checkpoints.
+    Raises:
+        HashPoseError: the report cannot be read.
+    """
+    path = run_folder / GUARD_FILE
+    steps = [int(file.stem.removeprefix("step-")) for file in (run_folder / checkpoints).glob("step-*.ckpt")]
+    if not path.is_file() or not steps:
+        return None
+    report = read_report(path)
+    return report if report.step == max(steps) else None

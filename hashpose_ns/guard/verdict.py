@@ -1,0 +1,95 @@
+"""From paired errors of held-out pixels to a verdict, for all cameras together and for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns.guard.judge import HeldOutErrors
+
+ALPHA = 0.05
+"""Probability of a verdict other than undecided where neither set of poses is better, half of it on each side; and of
+calling any camera hurt where none is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What held-out pixels say about the second set of poses, compared with the first."""
+
+    verdict: Literal["helped", "hurt", "undecided"]
+    """Over all cameras."""
+    log_ratio: float
+    """Mean over cameras of log(second error / first error); negative where the second poses are better."""
+    p_helped: float
+    """Probability of a difference as good as this, or better, where neither set of poses is better."""
+    p_hurt: float
+    """Probability of a difference as bad as this, or worse."""
+    first: Float[Tensor, "num_cameras"]
+    """Mean squared error of each camera's held-out pixels at the first poses."""
+    second: Float[Tensor, "num_cameras"]
+    """The same at the second poses."""
+    p_camera_hurt: Float[Tensor, "num_cameras"]
+    """For each camera, the probability of a difference as bad, corrected for the number of cameras (Holm)."""
+
+    @property
+    def hurt_cameras(self) -> List[int]:
+        """Indices of cameras that fit worse at the second poses, by more than chance."""
+        return [index for index, p in enumerate(self.p_camera_hurt.tolist()) if p < ALPHA]
+
+
+def decide(errors: HeldOutErrors) -> Verdict:
+    """Tests whether a set of poses is better than another.
+
+    Over all: Wilcoxon's signed-rank test of the cameras' log ratios of errors, one-sided each way at ALPHA / 2. It asks
+    that cameras be equally likely to fit better or worse where neither set is better, and is undecided for fewer than 6
+    cameras. For each camera: the same test of its blocks' differences of errors, so that empty blocks have little to
+    say, with Holm's correction for the number of cameras.
+
+    Raises:
+        ValueError: an error is negative or no number.
+    """
+    for part in (errors.first, errors.second):
+        if not bool((torch.isfinite(part) & (part >= 0)).all()):
+            raise ValueError("An error of held-out pixels is negative or not a number.")
+    num_cameras = int(errors.block_cameras.max()) + 1
+    counts = torch.bincount(errors.block_cameras, minlength=num_cameras)
+
+    def per_camera(values: Tensor) -> Tensor:
+        sums = torch.zeros(num_cameras, dtype=torch.float64).index_add_(0, errors.block_cameras, values.double())
+        return sums / counts
+
+    first, second = per_camera(errors.first), per_camera(errors.second)
+    # Pictures of nothing are rendered without error, by both.
+    log_ratios = (second.clamp(min=1e-12) / first.clamp(min=1e-12)).log().numpy()
+    p_helped, p_hurt = wilcoxon_p(log_ratios, "less"), wilcoxon_p(log_ratios, "greater")
+    differences = (errors.second - errors.first).numpy()
+    cameras = errors.block_cameras.numpy()
+    p_cameras = np.array([wilcoxon_p(differences[cameras == index], "greater") for index in range(num_cameras)])
+    verdict = "helped" if p_helped < ALPHA / 2 else "hurt" if p_hurt < ALPHA / 2 else "undecided"
+    return Verdict(
+        verdict, float(log_ratios.mean()), p_helped, p_hurt, first, second, torch.from_numpy(holm(p_cameras))
+    )
+
+
+def wilcoxon_p(differences: Float[np.ndarray, "n"], alternative: Literal["less", "greater"]) -> float:
+    """One-sided p value of Wilcoxon's signed-rank test; 1 where all differences are zero."""
+    if not differences.any():
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences, alternative=alternative).pvalue)
+
+
+def holm(p_values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """p values corrected for their number: below alpha, with the probability alpha, anywhere where all nulls hold (Holm
+    1979)."""
+    order = np.argsort(p_values)
+    scaled = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(scaled, 1.0)
+    return corrected

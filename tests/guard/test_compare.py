@@ -1,0 +1,239 @@
+"""The guard on the packaged chair: pose sets whose order is known, and the commands that run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import roma
+import torch
+from commands import FEW_RAYS, NO_EVAL, SMALL_FIELD, checkpoints
+from scenes import CHAIR
+
+from hashpose_ns.cameras.alignment import Similarity
+from hashpose_ns.cameras.perturbation import PerturbationConfig, perturb_poses
+from hashpose_ns.datamanager import HashPoseDataManagerConfig
+from hashpose_ns.encoding import HashEncodingConfig
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.field import HashPoseFieldConfig
+from hashpose_ns.guard.cli import entrypoint
+from hashpose_ns.guard.compare import compare_poses, run_guard
+from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.guard.judge import judge_config
+from hashpose_ns.guard.report import GuardReport, read_report, read_verdict
+from hashpose_ns.model import HashPoseModelConfig
+from hashpose_ns.peers.nerfacto import NerfactoPosesModelConfig
+from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> HashPosePipeline:
+    """The chair at 40x40 with its true poses, untrained."""
+    torch.manual_seed(0)
+    encoding = HashEncodingConfig(num_levels=5, log2_hashmap_size=13, base_resolution=8, max_resolution=64)
+    return HashPosePipelineConfig(
+        datamanager=HashPoseDataManagerConfig(
+            dataparser=BlenderDataParserConfig(data=CHAIR), camera_res_scale_factor=0.4
+        ),
+        model=HashPoseModelConfig(
+            field=HashPoseFieldConfig(encoding=encoding),
+            scene="none",
+            scene_box_scale=0.8,
+            clip_to_box=True,
+            sampler="uniform",
+            near_plane=2.0,
+            far_plane=6.0,
+            num_samples=24,
+            background_color="white",
+        ),
+    ).setup(device="cpu", test_mode="inference")
+
+
+@pytest.fixture
+def true_poses(pipeline) -> torch.Tensor:
+    return pipeline.model.camera_optimizer.reference_camera_to_worlds.clone()
+
+
+def wrong(poses: torch.Tensor, noise: float = 0.1) -> torch.Tensor:
+    return perturb_poses(poses, PerturbationConfig(rotation=noise, translation=noise))
+
+
+def compare(pipeline, initial, refined, steps: int = STEPS, **config):
+    return compare_poses(pipeline, initial, refined, steps, GuardConfig(rays=256, **config))
+
+
+# -- pairs of poses ----------------------------------------------------------------------------------------------------
+
+
+def test_it_tells_true_poses_from_wrong_ones_in_either_order(pipeline, true_poses):
+    helped, hurt = (
+        compare(pipeline, *pair) for pair in ((wrong(true_poses), true_poses), (true_poses, wrong(true_poses)))
+    )
+    assert (helped.verdict, hurt.verdict) == ("helped", "hurt")
+    assert helped.log_ratio < -0.1 and hurt.log_ratio > 0.1
+
+
+def test_identical_poses_differ_by_nothing(pipeline, true_poses):
+    verdict = compare(pipeline, true_poses, true_poses.clone(), steps=10)
+    assert verdict.verdict == "undecided" and verdict.hurt_cameras == []
+    # but for the rounding of the alignment of equal poses, which moves them by 1e-7
+    torch.testing.assert_close(verdict.first, verdict.second, rtol=1e-3, atol=0)
+
+
+def test_the_frame_makes_no_difference(pipeline, true_poses):
+    frame = Similarity(
+        torch.tensor(2.5).double(),
+        roma.random_rotmat(generator=torch.Generator().manual_seed(0)).double(),
+        torch.tensor([3.0, -1.0, 0.5]).double(),
+    )
+    verdict = compare(pipeline, true_poses, frame.apply_to_poses(true_poses))
+    assert verdict.verdict == "undecided" and abs(verdict.log_ratio) < 0.02
+
+
+def test_lost_cameras_are_named(pipeline, true_poses):
+    moved = true_poses.clone()
+    moved[[4, 30]] = wrong(true_poses, 0.3)[[4, 30]]
+    verdict = compare(pipeline, true_poses, moved)
+    assert set(verdict.hurt_cameras) == {4, 30}
+    assert float(verdict.second[[4, 30]].min() / verdict.second.median()) > 2
+
+
+def test_judging_leaves_everything_as_it_was(pipeline, true_poses):
+    model = pipeline.model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    config, training = json.dumps(dataclasses.asdict(model.config), default=str), model.training
+    random, cameras = torch.get_rng_state(), pipeline.datamanager.train_dataset.cameras.camera_to_worlds.clone()
+    compare(pipeline, true_poses, wrong(true_poses), steps=2)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(pipeline.datamanager.train_dataset.cameras.camera_to_worlds, cameras)
+    assert json.dumps(dataclasses.asdict(model.config), default=str) == config and model.training == training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_settings_out_of_range_are_refused(pipeline, true_poses):
+    for setting in ({"rays": 1}, {"held_out": 1.0}, {"block": 0.0}, {"steps": -1}):
+        with pytest.raises(HashPoseError):
+            GuardConfig(**setting).validate()
+    with pytest.raises(HashPoseError, match="fractions"):
+        compare(pipeline, true_poses, true_poses, held_out=0.0)
+
+
+def test_steps_follow_the_length_of_training():
+    assert [GuardConfig().steps_for(steps) for steps in (100, 8000, 200_000)] == [200, 400, 2000]
+    assert GuardConfig(steps=7).steps_for(8000) == 7
+
+
+def test_the_judge_sees_the_run_s_scene(pipeline):
+    judge = judge_config(pipeline.config.model)
+    assert (judge.scene, judge.near_plane, judge.background_color) == ("none", 2.0, "white")
+    assert judge.field.encoding.max_resolution == 64 and judge.field.encoding.gradient == "linear"
+    assert judge.camera_optimizer.mode == "off" and pipeline.config.model.camera_optimizer.mode == "SE3"
+    other = judge_config(NerfactoPosesModelConfig(near_plane=0.2))
+    assert (other.scene, other.sampler, other.near_plane) == ("contraction", "piecewise", 0.2)
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(pipeline) -> GuardReport:
+    """Of a refinement that moved two cameras away from their true poses."""
+    optimizer = pipeline.model.camera_optimizer
+    with torch.no_grad():
+        optimizer.pose_adjustment[[1, 2]] = 0.3 * torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    report = run_guard(pipeline, GuardConfig(rays=256, steps=STEPS))
+    with torch.no_grad():
+        optimizer.pose_adjustment.zero_()
+    return report
+
+
+def test_the_report_names_cameras_by_their_images(pipeline, report):
+    names = pipeline.model.camera_optimizer.image_names
+    assert [camera.name for camera in report.cameras] == names
+    assert set(report.hurt_cameras) == {names[1], names[2]}
+    assert [camera.name for camera in report.cameras if camera.hurt] == report.hurt_cameras
+    gains = [camera.psnr_gain for camera in report.cameras]
+    assert report.psnr_gain == pytest.approx(sum(gains) / len(gains))
+    assert report.psnr_gain == pytest.approx(report.psnr_refined - report.psnr_initial)
+    assert report.settings["steps"] == STEPS and report.seconds > 0
+    assert f"{len(names)} images" in report.sentence and "dB" in report.sentence
+
+
+def test_the_report_survives_its_file(report, tmp_path):
+    path = report.write(tmp_path)
+    assert read_report(path) == report and [file.name for file in tmp_path.iterdir()] == ["guard.json"]
+    assert json.loads(path.read_text())["verdict"] == report.verdict
+    path.write_text("{}")
+    with pytest.raises(HashPoseError, match="cannot be read"):
+        read_report(path)
+
+
+def test_a_verdict_on_an_earlier_checkpoint_is_none(report, tmp_path):
+    assert read_verdict(tmp_path) is None
+    report = dataclasses.replace(report, step=99)
+    report.write(tmp_path)
+    assert read_verdict(tmp_path) is None, "no checkpoint at all"
+    (tmp_path / "nerfstudio_models").mkdir()
+    (tmp_path / "nerfstudio_models" / "step-000000099.ckpt").touch()
+    assert read_verdict(tmp_path) == report
+    (tmp_path / "nerfstudio_models" / "step-000000199.ckpt").touch()
+    assert read_verdict(tmp_path) is None
+
+
+def test_metrics_are_flat_floats(report):
+    metrics = report.metrics()
+    assert all(isinstance(value, float) and name.startswith("guard_") for name, value in metrics.items())
+    assert metrics["guard_hurt_cameras"] == 2
+    codes = {
+        verdict: dataclasses.replace(report, verdict=verdict).metrics()["guard_verdict"]
+        for verdict in ("helped", "undecided", "hurt")
+    }
+    assert codes == {"helped": 1.0, "undecided": 0.0, "hurt": -1.0}
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def train(ns_train, folder: Path, steps: int, *more):
+    return ns_train(
+        *("hashpose-blender", "--output-dir", folder, "--experiment-name", "chair", "--timestamp", "run"),
+        *("--data", CHAIR, "--pipeline.datamanager.camera-res-scale-factor", 0.2, "--max-num-iterations", steps),
+        *("--guard.rays", 64, "--pipeline.eval-num-images", 1, "--pipeline.tto-steps", 0),
+        *(*SMALL_FIELD, *FEW_RAYS, *NO_EVAL, *more),
+    )
+
+
+def test_training_judges_its_poses_and_evaluation_repeats_the_verdict(ns_train, ns_eval, in_process, tmp_path):
+    run = tmp_path / "chair" / "hashpose-blender" / "run"
+    outcome = train(ns_train, tmp_path, 10, "--guard.mode", "off")
+    assert outcome.code == 0 and "Guard" not in outcome.output and not (run / "guard.json").exists()
+
+    outcome = in_process(entrypoint, "--load-config", run / "config.yml", "--steps", 4, "--rays", 64)
+    assert outcome.code == 0 and "Guard: " in outcome.output
+    assert read_verdict(run).step == 9
+
+    resume = ("--load-dir", run / "nerfstudio_models")
+    outcome = train(ns_train, tmp_path, 20, *resume, "--guard.mode", "report", "--guard.steps", 4)
+    assert outcome.code == 0, outcome.output
+    report = read_verdict(run)
+    assert report.step == 19 and report.settings["steps"] == 4 and report.sentence in outcome.output.replace("\n", " ")
+
+    results = tmp_path / "results.json"
+    assert ns_eval("--load-config", run / "config.yml", "--output-path", results).code == 0
+    metrics = json.loads(results.read_text())["results"]
+    assert {name: metrics[name] for name in report.metrics()} == report.metrics()
+
+    checkpoints(run)[-1].rename(run / "nerfstudio_models" / "step-000000029.ckpt")  # as after more training
+    assert read_verdict(run) is None
+
+
+def test_a_run_that_is_not_there_is_one_sentence(in_process, tmp_path):
+    outcome = in_process(entrypoint, "--load-config", tmp_path / "config.yml")
+    assert outcome.code == 1 and "There is no file" in outcome.output and "Traceback" not in outcome.output
+    assert list(tmp_path.iterdir()) == []
