@@ -54,8 +54,6 @@ class Screenshots:
         with tempfile.TemporaryDirectory() as folder:
             command = Demo(steps=self.steps, viewer_port=port).train_command(Path(folder))
             command[command.index("--viewer.quit-on-train-completion") + 1] = "False"
-            # the view of all cameras is from further away than any of them
-            command[command.index("--pipeline.model.far-plane") + 1] = "20"
             with training(Path(folder) / "log.txt", port, *command[1:]) as run, browser_page(self.size) as page:
                 run.wait_for_viewer()
                 page.add_init_script(SHARP)

@@ -87,7 +87,8 @@ class Demo:
             console.print(f"  {name}: {path}", soft_wrap=True)
 
     def train_command(self, output: Path) -> List[str]:
-        """The ns-train command: `hashpose-small`, told that the scene is an object in a box on white."""
+        """The ns-train command: `hashpose-small`, told that the scene is an object in a box on white. The box alone
+        bounds the samples: the viewer looks at it from further away than any camera."""
         return [
             "ns-train", "hashpose-small",
             "--output-dir", str(output), "--experiment-name", "chair", "--timestamp", "demo",
@@ -101,7 +102,7 @@ class Demo:
             "--pipeline.datamanager.perturbation.seed", str(self.seed),
             "--pipeline.model.scene", "none", "--pipeline.model.clip-to-box", "True",
             "--pipeline.model.scene-box-scale", "0.8", "--pipeline.model.sampler", "uniform",
-            "--pipeline.model.near-plane", "2", "--pipeline.model.far-plane", "6",
+            "--pipeline.model.near-plane", "2", "--pipeline.model.far-plane", "20",
             "--pipeline.model.background-color", "white",
             "blender-data", "--data", str(DEMO_SCENE),
         ]  # fmt: skip

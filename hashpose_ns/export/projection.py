@@ -42,7 +42,7 @@ def project(
     x, y = x * scale, y * scale
     in_front = fisheye | (depth > 1e-9)
     if cameras.distortion_params is not None:
-        distortion = cameras.distortion_params.to(points)[indices].reshape(len(points), -1)
+        distortion = cameras.distortion_params.to(points)[indices].reshape(len(points), 6)
         k1, k2, k3, k4, p1, p2 = distortion.unbind(dim=-1)
         squared = x * x + y * y
         # beyond the rim where distortion turns back, points would fall into the image again

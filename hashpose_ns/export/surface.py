@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 RAYS_PER_POINT = 3
 """Rays that are rendered for each point asked for; most of the others fail a check or fall on the same spot."""
-MIN_RAYS_PER_VIEW = 2000
-"""Where there are so many cameras that each would get fewer rays than this, some of them are used, evenly spread."""
+MIN_RAYS_PER_VIEW, MIN_VIEWS = 2000, 24
+"""Where there are so many cameras that each would get fewer rays than this, some of them are used, evenly spread, but at
+least so many."""
 MIN_ACCUMULATION = 0.9
 """A ray counts as hitting a surface above this opacity."""
 DEPTH_TOLERANCE = 0.03
@@ -152,13 +153,14 @@ def sample_surfaces(
     cameras = copy.deepcopy(cameras).to("cpu")
     cameras.camera_to_worlds = camera_to_worlds.detach().cpu().float()
     num_rays = RAYS_PER_POINT * num_points
-    num_views = max(2, min(len(cameras), num_rays // MIN_RAYS_PER_VIEW))
+    num_views = min(len(cameras), max(MIN_VIEWS, num_rays // MIN_RAYS_PER_VIEW))
+    rays_per_view = max(MIN_RAYS_PER_VIEW, num_rays // num_views)
     chosen = torch.linspace(0, len(cameras) - 1, num_views).round().long().unique().tolist()
     views: List[_View] = []
     with _renders_surfaces(model), get_progress("Looking for surfaces in the field", suffix="views") as progress:
         for camera in progress.track(chosen):
             mask = None if mask_filenames is None else mask_filenames[camera]
-            views.append(_render_view(model, cameras, camera, num_rays // len(chosen), mask))
+            views.append(_render_view(model, cameras, camera, rays_per_view, mask))
 
     positions = torch.cat([view.positions[view.hit] for view in views])
     colors = torch.cat([view.colors[view.hit] for view in views])

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -144,12 +145,12 @@ def test_barfs_mask_hides_octaves_until_they_open():
 
 @pytest.mark.parametrize("name", ["hash/axis/lr", "hash/linear/repeat"])
 def test_patches_that_are_in_place_stay_there(name):
-    settings = Planar(**{**vars(SHORT), "noise": 0.0, "translation": 0.0})
+    settings = replace(SHORT, noise=0.0, translation=0.0, warp_rate=1e-3)
     problem = make_problem(read_photograph(PHOTOGRAPH, 64), settings, seed=0)
     run = align(problem, Representation.parse(name), settings, seed=0)
     assert run.corner_errors[0] == pytest.approx(0, abs=1e-4)
-    assert max(run.corner_errors) < 1.0
-    assert run.corner_errors[-1] < 0.4
+    assert max(run.corner_errors) < 1.5  # the gradients of a picture that only begins to form are noise
+    assert run.corner_errors[-1] < 0.5
 
 
 @pytest.mark.parametrize("name", ["hash/axis/lr", "hash/linear/mask", "gaussian"])
@@ -164,15 +165,16 @@ def test_a_short_run_brings_patches_of_a_photograph_closer(name):
 
 
 def test_a_seed_repeats_a_run():
-    settings = Planar(**{**vars(SHORT), "steps": 30})
+    settings = replace(SHORT, steps=30)
     photograph = read_photograph(PHOTOGRAPH, 64)
     runs = [align(make_problem(photograph, settings, 5), Representation("gaussian"), settings, 5) for _ in range(2)]
     assert runs[0].corner_errors == runs[1].corner_errors and runs[0].psnr == runs[1].psnr
 
 
 def test_the_linear_gradient_is_the_slope_of_the_loss():
-    problem = make_problem(read_photograph(PHOTOGRAPH, 64), SHORT, seed=0)
-    for sweep in sweep_levels(problem, SHORT):
+    settings = replace(SHORT, steps=100)
+    problem = make_problem(read_photograph(PHOTOGRAPH, 40), settings, seed=0)
+    for sweep in sweep_levels(problem, settings):
         gradient = sweep.gradients["linear"].mean(-1)
         slope = (sweep.losses[:, 2:] - sweep.losses[:, :-2]) / (2 * SPACING)
         gap = (gradient[:, 1:-1] - slope).square().mean() / slope.square().mean()
@@ -211,7 +213,7 @@ def arguments(folder: Path, **changes) -> list:
     settings = {
         "image": PHOTOGRAPH,
         "output-dir": folder / "out",
-        "size": 48,
+        "size": 32,
         "steps": 40,
         "batch": 100,
         "representations": ["hash/axis/lr", "frequency/none"],
@@ -236,14 +238,14 @@ def test_the_command_leaves_a_table_numbers_and_figures(in_process, tmp_path):
             assert min(figure.size) > 200
     results = json.loads((folder / "planar.json").read_text())
     assert [run["seed"] for run in results["runs"]] == [2, 2, 3, 3]
-    assert results["settings"]["size"] == 48 and "commit" in results
+    assert results["settings"]["size"] == 32 and "commit" in results
     for row in results["summary"]:
         mine = [run for run in results["runs"] if run["representation"] == row["representation"]]
         errors = [run["corner_error"] for run in mine]
         assert row["corner_error_median"] == pytest.approx(np.median(errors), rel=1e-4)
         assert row["patches_aligned"] == sum(error < 1 for run in mine for error in run["patch_errors"])
         assert row["representation"] in outcome.output
-    problem = make_problem(read_photograph(PHOTOGRAPH, 48), Planar(), seed=3)
+    problem = make_problem(read_photograph(PHOTOGRAPH, 32), Planar(), seed=3)
     errors = corner_errors(torch.tensor(results["runs"][2]["warps"]), problem.true, problem.side, problem.longer)
     assert errors.tolist() == pytest.approx(results["runs"][2]["patch_errors"], abs=0.01)
 
