@@ -20,7 +20,7 @@ EDGE_FRACTION = 0.5
 """Share of pixels, and of blocks, that are drawn where images have structure: flat regions tell poses little."""
 EDGE_RADIUS = 0.03
 """Smoothing of that structure, as a fraction of the image's width."""
-PIXELS_PER_BLOCK = 16
+PIXELS_PER_BLOCK = 32
 """Pixels of a held-out block that are looked at."""
 
 

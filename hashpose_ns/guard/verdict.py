@@ -16,6 +16,10 @@ ALPHA = 0.05
 """Probability of a verdict other than undecided where neither set of poses is better, half of it on each side; and of
 calling any camera hurt where none is."""
 
+LEAST_EFFECT = 0.005
+"""Mean log ratio, 0.02 dB, below which nothing is decided: two trainings from poses that are the same but for rounding
+differ by a tenth of this, in the same direction for many cameras."""
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
@@ -45,9 +49,9 @@ class Verdict:
 def decide(errors: HeldOutErrors) -> Verdict:
     """Tests whether a set of poses is better than another.
 
-    Over all: Wilcoxon's signed-rank test of the cameras' log ratios of errors, one-sided each way at ALPHA / 2. It asks
-    that cameras be equally likely to fit better or worse where neither set is better, and is undecided for fewer than 6
-    cameras. For each camera: the same test of its blocks' differences of errors, so that empty blocks have little to
+    Over all: Wilcoxon's signed-rank test of the cameras' log ratios of errors, one-sided each way at ALPHA / 2, and a
+    mean of at least LEAST_EFFECT. It asks that cameras be equally likely to fit better or worse where neither set is
+    better, and is undecided for fewer than 6 cameras. For each camera: the same test of its blocks' differences of errors, so that empty blocks have little to
     say, with Holm's correction for the number of cameras.
 
     Raises:
@@ -70,10 +74,13 @@ def decide(errors: HeldOutErrors) -> Verdict:
     differences = (errors.second - errors.first).numpy()
     cameras = errors.block_cameras.numpy()
     p_cameras = np.array([wilcoxon_p(differences[cameras == index], "greater") for index in range(num_cameras)])
-    verdict = "helped" if p_helped < ALPHA / 2 else "hurt" if p_hurt < ALPHA / 2 else "undecided"
-    return Verdict(
-        verdict, float(log_ratios.mean()), p_helped, p_hurt, first, second, torch.from_numpy(holm(p_cameras))
-    )
+    log_ratio = float(log_ratios.mean())
+    verdict = "undecided"
+    if p_helped < ALPHA / 2 and log_ratio <= -LEAST_EFFECT:
+        verdict = "helped"
+    if p_hurt < ALPHA / 2 and log_ratio >= LEAST_EFFECT:
+        verdict = "hurt"
+    return Verdict(verdict, log_ratio, p_helped, p_hurt, first, second, torch.from_numpy(holm(p_cameras)))
 
 
 def wilcoxon_p(differences: Float[np.ndarray, "n"], alternative: Literal["less", "greater"]) -> float:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_POINTS = 150
 """Points of a curve."""
 
+MAX_TICKS = 9
+"""Labels of an axis."""
+
 LEVEL_POINTS = 60
 """Points of a curve of one level of the grid."""
 
@@ -29,11 +32,29 @@ Trace = Tuple[str, Sequence[float], Sequence[float], str]
 """Name, x, y and colour."""
 
 
+def log_ticks(values: Sequence[float]) -> List[float]:
+    """Round numbers for a logarithmic axis over positive values: 1, 2 and 5 times powers of ten, or these alone."""
+    low, high = min(values) / 1.3, max(values) * 1.3
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1,)):
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) <= MAX_TICKS:
+            break
+    return ticks
+
+
 class Figure:
     """What viser asks of a plotly figure: its JSON."""
 
     def __init__(self, traces: Sequence[Trace], title: str, log: bool) -> None:
         axis = {"gridcolor": "rgba(144,146,150,0.3)", "zeroline": False, "automargin": True}
+        # JSON has no infinities and no NaN; a logarithm has no zero
+        curves = [[v if math.isfinite(v) and (v > 0 or not log) else None for v in y] for _, _, y, _ in traces]
+        known = [v for curve in curves for v in curve if v is not None]
+        y_axis: Dict[str, Any] = {**axis, "type": "log" if log else "linear"}
+        ticks = log_ticks(known) if log and known else []
+        if len(ticks) >= 2:  # plotly labels what lies between powers of ten by a single digit
+            y_axis.update(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
         self.content: Dict[str, Any] = {
             "data": [
                 {
@@ -41,21 +62,20 @@ class Figure:
                     "mode": "lines",
                     "name": name,
                     "x": [int(value) for value in x],
-                    # JSON has no infinities and no NaN; a logarithm has no zero
-                    "y": [float(f"{v:.4g}") if math.isfinite(v) and (v > 0 or not log) else None for v in y],
+                    "y": [None if v is None else float(f"{v:.4g}") for v in curve],
                     "line": {"color": color, "width": 1.5},
                 }
-                for name, x, y, color in traces
+                for (name, x, _, color), curve in zip(traces, curves)
             ],
             "layout": {
-                "title": {"text": title, "font": {"size": 12}, "x": 0.02},
-                "xaxis": {**axis, "title": {"text": "step"}},
-                "yaxis": {**axis, "type": "log" if log else "linear"},
+                "title": {"text": f"{title}, by step", "font": {"size": 12}, "x": 0.02},
+                "xaxis": axis,
+                "yaxis": y_axis,
                 "paper_bgcolor": "rgba(0,0,0,0)",
                 "plot_bgcolor": "rgba(0,0,0,0)",
                 "font": {"color": "#909296", "size": 10},
-                "margin": {"l": 40, "r": 8, "t": 28, "b": 30},
-                "legend": {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "bgcolor": "rgba(36,36,36,0.6)"},
+                "margin": {"l": 40, "r": 8, "t": 28, "b": 48},
+                "legend": {"orientation": "h", "x": 0, "y": -0.15, "yanchor": "top"},
                 "showlegend": len(traces) <= 3,
             },
         }

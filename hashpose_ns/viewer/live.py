@@ -116,10 +116,15 @@ class LivePoses:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Ends this thread and those that render for this viewer: one that is inside of torch when the interpreter ends
+        would have the process abort."""
         self._stopped = True
         self._wake.set()
-        self._thread.join(timeout=5.0)
+        threads = [thread for thread in threading.enumerate() if getattr(thread, "viewer", None) is self.viewer]
+        for thread in threads:  # nerfstudio forgets those of browsers that left, which may render still
+            thread.running = False
+        for thread in (self._thread, *threads):
+            thread.join(timeout=10.0)
 
     def refresh(self) -> None:
         """Has everything looked at anew, soon."""
@@ -176,15 +181,11 @@ class LivePoses:
                 self._psnr.append((step, self._losses.overall()))
 
     def after_training(self) -> None:
-        """Ends this thread and those that render, where the process is about to end: one that torch is busy on would
-        have it end with an error."""
-        if not self.viewer.trainer.config.viewer.quit_on_train_completion:
+        """Ends the threads where the process is about to end."""
+        if self.viewer.trainer.config.viewer.quit_on_train_completion:
+            self.stop()
+        else:
             self.refresh()
-            return
-        self.stop()
-        for machine in list(self.viewer.render_statemachines.values()):
-            machine.running = False
-            machine.join(timeout=10.0)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 

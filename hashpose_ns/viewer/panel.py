@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from hashpose_ns.viewer.actions import PoseActions
     from hashpose_ns.viewer.live import LivePoses
+    from hashpose_ns.viewer.widgets import Widgets
     from nerfstudio.viewer.viewer import Viewer
 
 CPU_RESOLUTION = 128
@@ -33,6 +34,7 @@ class PosePanel(ViewerControl):
         """What is shown; None without nerfstudio's viewer."""
         self.actions: Optional["PoseActions"] = None
         """What can be done; None where nothing is trained."""
+        self.widgets: Optional["Widgets"] = None
 
     def _setup(self, viewer: "Viewer") -> None:
         """Called by nerfstudio when its viewer starts, before a checkpoint is loaded and before there are cameras."""
@@ -54,11 +56,12 @@ class PosePanel(ViewerControl):
                 poses = pipeline.model.camera_optimizer.reference_camera_to_worlds.cpu()
                 scale = fitting_frustum_scale(pipeline.datamanager.train_dataset.cameras, poses)
                 viewer.config = dataclasses.replace(viewer.config, camera_frustum_scale=scale)
-            self.live = LivePoses(viewer, self.widgets, self.boundary)
-            self._connect()
+            live = LivePoses(viewer, self.widgets, self.boundary)
+            self._connect(live)
             # viser calls this with a lock held that asking for clients takes as well
-            self.viser_server.on_client_connect(self.live.welcome)
-            self.live.start()
+            self.viser_server.on_client_connect(live.welcome)
+            live.start()
+            self.live = live
 
     def training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
         """What to do around each step; nothing where nerfstudio's viewer is not on."""
@@ -80,9 +83,9 @@ class PosePanel(ViewerControl):
 
     # -- what a person does, on viser's threads ------------------------------------------------------------------------
 
-    def _connect(self) -> None:
+    def _connect(self, live: "LivePoses") -> None:
         """Ties the controls to what they do. A value that the program itself sets has no client."""
-        widgets, live = self.widgets, self.live
+        widgets = self.widgets
         shown = (*widgets.layers.values(), widgets.aligned, widgets.color_by, widgets.camera, widgets.compare)
         for handle in (*shown, widgets.curve, widgets.log):
             handle.on_update(lambda _: live.refresh())
@@ -133,5 +136,7 @@ class PosePanel(ViewerControl):
         """Shows a sentence about the last thing that somebody did."""
         from hashpose_ns.viewer.widgets import plain
 
+        if self.widgets is None:
+            return
         self.widgets.message.content = plain(sentence)
         self.widgets.message.visible = True

@@ -52,7 +52,7 @@ def processes_about(folder: Path) -> List[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 900.0) -> None:
     """Waits for something that must come true."""
     end = time.monotonic() + seconds
     while not condition():

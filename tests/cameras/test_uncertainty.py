@@ -198,7 +198,7 @@ def test_the_field_s_true_derivative_is_taken(pipeline):
             ((one - numeric).flatten(1).norm(dim=1) / numeric.flatten(1).norm(dim=1)).nanmedian()
             for one in (jacobian, smoothed)
         )
-        assert float(error) < 0.01 and float(error_smoothed) > 0.1
+        assert float(error) < 0.01 and float(error_smoothed) > 0.03, (error, error_smoothed)
     finally:
         model.float()
 

@@ -146,7 +146,7 @@ def make_ball_pipeline(folder: Path, num_cameras: int = 12, size: int = 48, give
         num_cameras: number of images; nerfstudio holds out a tenth of them.
         size: width and height of images.
         given: poses in nerfstudio's frame that the dataset gives instead of the true ones.
-        masks: mask the left half of every image out.
+        masks: mask the upper half of every image out.
 
     Returns:
         The pipeline, and the true poses of all images in the dataset's frame.
@@ -181,7 +181,7 @@ def make_ball_pipeline(folder: Path, num_cameras: int = 12, size: int = 48, give
     if masks:
         content = json.loads((folder / "transforms.json").read_text())
         half = np.zeros((size, size), np.uint8)
-        half[:, size // 2 :] = 255
+        half[size // 2 :] = 255
         (folder / "masks").mkdir()
         for i, frame in enumerate(content["frames"]):
             Image.fromarray(half).save(folder / f"masks/{i:02d}.png")

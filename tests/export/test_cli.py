@@ -32,24 +32,27 @@ def dataset(tmp_path, helpers):
 
 
 @pytest.fixture
-def run(tmp_path, helpers, dataset, monkeypatch):
-    """hashpose-export on a run that drifted as a whole but is otherwise perfect; returns the exit code."""
+def pipeline(helpers, dataset):
+    """A run that drifted as a whole but is otherwise perfect."""
     parser = dataset[2].setup()
     outputs, held_out = (parser.get_dataparser_outputs(split) for split in ("train", "val"))
     drifted = helpers.similarity().apply_to_poses(outputs.cameras.camera_to_worlds.double())
-    pipeline = helpers.pipeline(outputs, parser, drifted, held_out=held_out.image_filenames)
-    monkeypatch.setattr(poses, "load_trained_pipeline", lambda *args, **kwargs: pipeline)
+    return helpers.pipeline(outputs, parser, drifted, held_out=held_out.image_filenames)
 
-    def call(command, *options) -> int:
-        arguments = ["--load-config", str(tmp_path / "run/config.yml"), "--output-dir", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", ["hashpose-export", command, *arguments, *options])
-        try:
-            cli.entrypoint()
-        except SystemExit as exit:
-            return exit.code
-        return 0
 
-    return call
+@pytest.fixture
+def run(call, pipeline):
+    """hashpose-export on that run, without points unless they are asked for; returns the exit code."""
+
+    def export(command, *options) -> int:
+        no_points = ("--points", "empty") if command in ("colmap", "nerfstudio") and "--points" not in options else ()
+        return call(pipeline, command, *no_points, *options)
+
+    return export
+
+
+def files_in(folder) -> list:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 def train_indices(config) -> list:

@@ -6,7 +6,7 @@ import torch
 
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap import write_colmap_model
-from hashpose_ns.export.poses import ExportedPoints
+from hashpose_ns.export.points import ExportedPoints
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 
@@ -134,6 +134,39 @@ def test_points(tmp_path, helpers, pycolmap, format):
         np.testing.assert_array_equal(read[i + 1].xyz, points.xyz[i])
         np.testing.assert_array_equal(read[i + 1].color, points.rgb[i])
         assert read[i + 1].track.length() == 0
+
+
+@pytest.mark.parametrize("format", ["bin", "txt"])
+@pytest.mark.parametrize("distortion", [None, PERSPECTIVE])
+def test_tracks_are_where_pycolmap_projects_the_points(tmp_path, helpers, pycolmap, format, distortion):
+    """Points seen by some cameras of an orbit; one is claimed to be seen by a camera that looks away from it."""
+    rng = np.random.default_rng(1)
+    poses, cameras = helpers.orbit(6), helpers.cameras(6, False, distortion)
+    xyz = rng.normal(size=(40, 3)) * 0.2
+    seen_by = np.array([(i, j) for i in range(40) for j in range(6) if (i + j) % 3 and i != 7] + [(39, 2)])
+    seen_by = np.unique(seen_by, axis=0)
+    xyz[39] = 3.0 * poses[2, :, 3].numpy()  # behind camera 2
+    points = ExportedPoints(xyz, np.full((40, 3), 9, np.uint8), np.linspace(0.0, 1.0, 40), seen_by)
+    names = [f"{i}.png" for i in range(6)]
+    write_colmap_model(tmp_path, to_opencv(poses), cameras, names, points, format)
+
+    reconstruction = pycolmap.Reconstruction(str(tmp_path))
+    assert len(reconstruction.points3D) == 40
+    images, found = reconstruction.images, set()
+    for key in reconstruction.points3D:
+        point = reconstruction.points3D[key]
+        np.testing.assert_allclose(point.error, points.error[key - 1])
+        for element in point.track.elements:
+            image = images[element.image_id]
+            observation = image.points2D[element.point2D_idx]
+            assert observation.point3D_id == key
+            np.testing.assert_allclose(observation.xy, image.project_point(point.xyz), atol=1e-6)
+            found.add((key - 1, int(image.name[0])))
+    expected = {tuple(row) for row in seen_by.tolist()}
+    assert {pair for pair in found if pair[0] != 39} == {pair for pair in expected if pair[0] != 39}
+    assert (39, 2) in expected and (39, 2) not in found
+    assert reconstruction.points3D[8].track.length() == 0, "the point that nobody sees"
+    assert sum(image.num_points3D for image in images.values()) == len(found)
 
 
 def test_no_points_gives_an_empty_file(tmp_path, helpers, pycolmap):

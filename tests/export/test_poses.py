@@ -13,13 +13,10 @@ from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses,
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap import write_colmap_model
-from hashpose_ns.export.poses import (
-    ExportedPoints,
-    exported_cameras,
-    image_folder_and_names,
-    load_trained_pipeline,
-    to_input_frame,
-)
+from hashpose_ns.export.frame import ONE_WAY_DATAPARSERS, to_input_frame
+from hashpose_ns.export.names import image_folder_and_names
+from hashpose_ns.export.points import ExportedPoints, with_points
+from hashpose_ns.export.poses import FROZEN, KEPT, TRAINED, exported_cameras, load_trained_pipeline
 from nerfstudio.configs.experiment_config import ExperimentConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -107,14 +104,14 @@ def test_gauge_drift_is_undone_down_to_the_input_frame(tmp_path, helpers, make_d
     assert exported.camera_to_worlds.dtype == torch.float64
     products = exported.camera_to_worlds[:, :, :3] @ exported.camera_to_worlds[:, :, :3].mT
     np.testing.assert_allclose(products, np.eye(3)[None].repeat(NUM, 0), atol=1e-14)
-    assert exported.frame == "the input's, aligned to the poses training started from"
+    assert exported.frame.description == "the input's, aligned to the poses training started from"
     assert float(exported.movement.center.max()) < 1e-5
     assert all((exported.image_folder / name).exists() for name in exported.names)
 
     kept = exported_cameras(helpers.pipeline(outputs, parser, drifted), align="none")
     np.testing.assert_allclose(kept.camera_to_worlds, to_input_frame(drifted, outputs), atol=1e-5)
     assert float(kept.movement.center.max()) > 0.1
-    assert kept.frame == "the input's, as learned"
+    assert kept.frame.description == "the input's, as learned"
 
 
 def test_refinement_survives_alignment(tmp_path, helpers):
@@ -149,9 +146,12 @@ def test_identity_start_is_kept_as_learned(tmp_path, helpers):
     exported = exported_cameras(helpers.pipeline(outputs, parser, refined, identity_poses(NUM)))
     np.testing.assert_allclose(exported.camera_to_worlds, to_input_frame(refined, outputs), atol=1e-5)
     assert exported.movement is None
-    assert "arbitrary" in exported.frame
-    with pytest.raises(HashPoseError, match="identity start; export with --points empty"):
-        exported_cameras(helpers.pipeline(outputs, parser, refined, identity_poses(NUM)), with_points=True)
+    assert "arbitrary" in exported.frame.description and exported.frame.arbitrary
+    pipeline = helpers.pipeline(outputs, parser, refined, identity_poses(NUM))
+    with pytest.raises(HashPoseError, match="identity start; export with --points field or --points empty"):
+        with_points(pipeline, exported, "input", 10)
+    with pytest.raises(HashPoseError, match="cannot be put back"):
+        exported_cameras(pipeline, put_back=[0])
 
 
 def test_frozen_cameras_stay_where_they_were(tmp_path, helpers):
@@ -162,20 +162,39 @@ def test_frozen_cameras_stay_where_they_were(tmp_path, helpers):
     trainable = torch.arange(NUM) >= 2
     exported = exported_cameras(helpers.pipeline(outputs, parser, refined, trainable=trainable))
     np.testing.assert_allclose(exported.camera_to_worlds[:2], poses[:2], atol=1e-5)
-    assert exported.frame == "the input's, as learned, held by the frozen cameras (2)"
+    assert exported.refined_by == [FROZEN] * 2 + [TRAINED] * 8
+    assert exported.frame.description == "the input's, as learned, held by the frozen cameras (2)"
+
+
+@pytest.mark.parametrize("align", ["input", "none"])
+def test_cameras_put_back_are_where_training_started(tmp_path, helpers, align):
+    """In the frame of the others: with the drift kept, the start is taken along with it."""
+    poses, config = nerfstudio_dataset(tmp_path, helpers)
+    parser, outputs = load(config)
+    initial = outputs.cameras.camera_to_worlds.double()
+    drift = helpers.similarity()
+    refined = drift.apply_to_poses(initial)
+    turn = perturb_poses(identity_poses(1).double(), PerturbationConfig(translation=0.0))[0, :, :3]
+    refined[4, :, :3] = refined[4, :, :3] @ turn
+    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, initial), align, put_back=[4])
+    expected = poses if align == "input" else to_input_frame(drift.apply_to_poses(initial), outputs)
+    np.testing.assert_allclose(exported.camera_to_worlds, expected, atol=1e-5)
+    assert exported.refined_by[4] == KEPT and exported.refined_by.count(TRAINED) == 9
+    np.testing.assert_allclose(exported.frame.poses(exported.learned_camera_to_worlds), expected, atol=1e-5)
 
 
 def test_points_come_back_to_the_input_frame(tmp_path, helpers):
     _, config = colmap_dataset(tmp_path, helpers)
     parser, outputs = load(config)
     pipeline = helpers.pipeline(outputs, parser, outputs.cameras.camera_to_worlds)
-    points = exported_cameras(pipeline, with_points=True).points
+    points = with_points(pipeline, exported_cameras(pipeline), "input", 10).points
     np.testing.assert_allclose(points.xyz, POINTS, atol=1e-5)
     assert (points.rgb == 7).all() and points.rgb.dtype == np.uint8
     np.testing.assert_array_equal(points.error, np.full(5, 0.5))
     outputs.metadata.pop("points3D_xyz")
     with pytest.raises(HashPoseError, match="gives no 3-D points"):
-        exported_cameras(pipeline, with_points=True)
+        with_points(pipeline, exported_cameras(pipeline), "input", 10)
+    assert with_points(pipeline, exported_cameras(pipeline), "empty", 10).points is None
 
 
 def test_evaluation_images_are_counted(tmp_path, helpers):
@@ -186,7 +205,6 @@ def test_evaluation_images_are_counted(tmp_path, helpers):
     refined = outputs.cameras.camera_to_worlds
     exported = exported_cameras(helpers.pipeline(outputs, parser, refined, held_out=held_out))
     assert (exported.num_left_out, len(exported.names)) == (1, 9)
-    assert exported.has_eval_mode
     # with eval_mode all, every evaluation image is a training image too
     exported = exported_cameras(helpers.pipeline(outputs, parser, refined, held_out=outputs.image_filenames))
     assert exported.num_left_out == 0
@@ -229,7 +247,6 @@ def test_dataparsers_that_cannot_be_undone_are_refused(tmp_path, helpers):
 
 
 def test_names_of_one_way_dataparsers_are_those_of_nerfstudio():
-    from hashpose_ns.export.poses import ONE_WAY_DATAPARSERS
     from nerfstudio.configs.dataparser_configs import dataparsers
 
     assert {dataparsers[key]._target.__name__: key for key in ONE_WAY_DATAPARSERS.values()} == ONE_WAY_DATAPARSERS

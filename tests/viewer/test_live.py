@@ -96,6 +96,7 @@ def test_what_fails_in_drawing_is_reported_once_and_training_goes_on(live_run, c
 
 def test_a_browser_that_leaves_while_nerfstudio_looks_at_it_does_not_end_training(live_run, client, monkeypatch):
     viewer = live_run.live.viewer
+    eventually(lambda: len(viewer.render_statemachines) == 1)
     (machine,) = viewer.render_statemachines.values()
     monkeypatch.setattr(viewer, "last_step", -(10**9))  # it is time to render for everybody
     monkeypatch.setattr(viewer, "render_statemachines", {-1: machine})  # but somebody is not there any more

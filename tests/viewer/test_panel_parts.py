@@ -25,6 +25,13 @@ def test_without_nerfstudios_viewer_there_is_nothing():
     assert panel.live is None and panel.actions is None
 
 
+def test_a_panel_that_cannot_be_set_up_leaves_the_viewer_alone(capfd):
+    panel = PosePanel()
+    panel._setup(SimpleNamespace(viser_server=None, pipeline=None, trainer=None))
+    assert "panel failed" in capfd.readouterr().out
+    assert panel.training_callbacks(SimpleNamespace(optimizers=SimpleNamespace(optimizers={}))) == []
+
+
 def test_image_losses_are_the_running_means_of_each_image():
     generator = torch.Generator().manual_seed(0)
     losses = ImageLosses(4, torch.device("cpu"))
@@ -95,6 +102,20 @@ def test_curves_hold_only_what_json_and_a_logarithm_can():
     trace = ("name", [0, 1, 2, 3, 4], values, "#000000")
     assert json.loads(curves.Figure([trace], "", log=True).to_json())["data"][0]["y"] == [None] * 4 + [2.0]
     assert json.loads(curves.Figure([trace], "", log=False).to_json())["data"][0]["y"] == [None, None, 0.0, -1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "values, ticks",
+    [
+        ([12.0, 32.0], [10.0, 20.0]),
+        ([0.3, 30.0], [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]),
+        ([1e-4, 10.0], [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]),
+    ],
+)
+def test_logarithmic_axes_have_round_labels(values, ticks):
+    assert curves.log_ticks(values) == pytest.approx(ticks)
+    axis = curves.Figure([("name", [0, 1], values, "#000000")], "", log=True).content["layout"]["yaxis"]
+    assert axis["ticktext"] == [f"{tick:g}" for tick in ticks]
 
 
 def test_names_are_no_markup():

@@ -1,4 +1,4 @@
-"""`hashpose-bench planar`: planar image alignment, the two-dimensional case of pose recovery (Lin et al. 2021, BARF)."""
+"""`hashpose-bench planar`: planar image alignment, pose recovery in two dimensions (Lin et al. 2021, BARF)."""
 
 from hashpose_ns.bench.planar.settings import Planar
 

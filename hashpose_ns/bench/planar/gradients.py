@@ -68,10 +68,10 @@ class LevelSweeps:
     def statistics(self) -> Dict[str, Any]:
         """Means over the patches, per reading: how rough the gradient is, and where it leads.
 
-        `roughness`: for each of `pixels` that share a displacement, the root mean square change of their common gradient
-        over 0.1 pixels, over its own root mean square. `bias`: distance from 0 of the nearest displacement where the
-        whole patch's force vanishes between one to the right and one to the left, in pixels. `capture`: width of the
-        range from which the force leads there, in pixels, at most 24.
+        `roughness`: for each of `pixels` that share a displacement, the root mean square change of their common
+        gradient over 0.1 pixels, over its own root mean square. `bias`: distance from 0 of the nearest displacement
+        where the whole patch's force vanishes between one to the right and one to the left, in pixels. `capture`: width
+        of the range from which the force leads there, in pixels, at most 24.
         """
         counts = [count for count in COUNTS if count <= self.gradients["linear"].shape[-1]]
         table = {}

@@ -113,7 +113,8 @@ class Planar:
     decay: float = 0.1
     """All learning rates fall exponentially to this fraction of themselves."""
     warp_start: float = 0.05
-    """Fraction of training in which the warps stand still. Over as long again their learning rate rises to its value."""
+    """Fraction of training in which the warps stand still. Over as long again their learning rate rises to its full
+    value."""
     window: Tuple[float, float] = (0.0, 0.5)
     """Start and end, as fractions of training, in which levels or octaves open from coarse to fine."""
 

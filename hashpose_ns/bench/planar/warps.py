@@ -30,8 +30,8 @@ _GENERATORS = torch.tensor(
 
 
 def homographies(twists: Float[Tensor, "*batch 8"]) -> Float[Tensor, "*batch 3 3"]:
-    """exp(sum_k h_k G_k), determinant 1, with the generators in the order of BARF's planar experiment (Lin et al. 2021):
-    twist (h1 .. h8) is the matrix ``[[h5, h3, h1], [h4, -h5 - h6, h2], [h7, h8, h6]]``."""
+    """exp(sum_k h_k G_k), of determinant 1, with generators in the order of BARF's planar experiment (Lin et al. 2021):
+    the twist h1 .. h8 is the matrix ``[[h5, h3, h1], [h4, -h5 - h6, h2], [h7, h8, h6]]``."""
     generators = _GENERATORS.to(twists)
     return torch.linalg.matrix_exp(torch.einsum("...k,kij->...ij", twists, generators))
 
@@ -62,8 +62,8 @@ def anchored(
 ) -> Float[Tensor, "patches 3 3"]:
     """The recovered warps in the true image's frame: moved together, so that those of the first patch agree.
 
-    The colours of the patches say nothing about where the picture lies as a whole: warps ``G T_i`` with any homography G
-    fit as well as the true ``T_i``.
+    The colours of the patches say nothing about where the picture lies as a whole: warps ``G T_i`` with any homography
+    G fit as well as the true ``T_i``.
     """
     return true[0] @ torch.linalg.inv(recovered[0]) @ recovered
 
@@ -90,8 +90,8 @@ def sample_twists(
 ) -> Float[Tensor, "5 8"]:
     """The warps of BARF's planar experiment: an anchor that stays and four patches towards the image's corners.
 
-    Every twist is normal with deviation ``noise``; the four are then moved by ``translation`` along both axes, each into
-    its quadrant. A twist that takes a corner out of the image is drawn again.
+    Every twist is normal with deviation ``noise``; the four are then moved by ``translation`` along both axes, each
+    into its quadrant. A twist that takes a corner out of the image is drawn again.
 
     Args:
         noise: standard deviation of the twist.
