@@ -110,4 +110,6 @@ def in_words(verdict: Verdict, gain: float) -> str:
         return f"{fit} at the refined poses (p = {p:.1g})"
     if 0.5**count > ALPHA / 2:
         return f"{fit} at the refined poses, but {count} images are too few to tell"
+    if p < ALPHA / 2:
+        return f"{fit} at the refined poses, too little to matter"
     return f"{fit} at the refined poses, no more than chance explains (p = {p:.1g})"

@@ -51,8 +51,8 @@ def decide(errors: HeldOutErrors) -> Verdict:
 
     Over all: Wilcoxon's signed-rank test of the cameras' log ratios of errors, one-sided each way at ALPHA / 2, and a
     mean of at least LEAST_EFFECT. It asks that cameras be equally likely to fit better or worse where neither set is
-    better, and is undecided for fewer than 6 cameras. For each camera: the same test of its blocks' differences of errors, so that empty blocks have little to
-    say, with Holm's correction for the number of cameras.
+    better, and is undecided for fewer than 6 cameras. For each camera: the same test of its blocks' differences of
+    errors, so that empty blocks have little to say, with Holm's correction for the number of cameras.
 
     Raises:
         ValueError: an error is negative or no number.

@@ -10,9 +10,11 @@ import torch
 import tyro
 
 from hashpose_ns import __version__
-from hashpose_ns.export import cli, poses, replace
+from hashpose_ns.export import poses
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+COMMANDS = ["colmap", "nerfstudio", "tum", "kitti"]
 
 
 @pytest.fixture
@@ -67,9 +69,8 @@ def original_space(outputs):
 @pytest.mark.parametrize("format", ["bin", "txt"])
 def test_colmap(tmp_path, run, dataset, capsys, format):
     assert run("colmap", "--format", format) == 0
-    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")) == [
-        f"sparse/0/{part}.{format}" for part in ("cameras", "images", "points3D")
-    ]
+    model = [f"sparse/0/{part}.{format}" for part in ("cameras", "images", "points3D")]
+    assert files_in(tmp_path / "out") == ["export.json", *model]
     # what the printed command says, parsed as ns-train would
     words = capsys.readouterr().out.split("colmap --colmap-path")[1].split()
     config = tyro.cli(
@@ -123,19 +124,30 @@ def test_nerfstudio(tmp_path, run, dataset):
 def test_summary_tells_what_a_user_needs(tmp_path, run, capsys):
     run("nerfstudio")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"Exported 9 refined cameras as transforms.json: {tmp_path}/out/transforms.json"
+    assert lines[0] == f"Exported 9 cameras as transforms.json: {tmp_path}/out/transforms.json"
     assert lines[1].endswith("the input's, aligned to the poses training started from")
     assert lines[2].startswith("  moved ") and "deg" in lines[2] and "furthest 0" in lines[2]
-    assert lines[3].endswith(f" {tmp_path}/data/images")
-    assert "left out the evaluation images (1)" in lines[4] and "--eval-mode all" in lines[4]
-    assert lines[5].endswith(f"ns-train nerfacto --data {tmp_path}/out nerfstudio-data")
+    assert lines[3] == "  guard    not asked; hashpose-guard tells whether refinement helped"
+    assert lines[4].endswith(f" {tmp_path}/data/images")
+    assert "left out the evaluation images (1)" in lines[5] and "--split all" in lines[5]
+    assert lines[6].endswith(f"ns-train nerfacto --data {tmp_path}/out nerfstudio-data")
 
 
-@pytest.mark.parametrize("command", ["colmap", "nerfstudio"])
+def test_an_export_says_what_it_holds(tmp_path, run):
+    assert run("colmap", "--images", "link") == 0
+    content = json.loads((tmp_path / "out/export.json").read_text())
+    assert content["files"] == files_in(tmp_path / "out")
+    assert content["written_by"] == f"hashpose-export {__version__}" and content["run"] == str(tmp_path / "run")
+    assert "aligned to the poses training started from" in content["frame"] and content["guard"] is None
+    assert content["images"][0] == {"name": "00.png", "split": "train", "refined_by": "training"}
+    assert len(content["images"]) == 9
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_existing_output_is_refused_before_any_work(tmp_path, run, monkeypatch, capsys, command):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").write_text("precious")
-    monkeypatch.setattr(poses, "load_trained_pipeline", None)
+    monkeypatch.setattr(poses, "exported_cameras", None)  # what comes after loading
     assert run(command) == 1
     assert "Error:" in (output := capsys.readouterr().out) and "out exists" in output
     assert run(command, "--overwrite", "True") == 1
@@ -147,7 +159,36 @@ def test_overwrite_replaces_one_kind_of_export_by_another(tmp_path, run):
     assert run("colmap") == 0
     assert run("nerfstudio") == 1
     assert run("nerfstudio", "--overwrite", "True") == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["transforms.json"]
+    assert files_in(tmp_path / "out") == ["export.json", "transforms.json"]
+
+
+def test_overwrite_takes_the_images_of_an_earlier_export_and_nothing_else(tmp_path, run, capsys):
+    assert run("colmap", "--images", "copy") == 0
+    assert run("colmap", "--images", "link", "--overwrite", "True") == 0
+    (tmp_path / "out/images/mine.png").write_text("precious")
+    before = files_in(tmp_path / "out")
+    assert run("colmap", "--overwrite", "True") == 1
+    assert "images/mine.png in it does not come from an export" in capsys.readouterr().out
+    assert files_in(tmp_path / "out") == before
+    (tmp_path / "out/images/mine.png").unlink()
+    assert run("colmap", "--overwrite", "True") == 0
+    assert not (tmp_path / "out/images").exists()
+    assert len(files_in(tmp_path / "data")) == 11, "the dataset's own images are all there"
+
+
+def test_an_export_never_replaces_what_it_needs(tmp_path, run, call, helpers, capsys):
+    """A run trained on an export with copied images must not lose them to its own export."""
+    assert run("colmap", "--images", "copy") == 0
+    config = ColmapDataParserConfig(
+        data=tmp_path / "out", colmap_path="sparse/0", downscale_factor=1, load_3D_points=False
+    )
+    parser = config.setup()
+    outputs = parser.get_dataparser_outputs("train")
+    second = helpers.pipeline(outputs, parser, outputs.cameras.camera_to_worlds)
+    before = files_in(tmp_path / "out")
+    assert call(second, "tum", "--overwrite", "True") == 1
+    assert "out cannot be replaced, as" in capsys.readouterr().out
+    assert files_in(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -167,16 +208,107 @@ def test_failure_half_way_leaves_nothing(tmp_path, run, monkeypatch, error):
 def test_a_user_error_is_one_sentence_and_exit_code_1(tmp_path, run, capsys):
     assert run("colmap", "--points", "input") == 1
     assert capsys.readouterr().out.strip() == (
-        "Error: The dataparser of this run gives no 3-D points; export with --points empty."
+        "Error: The dataparser of this run gives no 3-D points; export with --points field or --points empty."
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_every_file_written_counts_as_an_export(tmp_path, run):
-    for options in (("colmap",), ("colmap", "--format", "txt"), ("nerfstudio",)):
-        assert run(*options, "--overwrite", "True") == 0
-        files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-        assert files and files <= replace.EXPORTED_FILES
+@pytest.mark.parametrize("reason", ["full disk", "missing image", "no links", "read-only folder"])
+def test_what_the_file_system_refuses_is_one_sentence(tmp_path, run, monkeypatch, capsys, reason):
+    def refuse(*args, **kwargs):
+        raise OSError(28 if reason == "full disk" else 1, "No space left on device" if reason == "full disk" else "No")
+
+    options, expected = ("--images", "link"), ""
+    if reason == "full disk":
+        monkeypatch.setattr("nerfstudio.data.utils.colmap_parsing_utils.write_model", refuse)
+        expected = "out could not be written (No space left on device)."
+    elif reason == "missing image":
+        (tmp_path / "data/images/03.png").unlink()
+        expected = "1 of 9 images are missing, the first is"
+    elif reason == "no links":
+        monkeypatch.setattr("os.symlink", refuse)
+        expected = "Links cannot be made here (No); use --images copy."
+    else:
+        monkeypatch.setattr("tempfile.mkdtemp", refuse)
+        expected = f"{tmp_path} cannot be written (No)."
+    before = files_in(tmp_path)
+    assert run("colmap", *options) == 1
+    output = capsys.readouterr().out
+    assert output.startswith("Error: ") and expected in output and output.count("\n") == 1
+    assert files_in(tmp_path) == before
+
+
+class Verdict:
+    """What hashpose_ns.guard.report.read_verdict gives."""
+
+    def __init__(self, verdict: str, hurt=()) -> None:
+        self.verdict, self.hurt_cameras, self.sentence = verdict, list(hurt), f"Refinement {verdict}."
+
+
+@pytest.fixture
+def verdict(monkeypatch):
+    """Lets the guard say something about the run."""
+    from hashpose_ns.guard import report
+
+    def say(*args) -> None:
+        monkeypatch.setattr(report, "read_verdict", lambda run: Verdict(*args))
+
+    return say
+
+
+def positions(folder) -> np.ndarray:
+    frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    return np.array([frame["transform_matrix"] for frame in frames])[:, :3]
+
+
+def test_refinement_that_hurt_is_not_exported_unless_asked_for(tmp_path, run, verdict, monkeypatch, capsys):
+    verdict("hurt")
+    assert run("nerfstudio", "--on-hurt", "warn") == 0
+    assert "  guard    hurt: Refinement hurt." in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/export.json").read_text())
+    assert content["guard"] == {"verdict": "hurt", "sentence": "Refinement hurt."}
+    monkeypatch.setattr(poses, "exported_cameras", None)
+    assert run("colmap", "--overwrite", "True") == 1
+    output = capsys.readouterr().out
+    assert "made the poses of this run worse (Refinement hurt)" in output and "--on-hurt warn" in output
+    assert files_in(tmp_path / "out") == ["export.json", "transforms.json"], "the earlier export is still there"
+
+
+def test_cameras_that_were_hurt_are_put_back(tmp_path, pipeline, call, dataset, helpers, verdict, capsys):
+    """Two of nine cameras were turned by training, and the guard names one of them."""
+    train = train_indices(dataset[2])
+    refined = pipeline.datamanager.train_dataparser_outputs.cameras.camera_to_worlds.double()
+    turn = helpers.poses(1)[0, :, :3]
+    refined[2, :, :3] = refined[2, :, :3] @ turn
+    refined[5, :, :3] = refined[5, :, :3] @ turn
+    pipeline.model.camera_optimizer.refined_camera_to_worlds = lambda: refined.float()
+    names = pipeline.model.camera_optimizer.image_names
+    # as training named it, which saw the images at half the size
+    verdict("helped", [names[2].replace("images", "images_2")])
+    options = ("--points", "empty")
+    assert call(pipeline, "nerfstudio", *options, "--on-hurt", "keep-initial", output="kept") == 0
+    output = capsys.readouterr().out
+    assert "helped" in output and f"worse than before: {names[2][-6:]}; put back" in output
+    assert "kept     1 cameras, put back to their initial poses" in output
+    assert call(pipeline, "nerfstudio", *options, output="warned") == 0
+    assert "--on-hurt keep-initial puts them back" in capsys.readouterr().out
+    verdict("hurt", [])
+    assert call(pipeline, "nerfstudio", *options, "--on-hurt", "keep-initial", output="all") == 0
+
+    true = dataset[1][train, :3]
+    wrong = {name: np.abs(positions(tmp_path / name) - true.numpy()).max(axis=(1, 2)) > 0.05 for name in
+             ("warned", "kept", "all")}  # fmt: skip
+    assert np.flatnonzero(wrong["warned"]).tolist() == [2, 5]
+    assert np.flatnonzero(wrong["kept"]).tolist() == [5]
+    assert not wrong["all"].any()
+    said = json.loads((tmp_path / "kept/transforms.json").read_text())["frames"]
+    assert [i for i, frame in enumerate(said) if frame["refined_by"].startswith("nothing")] == [2]
+
+
+def test_a_camera_that_the_guard_named_has_to_be_there(run, verdict, capsys):
+    verdict("helped", ["gone/away.png"])
+    assert run("tum", "--on-hurt", "keep-initial") == 1
+    assert "The guard names the camera gone/away.png" in capsys.readouterr().out
 
 
 def test_help_is_quick():
