@@ -79,7 +79,9 @@ class HashPoseTrainer(Trainer):
             self._remove_fresh_output()
             raise
         if self.config.guard.mode != "off":
-            self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._run_guard))
+            self.callbacks.append(
+                TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
+            )
 
     def _remove_fresh_output(self) -> None:
         """Takes back the folder with nothing but a config.yml in it, and its parents where they are empty."""
@@ -138,7 +140,7 @@ class HashPoseTrainer(Trainer):
         return output
 
     @check_main_thread
-    def _run_guard(self, step: int) -> None:
+    def _run_guard(self) -> None:
         """The guard's verdict on the poses of the last checkpoint. A guard that cannot judge costs no trained run."""
         if self.pipeline.model.camera_optimizer.config.mode == "off":
             return

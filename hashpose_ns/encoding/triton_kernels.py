@@ -219,21 +219,25 @@ def x_gradient_kernel(
         if FORWARD_SMOOTHING:
             total = _sum_of_delta(fx, fy, fz, DIMS)
         mean = tl.zeros((BLOCK,), dtype=tl.float32)
-        # The weights' own slopes, times what is subtracted from every corner's pull once it is known.
+        if normalized:  # corners are read twice: taking the mean off afterwards would cancel digits
+            for corner in tl.static_range(1 << DIMS):
+                row = _row(cx, cy, cz, resolution, hash_mask, corner, DIMS)
+                corners = tl.load(table + row[:, None] * FEATURES + columns[None, :], mask=inside[:, None], other=0.0)
+                weight = _weight(fx, fy, fz, corner, DIMS)
+                if FORWARD_SMOOTHING:
+                    weight = _delta(weight) / total
+                mean += weight * tl.sum(corners * grad, axis=1)
         dx, dy, dz = tl.zeros_like(mean), tl.zeros_like(mean), tl.zeros_like(mean)
-        ex, ey, ez = tl.zeros_like(mean), tl.zeros_like(mean), tl.zeros_like(mean)
         for corner in tl.static_range(1 << DIMS):
             row = _row(cx, cy, cz, resolution, hash_mask, corner, DIMS)
             corners = tl.load(table + row[:, None] * FEATURES + columns[None, :], mask=inside[:, None], other=0.0)
-            pull = tl.sum(corners * grad, axis=1)
+            pull = tl.sum(corners * grad, axis=1) - mean
             weight = _weight(fx, fy, fz, corner, DIMS)
             factor = tl.full((BLOCK,), 1.0, dtype=tl.float32)
             if FORWARD_SMOOTHING:
                 factor = _delta_slope(weight) / total
-                mean += _delta(weight) / total * pull
             elif READING == 1 or READING == 2:
                 factor += smoothing * _delta_slope(weight)
-                mean += weight * pull
             ux = _end(fx, (corner >> (DIMS - 1)) & 1)
             uy = _end(fy, (corner >> (DIMS - 2)) & 1)
             sx = 2.0 * ((corner >> (DIMS - 1)) & 1) - 1.0
@@ -241,19 +245,12 @@ def x_gradient_kernel(
             if DIMS == 3:
                 uz = _end(fz, corner & 1)
                 sz = 2.0 * (corner & 1) - 1.0
-                bx, by, bz = sx * factor * uy * uz, sy * factor * ux * uz, sz * factor * ux * uy
-                dz += pull * bz
-                ez += bz
+                dx += pull * (sx * factor * uy * uz)
+                dy += pull * (sy * factor * ux * uz)
+                dz += pull * (sz * factor * ux * uy)
             else:
-                bx, by = sx * factor * uy, sy * factor * ux
-            dx += pull * bx
-            dy += pull * by
-            ex += bx
-            ey += by
-        if normalized:
-            dx -= mean * ex
-            dy -= mean * ey
-            dz -= mean * ez
+                dx += pull * (sx * factor * uy)
+                dy += pull * (sy * factor * ux)
         if READING == 3 and not FORWARD_SMOOTHING:
             dx *= 1.0 + smoothing * _delta_slope(fx)
             dy *= 1.0 + smoothing * _delta_slope(fy)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.frame import dataparser_similarity
+from nerfstudio.utils.rich_utils import CONSOLE
 
 if TYPE_CHECKING:
     from hashpose_ns.export.poses import ExportedCameras
@@ -54,7 +55,7 @@ def with_points(pipeline: Any, exported: ExportedCameras, kind: PointKind, num_p
     return dataclasses.replace(exported, points=_field_points(pipeline, exported, num_points))
 
 
-def _field_points(pipeline: Any, exported: ExportedCameras, num_points: int) -> ExportedPoints:
+def _field_points(pipeline: Any, exported: ExportedCameras, num_points: int) -> Optional[ExportedPoints]:
     from hashpose_ns.export.surface import sample_surfaces
 
     if num_points < 1:
@@ -67,11 +68,9 @@ def _field_points(pipeline: Any, exported: ExportedCameras, num_points: int) -> 
     outputs = pipeline.datamanager.train_dataparser_outputs
     refined = pipeline.model.camera_optimizer.refined_camera_to_worlds()
     points = sample_surfaces(pipeline.model, outputs.cameras, refined, num_points, outputs.mask_filenames)
-    if len(points.positions) == 0:
-        raise HashPoseError(
-            "No point of the field's surfaces is agreed upon by enough views; train longer, or export with --points "
-            "input or --points empty."
-        )
+    if len(points.positions) == 0:  # poses are what an export is for: it goes on
+        CONSOLE.print("No point of the field's surfaces is agreed upon by enough views: no points are written.")
+        return None
     # training camera -> its place among the exported images; cameras put back to their initial poses see no points
     place = torch.full((len(refined),), -1)
     for image, (split, index) in enumerate(zip(exported.splits, exported.indices)):

@@ -15,6 +15,7 @@ from hashpose_ns.cameras.alignment import PoseErrors, Similarity, align_poses, p
 from hashpose_ns.cameras.perturbation import validate_poses
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.frame import InputFrame, check_invertible, input_frame, to_input_frame
+from hashpose_ns.export.held_out import ALIGNED, optimized_held_out_cameras
 from hashpose_ns.export.names import image_folder_and_names
 from hashpose_ns.export.points import ExportedPoints
 from nerfstudio.cameras.cameras import Cameras
@@ -31,8 +32,6 @@ TRAINED = "training"
 FROZEN = "nothing: frozen"
 KEPT = "nothing: put back to where training started"
 NOT_TRAINED = "nothing: the run refines no poses"
-OPTIMIZED = "test-time optimisation"
-ALIGNED = "nothing: aligned by the training cameras"
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,12 +191,10 @@ def exported_cameras(
     start, given = initial.double(), outputs.cameras.camera_to_worlds.double()
     parts = [outputs]
     if split == "all" and held_out:
-        from hashpose_ns.export.held_out import optimized_held_out_cameras
-
         eval_outputs = datamanager.eval_dataset._dataparser_outputs
         poses, how = optimized_held_out_cameras(pipeline, held_out)
         learned = torch.cat([learned, poses.double().cpu()])
-        refined_by += [how] * len(held_out)
+        refined_by += how
         splits, indices = splits + ["eval"] * len(held_out), indices + held_out
         eval_given = eval_outputs.cameras.camera_to_worlds[held_out].double()
         start, given = torch.cat([start, eval_given]), torch.cat([given, eval_given])

@@ -115,6 +115,7 @@ class Export:
             use: a command that takes the export.
             notes: further lines.
         """
+        from hashpose_ns.export.held_out import OPTIMIZED
         from hashpose_ns.export.poses import FROZEN, KEPT
         from hashpose_ns.export.verdict import verdict_lines
         from nerfstudio.utils.rich_utils import CONSOLE
@@ -135,10 +136,10 @@ class Export:
         lines += [f"  guard    {line}" for line in verdict_lines(exported.verdict, self.on_hurt)]
         lines.append(f"  images   {exported.image_folder}")
         if "eval" in exported.splits:
-            index = exported.splits.index("eval")
+            optimized = exported.refined_by.count(OPTIMIZED)
             lines.append(
-                f"  with     the evaluation images ({exported.splits.count('eval')}); their cameras were moved by "
-                f"{exported.refined_by[index]}"
+                f"  with     the evaluation images ({exported.splits.count('eval')}), {optimized} of their cameras "
+                "optimised against the field, the rest aligned only"
             )
         if exported.num_left_out:
             lines.append(f"  left out the evaluation images ({exported.num_left_out}); --split all adds them")

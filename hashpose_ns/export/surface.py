@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 RAYS_PER_POINT = 3
 """Rays that are rendered for each point asked for; most of the others fail a check or fall on the same spot."""
 MIN_RAYS_PER_VIEW, MIN_VIEWS = 2000, 24
-"""Where there are so many cameras that each would get fewer rays than this, some of them are used, evenly spread, but at
-least so many."""
+"""Where there are so many cameras that each would get fewer rays than this, some of them are used, evenly spread, but
+at least so many."""
 MIN_ACCUMULATION = 0.9
 """A ray counts as hitting a surface above this opacity."""
 DEPTH_TOLERANCE = 0.03

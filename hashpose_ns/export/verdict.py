@@ -26,10 +26,8 @@ def check_verdict(run: Path, on_hurt: OnHurt) -> "Optional[GuardReport]":
     Raises:
         HashPoseError: if refinement hurt and ``on_hurt`` is to refuse that.
     """
-    try:
-        from hashpose_ns.guard.report import read_verdict
-    except ModuleNotFoundError:
-        return None
+    from hashpose_ns.guard.report import read_verdict
+
     report = read_verdict(run)
     if report is not None and report.verdict == "hurt" and on_hurt == "refuse":
         raise HashPoseError(

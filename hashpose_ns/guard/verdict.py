@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import List, Literal
 
@@ -19,6 +20,10 @@ calling any camera hurt where none is."""
 LEAST_EFFECT = 0.005
 """Mean log ratio, 0.02 dB, below which nothing is decided: two trainings from poses that are the same but for rounding
 differ by a tenth of this, in the same direction for many cameras."""
+
+LEAST_CAMERA_EFFECT = 0.2
+"""A single camera's log ratio, 0.9 dB, from which it can be called hurt: what lost cameras do to the field costs those
+that look at the same place a tenth of this or so, and these are where they were."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +47,9 @@ class Verdict:
 
     @property
     def hurt_cameras(self) -> List[int]:
-        """Indices of cameras that fit worse at the second poses, by more than chance."""
-        return [index for index, p in enumerate(self.p_camera_hurt.tolist()) if p < ALPHA]
+        """Indices of cameras that fit worse at the second poses, by more than chance and LEAST_CAMERA_EFFECT."""
+        worse = self.second > self.first * math.exp(LEAST_CAMERA_EFFECT)
+        return torch.nonzero((self.p_camera_hurt < ALPHA) & worse).flatten().tolist()
 
 
 def decide(errors: HeldOutErrors) -> Verdict:

@@ -210,6 +210,12 @@ def call(tmp_path, monkeypatch):
     return export
 
 
+@pytest.fixture(scope="module")
+def ball(tmp_path_factory):
+    """A pipeline whose field is a ball, seen from around."""
+    return make_ball_pipeline(tmp_path_factory.mktemp("ball"))[0]
+
+
 @pytest.fixture
 def helpers() -> SimpleNamespace:
     """The functions above, for test modules."""

@@ -212,7 +212,7 @@ def train(ns_train, folder: Path, steps: int, *more):
 def test_training_judges_its_poses_and_evaluation_repeats_the_verdict(ns_train, ns_eval, in_process, tmp_path):
     run = tmp_path / "chair" / "hashpose-blender" / "run"
     outcome = train(ns_train, tmp_path, 10, "--guard.mode", "off")
-    assert outcome.code == 0 and "Guard" not in outcome.output and not (run / "guard.json").exists()
+    assert outcome.code == 0 and "Guard:" not in outcome.output and not (run / "guard.json").exists()
 
     outcome = in_process(entrypoint, "--load-config", run / "config.yml", "--steps", 4, "--rays", 64)
     assert outcome.code == 0 and "Guard: " in outcome.output
