@@ -23,6 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 if TYPE_CHECKING:
     from hashpose_ns.evaluation import HeldOutPixels
+    from hashpose_ns.guard.report import GuardReport
 
 
 @dataclass
@@ -134,12 +135,12 @@ class HashPosePipeline(VanillaPipeline):
         before = pose_errors(optimizer.initial_camera_to_worlds, reference)
         return {**before.summary("pose_error_before_"), **after.summary("pose_error_after_")}
 
-    def guard_metrics(self) -> Dict[str, float]:
-        """The guard's verdict on these poses as flat floats, `guard_*`; nothing where it has not judged them."""
+    def guard_report(self) -> Optional["GuardReport"]:
+        """What the guard says about these poses; None where it has not judged them."""
         from hashpose_ns.guard.report import read_verdict
 
         report = read_verdict(self.config.run_folder) if self.config.run_folder is not None else None
-        return report.metrics() if report is not None and report.step == int(self.model.progress[0]) else {}
+        return report if report is not None and report.step == int(self.model.progress[0]) else None
 
     def print_pose_errors(self, step: int, metrics: Dict[str, float]) -> None:
         """One line of pose errors, and of the held-out PSNR where it is among the metrics, on the console."""
@@ -215,6 +216,7 @@ class HashPosePipeline(VanillaPipeline):
         self.eval()
         metrics = evaluate_images(self, output_path=output_path, get_std=get_std)
         metrics.update(self.pose_metrics())
-        metrics.update(self.guard_metrics())
+        verdict = self.guard_report()
+        metrics.update(verdict.metrics() if verdict is not None else {})  # guard_*
         self.train()
         return metrics

@@ -152,6 +152,7 @@ class HashPoseTrainer(Trainer):
                 report = run_guard(self.pipeline, self.config.guard)
             report.write(self.base_dir)
             report.print()
+            self.pipeline.model.pose_panel.show_verdict(report)
         except HashPoseError as error:
             CONSOLE.print(f"Guard: no verdict. {error}", soft_wrap=True)
 

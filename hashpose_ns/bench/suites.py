@@ -5,8 +5,9 @@ A run's settings are layers on its preset's base method, later ones winning:
     base method < scenario < scale < suite < preset < `--set`
 
 Scenario, scale and suite can tell families of methods apart (`families`: hash grids, MLPs, nerfacto) and single methods
-(`methods`); a scale also scenarios (`scenarios`), as short training wants other rates on other data. The preset comes after all of them: what
-defines it is what it states. What a preset does not state, such as the sizes of a base method, a scale can shrink.
+(`methods`); a scale also scenarios (`scenarios`), as short training wants other rates on other data. The preset comes
+after all of them: what defines it is what it states. What a preset does not state, such as the sizes of a base method,
+a scale can shrink.
 
 Nothing heavy is imported here: `hashpose-bench list` answers at once.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Callable, Optional, Set
 
 from hashpose_ns.errors import HashPoseError, one_line
@@ -43,3 +44,18 @@ class Boundary:
                 f"The viewer's pose panel failed and training goes on ({text}, {where}).", markup=False, soft_wrap=True
             )
         return True
+
+
+class RenderMachines(dict):
+    """nerfstudio's render threads by client, in which those of a browser that left do nothing in place of raising.
+
+    nerfstudio looks them up while it holds viser's lock on outgoing messages, which viser does not release when that
+    raises: nobody would be shown anything any more, and the process could not end for all that waits.
+    """
+
+    def __missing__(self, client_id: int) -> SimpleNamespace:
+        return SimpleNamespace(action=lambda action: None, running=False)
+
+    def pop(self, client_id: int, *default):
+        """As dict's, for a client that was forgotten already too."""
+        return super().pop(client_id, *default or (None,))

@@ -26,11 +26,13 @@ from hashpose_ns.viewer.widgets import (
     camera_text,
     legend_text,
     status_text,
+    verdict_text,
 )
 
 if TYPE_CHECKING:
     from viser import ClientHandle
 
+    from hashpose_ns.guard.report import GuardReport
     from hashpose_ns.viewer.actions import PoseActions
     from nerfstudio.viewer.viewer import Viewer
 
@@ -92,6 +94,7 @@ class LivePoses:
         self._clickable: Set[int] = set()
         self._figure = None
         self._compared: Optional[Tuple[int, int]] = None
+        self._verdict: Optional[str] = None
 
     @property
     def run_folder(self) -> Path:
@@ -179,6 +182,11 @@ class LivePoses:
             history = self.viewer.trainer.pose_history
             if history is not None and history.steps and history.steps[-1] == step:
                 self._psnr.append((step, self._losses.overall()))
+
+    def show_verdict(self, report: "GuardReport") -> None:
+        """What the guard found at the end of training."""
+        self._verdict = verdict_text(report)
+        self.refresh()
 
     def after_training(self) -> None:
         """Ends the threads where the process is about to end."""
@@ -288,7 +296,10 @@ class LivePoses:
         widgets, index, model = self.widgets, self.selected, self.viewer.pipeline.model
         note = self._scene.note(len(self.names))
         psnr = float("nan") if losses is None else float(-10.0 * torch.log10(losses[-1]))
-        _set_text(widgets.status, status_text(state, model.total_steps, note, left_out, psnr))
+        if self._verdict is None and self.viewer.trainer is None:
+            self._verdict = verdict_text(self.viewer.pipeline.guard_report())
+        texts = (self._verdict or "", note, f"{left_out} frustums still to move." if left_out else "")
+        _set_text(widgets.status, status_text(state, model.total_steps, psnr, texts))
         loss = float("nan") if losses is None else float(losses[index])
         frozen = not bool(model.camera_optimizer.trainable[index])
         _set_text(widgets.camera_text, camera_text(state, index, self.names[index], loss, frozen))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Callable, List, Optional
 
-from hashpose_ns.viewer.boundary import Boundary
+from hashpose_ns.viewer.boundary import Boundary, RenderMachines
 from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.viewer.viewer_elements import ViewerControl
@@ -13,6 +13,7 @@ from nerfstudio.viewer.viewer_elements import ViewerControl
 if TYPE_CHECKING:
     from viser import ClientHandle
 
+    from hashpose_ns.guard.report import GuardReport
     from hashpose_ns.viewer.actions import PoseActions
     from hashpose_ns.viewer.live import LivePoses
     from hashpose_ns.viewer.widgets import Widgets
@@ -39,6 +40,7 @@ class PosePanel(ViewerControl):
     def _setup(self, viewer: "Viewer") -> None:
         """Called by nerfstudio when its viewer starts, before a checkpoint is loaded and before there are cameras."""
         super()._setup(viewer)
+        viewer.render_statemachines = RenderMachines(viewer.render_statemachines)
         self.boundary = Boundary(self.tell)
         with self.boundary:
             from hashpose_ns.datamanager import image_names
@@ -80,6 +82,11 @@ class PosePanel(ViewerControl):
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: live.after_training()),
             ]
         return []
+
+    def show_verdict(self, report: "GuardReport") -> None:
+        """Shows what the guard found at the end of training, where nerfstudio's viewer is on."""
+        if self.live is not None:
+            self.live.show_verdict(report)
 
     # -- what a person does, on viser's threads ------------------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Optional, Sequence
 
+from hashpose_ns.guard.report import hurt_sentence
 from hashpose_ns.viewer.colors import ColorScale
 from hashpose_ns.viewer.curves import KINDS
 from hashpose_ns.viewer.export_now import FORMATS
@@ -13,6 +14,8 @@ from hashpose_ns.viewer.state import PoseState
 
 if TYPE_CHECKING:
     from viser import ViserServer
+
+    from hashpose_ns.guard.report import GuardReport
 
 BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING = "Rotation", "Position", "Image loss", "Nothing"
 COLOR_BY = (BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING)
@@ -96,8 +99,16 @@ def plain(text: str) -> str:
     return "".join(c if c.isalnum() or c in " .,:;" else f"&#{ord(c)};" for c in text)
 
 
-def status_text(state: PoseState, total_steps: int, note: str, left_out: int, psnr: float) -> str:
-    """The panel's head: step, errors over all cameras, what is held."""
+def verdict_text(report: Optional["GuardReport"]) -> str:
+    """What the guard says, if it was asked."""
+    if report is None:
+        return ""
+    hurt = f" {hurt_sentence(report.hurt_cameras)}." if report.hurt_cameras else ""
+    return f"Guard: **{report.verdict}**; {plain(f'{report.sentence}.{hurt}')}"
+
+
+def status_text(state: PoseState, total_steps: int, psnr: float, more: Sequence[str]) -> str:
+    """The panel's head: step, errors over all cameras, what is held, and further lines where they are not empty."""
     errors = state.errors.summary()
     what = "error" if state.has_reference else "moved"
     lines = [
@@ -115,7 +126,7 @@ def status_text(state: PoseState, total_steps: int, note: str, left_out: int, ps
         lines.append("**Poses are paused.**")
     if state.held:
         lines.append(f"Held: {len(state.held)} cameras.")
-    lines += [text for text in (note, f"{left_out} frustums still to move." if left_out else "") if text]
+    lines += [text for text in more if text]
     return "\n\n".join(lines)
 
 

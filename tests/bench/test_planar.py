@@ -113,7 +113,8 @@ def test_patches_are_cut_from_the_photograph():
     from_patch = np.array([[1 / 32, 0, -15.5 / 32], [0, 1 / 32, -15.5 / 32], [0, 0, 1.0]])
     for matrix, colors in zip(problem.true, problem.colors):
         warp = to_pixels @ matrix.double().numpy() @ from_patch
-        expected = cv2.warpPerspective(photograph.numpy(), warp, (32, 32), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        expected = cv2.warpPerspective(photograph.numpy(), warp, (32, 32), flags=flags)
         assert np.abs(colors.view(32, 32, 3).numpy() - expected).max() < 0.04
 
 

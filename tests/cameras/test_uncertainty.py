@@ -193,7 +193,7 @@ def test_the_field_s_true_derivative_is_taken(pipeline):
             _, jacobian = ray_jacobians(render, *rays_of(camera_to_world), camera_to_world)
         numeric = numeric_jacobian(render, camera_to_world, step=1e-4)  # the field's outputs are float32
         _, smoothed = ray_jacobians(render, *rays_of(camera_to_world), camera_to_world)
-        # Of the typical ray that meets the box: where a sample enters the scene's box within the step, the difference is a jump
+        # Of the typical ray that meets the box: where a sample enters it within the step, the difference is a jump
         error, error_smoothed = (
             ((one - numeric).flatten(1).norm(dim=1) / numeric.flatten(1).norm(dim=1)).nanmedian()
             for one in (jacobian, smoothed)

@@ -228,4 +228,5 @@ def helpers() -> SimpleNamespace:
         ball=make_ball_pipeline,
         orbit=orbit,
         write_transforms=write_transforms,
+        camera_types=CameraType,
     )

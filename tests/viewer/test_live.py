@@ -105,6 +105,22 @@ def test_a_browser_that_leaves_while_nerfstudio_looks_at_it_does_not_end_trainin
     live_run.advance(1)
 
 
+def test_a_camera_that_still_moves_when_its_browser_has_left_stops_nobody(live_run, client):
+    """nerfstudio holds the lock on all outgoing messages meanwhile, which viser keeps for good when that raises."""
+    viewer = live_run.live.viewer
+    lost = Client(live_run.port)
+    eventually(lambda: len(viewer.render_statemachines) == 2)
+    camera = viewer.viser_server.get_clients()[max(viewer.render_statemachines)].camera
+    lost.drop()
+    eventually(lambda: len(viewer.render_statemachines) == 1)
+    for moved in camera._state.camera_cb:  # what viser calls for a message that it had already taken
+        moved(camera)
+    assert viewer.viser_server._websock_server._atomic_lock.acquire(timeout=5)
+    viewer.viser_server._websock_server._atomic_lock.release()
+    live_run.advance(2)
+    eventually(lambda: shows(client, live_run.now()))
+
+
 def test_texts_and_curves_follow(live_run, client):
     live_run.advance(20)
     step = live_run.live.step
