@@ -5,12 +5,13 @@
 `power`: true poses against noise of several sizes; `null`: two sets of noise of one size, and true poses against
 themselves in another frame; `cameras`: all poses true but for three cameras; `budget`: small noise for several numbers
 of steps; `training`: runs of ns-train (demo scene: perturbed, clean, clean with far too high a pose rate; fox, with
---fox). What is in the file already is not repeated.
+--fox); `runs`: finished runs, given by their config.yml with --runs. What is in the file already is not repeated.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import shlex
@@ -26,7 +27,7 @@ import tyro
 from pose_runs import DEMO_SCENE, NOISE, OBJECT, QUIET, git, processor
 from torch import Tensor
 
-Suite = Literal["null", "power", "cameras", "budget", "training"]
+Suite = Literal["null", "power", "cameras", "budget", "training", "runs"]
 NOISES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Mean rotation errors in degrees."""
 
@@ -45,6 +46,8 @@ class Args:
     """The guard's steps, where a suite does not vary them."""
     fox: Optional[Path] = None
     """Folder of the fox scene at 270x480, for `training`."""
+    runs: List[Path] = field(default_factory=list)
+    """config.yml of finished runs, for `runs`."""
     work: Path = Path("/tmp/hashpose_guard_runs")
     """Folder for runs of ns-train."""
 
@@ -68,6 +71,35 @@ def noisy(poses: Tensor, degrees: float, seed: int) -> Tensor:
 
     deviation = degrees / 57.2958 / 1.596
     return perturb_poses(poses, PerturbationConfig(rotation=deviation, translation=deviation, seed=seed))
+
+
+def pixel_difference(cameras, first: Tensor, second: Tensor) -> float:
+    """Mean distance in pixels at which two sets of poses see points within 0.75 of the origin, after the similarity of
+    the points that brings them closest: what no photograph can tell is left out. Lens distortion is not considered."""
+    import roma
+
+    from hashpose_ns.cameras.alignment import align_poses
+
+    points = 1.5 * torch.rand(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.75
+    second = align_poses(second, first).apply_to_poses(second.double())
+
+    def seen(poses: Tensor, points: Tensor) -> Tensor:
+        in_camera = (points - poses[:, None, :, 3].double()) @ poses[:, :, :3].double()
+        visible = in_camera[..., 2:] < -0.2
+        return torch.where(visible, -cameras.fx[:, None].double() * in_camera[..., :2] / in_camera[..., 2:], 0.0)
+
+    target, change = seen(first, points), torch.zeros(7, dtype=torch.float64)
+
+    def residual(change: Tensor) -> Tensor:
+        turned = points @ roma.rotvec_to_rotmat(change[:3]).T
+        return (seen(second, (1 + change[6]) * turned + change[3:6]) - target).flatten()
+
+    for _ in range(3):
+        jacobian = torch.stack(
+            [(residual(change + 1e-5 * unit) - residual(change - 1e-5 * unit)) / 2e-5 for unit in torch.eye(7).double()]
+        )
+        change = change - torch.linalg.lstsq(jacobian.T, residual(change)[:, None]).solution[:, 0]
+    return float(residual(change).view(-1, 2).norm(dim=-1).mean())
 
 
 Case = Tuple[str, Tensor, Tensor, int]
@@ -127,6 +159,8 @@ def record(pipeline, case: Case, reference: Tensor) -> Dict[str, Any]:
         "hurt_cameras": verdict.hurt_cameras,
         "error_initial_deg": float(pose_errors(initial, reference).rotation_deg.mean()),
         "error_refined_deg": float(pose_errors(refined, reference).rotation_deg.mean()),
+        "error_initial_pixels": pixel_difference(pipeline.datamanager.train_dataset.cameras, reference, initial),
+        "error_refined_pixels": pixel_difference(pipeline.datamanager.train_dataset.cameras, reference, refined),
     }
 
 
@@ -151,25 +185,24 @@ def trainings(args: Args) -> Iterator[Tuple[str, str]]:
         yield "fox, COLMAP's poses", fox + data
 
 
-def train(name: str, settings: str, args: Args) -> Tuple[Path, List[str]]:
-    """Trains once; the run's folder and the command."""
+def train(settings: str, name: str, args: Args) -> Path:
+    """Trains once; the run's config.yml."""
     experiment = "".join(letter if letter.isalnum() else "_" for letter in name)
+    method, flags = settings.split(" ", 1)
     command = [
-        "ns-train", *shlex.split(settings.split(" ", 1)[0]), "--output-dir", str(args.work), "--experiment-name",
-        experiment, "--timestamp", "run", *QUIET, *shlex.split(settings.split(" ", 1)[1]),
+        "ns-train", method, "--output-dir", str(args.work), "--experiment-name", experiment, "--timestamp", "run",
+        *QUIET, *shlex.split(flags),
     ]  # fmt: skip
-    run = args.work / experiment / "hashpose-small" / "run"
+    run = args.work / experiment / method / "run"
     if not list(run.glob("nerfstudio_models/*.ckpt")):
         program = str(Path(sys.executable).parent / command[0])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         subprocess.run([program, *command[1:]], env=environment, check=True, stdout=subprocess.DEVNULL)
-    return run, command
+    return run / "config.yml"
 
 
 def main(args: Args) -> None:
     """Runs the suites."""
-    from hashpose_ns.export.poses import load_trained_pipeline
-
     path = args.output / "guard.json"
     commit = git("rev-parse", "HEAD")
     if git("status", "--porcelain", "--", "hashpose_ns", "benchmarks/guard_runs.py"):
@@ -192,19 +225,35 @@ def main(args: Args) -> None:
     for suite in args.suite:
         for case in cases(suite, true, args):
             keep(suite, case[0], lambda: record(pipeline, case, true))
-        for name, settings in trainings(args) if suite == "training" else ():
+        finished: List[Tuple[str, Callable[[], Path], str]] = []
+        if suite == "training":
+            finished = [
+                (name, lambda name=name, text=text: train(text, name, args), text) for name, text in trainings(args)
+            ]
+        if suite == "runs":
+            finished = [(config.parents[2].name, lambda config=config: config, "") for config in args.runs]
+        for name, config, command in finished:
+            judge_run(keep, suite, name, config, command, args)
 
-            def trained() -> Dict[str, Any]:
-                run, command = train(name, settings, args)
-                optimizer = (loaded := load_trained_pipeline(run / "config.yml")).model.camera_optimizer
-                refined = optimizer.refined_camera_to_worlds().detach()
-                case = (name, optimizer.initial_camera_to_worlds, refined, args.steps)
-                return {
-                    **record(loaded, case, optimizer.reference_camera_to_worlds),
-                    "command": shlex.join(command),
-                }
 
-            keep(suite, name, trained)
+def judge_run(keep: Callable, suite: str, name: str, config: Callable[[], Path], command: str, args: Args) -> None:
+    """The guard's verdict on a finished run, and on what it found against the true poses where it started elsewhere."""
+    from hashpose_ns.export.poses import load_trained_pipeline
+
+    @functools.lru_cache
+    def pipeline():
+        return load_trained_pipeline(config(), test_mode="val")
+
+    def judged(from_reference: bool) -> Dict[str, Any]:
+        optimizer = pipeline().model.camera_optimizer
+        reference = optimizer.reference_camera_to_worlds
+        initial = reference if from_reference else optimizer.initial_camera_to_worlds
+        case = (name, initial, optimizer.refined_camera_to_worlds().detach(), args.steps)
+        return {**record(pipeline(), case, reference), "ns-train": command}
+
+    keep(suite, name, lambda: judged(False))
+    if pipeline().config.datamanager.initial_poses != "given":
+        keep(suite, f"{name}: what was found, against the reference", lambda: judged(True))
 
 
 if __name__ == "__main__":
