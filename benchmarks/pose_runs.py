@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parent.parent
 DEMO_SCENE = REPOSITORY / "hashpose_ns" / "data" / "demo_chair"
 QUIET = shlex.split(
     "--vis tensorboard --logging.local-writer.enable False --steps-per-save 1000000 --steps-per-eval-batch 1000000 "
-    "--steps-per-eval-image 1000000 --steps-per-eval-all-images 1000000 --steps-per-pose-log 250"
+    "--steps-per-eval-image 1000000 --steps-per-eval-all-images 1000000 --steps-per-pose-log 250 --guard.mode off"
 )
 OBJECT = (
     "--pipeline.datamanager.initial-poses perturbed --pipeline.model.scene none --pipeline.model.clip-to-box True "

@@ -9,6 +9,7 @@ from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
+from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.model import HashPoseModelConfig
 from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
@@ -56,6 +57,7 @@ hashpose = MethodSpecification(
         _optimizers(1e-2, 1e-4, 1e-3, 1e-4, 1e-3, 1e-5),
         steps_per_save=2000,
         steps_per_eval_all_images=30_000,
+        guard=GuardConfig(mode="report"),
     ),
     description="Captures with imperfect poses: refines cameras and a hash-grid field together.",
 )
@@ -149,6 +151,7 @@ small = MethodSpecification(
         steps_per_eval_batch=1000,
         steps_per_eval_image=1000,
         steps_per_eval_all_images=100_000,
+        guard=GuardConfig(mode="report"),
     ),
     description="A laptop or CI: 16K samples a step, 8 levels, a 64-wide decoder; minutes on two CPU cores.",
 )

@@ -153,8 +153,8 @@ class HashPoseTrainer(Trainer):
             report.write(self.base_dir)
             report.print()
             self.pipeline.model.pose_panel.show_verdict(report)
-        except HashPoseError as error:
-            CONSOLE.print(f"Guard: no verdict. {error}", soft_wrap=True)
+        except (HashPoseError, RuntimeError) as error:  # such as memory that is not there
+            CONSOLE.print(f"Guard: no verdict. {one_line(error)}", soft_wrap=True)
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. A browser that leaves in that very moment, a KeyError there, must not end training."""

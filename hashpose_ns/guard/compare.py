@@ -19,6 +19,9 @@ from hashpose_ns.guard.verdict import ALPHA, Verdict, decide
 if TYPE_CHECKING:
     from hashpose_ns.pipeline import HashPosePipeline
 
+ALL_RAYS = 50_000
+"""Rays for the uncertainties of all cameras together: up to 512 for each, and not below 64."""
+
 
 def compare_poses(
     pipeline: "HashPosePipeline",
@@ -67,7 +70,7 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig, with_uncertaint
     if with_uncertainty:
         from hashpose_ns.cameras.uncertainty import pose_covariances
 
-        uncertainty = pose_covariances(pipeline)
+        uncertainty = pose_covariances(pipeline, max(min(ALL_RAYS // len(refined), 512), 64))
     psnr = {name: -10 * mse.clamp(min=1e-12).log10() for name, mse in (("0", verdict.first), ("1", verdict.second))}
     names = optimizer.image_names or [str(index) for index in range(len(refined))]
     cameras = [

@@ -17,7 +17,8 @@ class GuardConfig:
 
     mode: Literal["off", "report"] = "off"
     """`report`: after training, judge by held-out pixels whether refinement made the poses better than those it started
-    from, and write the verdict to guard.json in the run's folder."""
+    from, and write the verdict to guard.json in the run's folder. On where poses of one's own are refined (`hashpose`,
+    `hashpose-small`), off in the methods of protocols, whose poses are known."""
     steps: int = 0
     """Steps that the judging field is trained on both sets of poses; it then takes half as many on each. 0 takes 5 % of
     training's, at least 200 and at most 2000."""

@@ -94,7 +94,7 @@ class LivePoses:
         self._clickable: Set[int] = set()
         self._figure = None
         self._compared: Optional[Tuple[int, int]] = None
-        self._verdict: Optional[str] = None
+        self._report: Optional["GuardReport"] = None
 
     @property
     def run_folder(self) -> Path:
@@ -185,7 +185,7 @@ class LivePoses:
 
     def show_verdict(self, report: "GuardReport") -> None:
         """What the guard found at the end of training."""
-        self._verdict = verdict_text(report)
+        self._report = report
         self.refresh()
 
     def after_training(self) -> None:
@@ -296,13 +296,13 @@ class LivePoses:
         widgets, index, model = self.widgets, self.selected, self.viewer.pipeline.model
         note = self._scene.note(len(self.names))
         psnr = float("nan") if losses is None else float(-10.0 * torch.log10(losses[-1]))
-        if self._verdict is None and self.viewer.trainer is None:
-            self._verdict = verdict_text(self.viewer.pipeline.guard_report())
-        texts = (self._verdict or "", note, f"{left_out} frustums still to move." if left_out else "")
+        if self._report is None and self.viewer.trainer is None:
+            self._report = self.viewer.pipeline.guard_report()
+        texts = (verdict_text(self._report), note, f"{left_out} frustums still to move." if left_out else "")
         _set_text(widgets.status, status_text(state, model.total_steps, psnr, texts))
         loss = float("nan") if losses is None else float(losses[index])
         frozen = not bool(model.camera_optimizer.trainable[index])
-        _set_text(widgets.camera_text, camera_text(state, index, self.names[index], loss, frozen))
+        _set_text(widgets.camera_text, camera_text(state, index, self.names[index], loss, frozen, self._report))
         if self._actions is not None and not self._actions.waiting:  # what somebody just clicked is to come
             for box, value in ((widgets.hold, index in state.held), (widgets.pause, state.paused)):
                 if box.value != value:

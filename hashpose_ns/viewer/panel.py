@@ -40,9 +40,9 @@ class PosePanel(ViewerControl):
     def _setup(self, viewer: "Viewer") -> None:
         """Called by nerfstudio when its viewer starts, before a checkpoint is loaded and before there are cameras."""
         super()._setup(viewer)
-        viewer.render_statemachines = RenderMachines(viewer.render_statemachines)
         self.boundary = Boundary(self.tell)
         with self.boundary:
+            viewer.render_statemachines = RenderMachines(viewer.render_statemachines)
             from hashpose_ns.datamanager import image_names
             from hashpose_ns.viewer.live import LivePoses
             from hashpose_ns.viewer.scene import fitting_frustum_scale

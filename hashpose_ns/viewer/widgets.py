@@ -130,7 +130,9 @@ def status_text(state: PoseState, total_steps: int, psnr: float, more: Sequence[
     return "\n\n".join(lines)
 
 
-def camera_text(state: PoseState, index: int, name: str, loss: float, frozen: bool) -> str:
+def camera_text(
+    state: PoseState, index: int, name: str, loss: float, frozen: bool, report: Optional["GuardReport"] = None
+) -> str:
     """What is known of one camera."""
 
     def numbers(errors) -> str:
@@ -142,6 +144,13 @@ def camera_text(state: PoseState, index: int, name: str, loss: float, frozen: bo
     lines.append(f"Moved: {numbers(state.movement)}")
     if math.isfinite(loss) and loss > 0:
         lines.append(f"Image loss {loss:.3g} (PSNR {-10 * math.log10(loss):.2f} dB)")
+    if report is not None:
+        camera = report.cameras[index]
+        if camera.rotation_std_deg is not None and camera.translation_std is not None:
+            turn, step = (math.hypot(*std) for std in (camera.rotation_std_deg, camera.translation_std))
+            lines.append(f"Uncertainty, given the field: rotation {turn:.2g} deg, centre {step:.2g}")
+        if camera.hurt:
+            lines.append(f"**Fits worse than before refinement**, by {-camera.psnr_gain:.2g} dB.")
     if frozen:
         lines.append("Frozen by the run's settings.")
     elif index in state.held:

@@ -12,6 +12,8 @@ import torch
 from commands import FEW_RAYS, NO_EVAL, SMALL_FIELD, checkpoints, environment, model_state, pose_log, run
 from scenes import blender_scene, llff_scene, nerfstudio_scene
 
+from hashpose_ns.guard.report import read_verdict
+
 STEPS = 6
 
 
@@ -22,7 +24,18 @@ def trained(ns_train, tmp_path):
     def train(method: str, data, *arguments):
         outcome = ns_train(
             *(method, "--output-dir", tmp_path / "out", "--experiment-name", "e", "--timestamp", "t", "--data", data),
-            *("--max-num-iterations", STEPS, "--steps-per-save", 4, "--pipeline.model.camera-optimizer.start", 0),
+            *(
+                "--guard.steps",
+                4,
+                "--guard.rays",
+                64,
+                "--max-num-iterations",
+                STEPS,
+                "--steps-per-save",
+                4,
+                "--pipeline.model.camera-optimizer.start",
+                0,
+            ),
             *("--logging.local-writer.enable", "False", *NO_EVAL, *FEW_RAYS, *arguments),
         )
         assert outcome.code == 0, outcome.output[-3000:]
@@ -47,6 +60,7 @@ def test_hashpose_on_a_capture_in_nerfstudio_format(trained, tmp_path):
     # The poses are given ones: there is no error to speak of, only a change
     assert "pose_change_rotation_deg_mean" in pose_log(folder)[-1]
     assert pose_log(folder)[0]["pose_change_rotation_deg_mean"] == pytest.approx(0, abs=1e-4)
+    assert len(read_verdict(folder).cameras) == 9, "the guard is on where poses are one's own"
 
 
 def test_hashpose_small_on_images_with_alpha(trained, tmp_path):

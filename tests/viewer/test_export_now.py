@@ -12,6 +12,9 @@ from conftest import NUM_CAMERAS, LiveRun, free_port
 from test_live import shows
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
+from hashpose_ns.guard.compare import run_guard
+from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.guard.report import read_verdict
 
 
 def read_transforms(path) -> torch.Tensor:
@@ -51,10 +54,11 @@ def test_an_export_that_cannot_be_written_is_said_in_the_panel(live_run, client)
 
 @pytest.fixture
 def ns_viewer_port(live_run):
-    """ns-viewer on the run's checkpoint of now."""
+    """ns-viewer on the run's checkpoint of now, which the guard has judged."""
     from nerfstudio.scripts.viewer.run_viewer import RunViewer, ViewerConfigWithoutNumRays
 
     live_run.trainer.save_checkpoint(live_run.live.step)
+    run_guard(live_run.trainer.pipeline, GuardConfig(steps=4, rays=64)).write(live_run.folder)
     port = free_port()
     config = ViewerConfigWithoutNumRays(websocket_host="127.0.0.1", websocket_port=port)
     command = RunViewer(load_config=live_run.folder / "config.yml", viewer=config)
@@ -74,6 +78,10 @@ def test_ns_viewer_shows_the_checkpoint_and_leaves_training_alone(live_run, ns_v
     client = connected(ns_viewer_port)
     eventually(lambda: shows(client, live_run.now()))
     eventually(lambda: f"Step **{live_run.live.step}** of 100000, {NUM_CAMERAS} cameras" in client.texts())
+    report = read_verdict(live_run.folder)
+    eventually(lambda: f"Guard: **{report.verdict}**; held" in client.texts())
+    turn = sum(std**2 for std in report.cameras[0].rotation_std_deg) ** 0.5
+    eventually(lambda: f"Uncertainty, given the field: rotation {turn:.2g} deg" in client.texts())
     assert {"/hashpose/refined", "/hashpose/initial", "/hashpose/moved"} <= set(client.nodes)
     for label in ("Pause poses", "Hold", "Reset to start", "Degrees", "Turn"):
         assert client.control(label)["visible"] is False
