@@ -1,4 +1,5 @@
-"""The encoding in Triton, for NVIDIA GPUs: nothing but torch's own wheel is needed, kernels are compiled on first use.
+"""The encoding in Triton, for NVIDIA GPUs. It comes with torch on Linux and compiles kernels on first use; it wants a C
+compiler for its launcher, but no CUDA toolkit.
 
 Three kernels, one launch each for all levels: features; the scatter into the tables' gradients (weights alone, no table
 is read); the gradient of the points (levels summed in registers, in order, so that it has the same bits every time).
@@ -15,7 +16,7 @@ import contextlib
 import functools
 import math
 import os
-from typing import ContextManager, List, Optional, Sequence, Tuple
+from typing import Callable, ContextManager, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -160,13 +161,16 @@ def _x_gradient(grad_output: Tensor, x: Tensor, tables: Sequence[Tensor], grid: 
 def disagreement(backend: Backend, device: torch.device) -> Optional[str]:
     """Why a device is not to be trusted with the kernels: they don't compile for it, or compute something else there
     than plain torch does. None where they agree; takes a second or two, once per process."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def sample(of: Callable[..., Tensor], *shape: int) -> Tensor:  # whatever torch's defaults are set to
+        return of(*shape, generator=generator, dtype=torch.float32, device="cpu").to(device)
+
     try:
         for reading in READINGS:
             grid = Grid(3, 2, (4, 64), 10, reading, smoothing=1.0, forward_smoothing=False)
-            x = torch.rand(300, 3, generator=generator).to(device)
-            tables = [torch.rand(grid.num_entries(level), 2, generator=generator).to(device) for level in range(2)]
-            grad = torch.randn(300, 4, generator=generator).to(device)
+            x, grad = sample(torch.rand, 300, 3), sample(torch.randn, 300, 4)
+            tables = [sample(torch.rand, grid.num_entries(level), 2) for level in range(2)]
             results = []
             for one in (backend, EAGER):
                 x_grad, table_grads = one.backward(grad, x, tables, grid, True, (True, True))
@@ -229,7 +233,7 @@ def _geometry(grid: Grid, device: torch.device) -> Tensor:
 @functools.lru_cache(maxsize=256)
 def _device_integers(numbers: Tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Integers on a device. The copy comes from pinned memory and does not wait for the device."""
-    host = torch.tensor(numbers, dtype=dtype)
+    host = torch.tensor(numbers, dtype=dtype, device="cpu")
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
