@@ -24,11 +24,12 @@ MODULES: Dict[str, str] = {
     "reference": "hashpose_ns.encoding.reference",
     "eager": "hashpose_ns.encoding.eager",
     "cpp": "hashpose_ns.encoding.cpu",
+    "triton": "hashpose_ns.encoding.triton",
 }
 """Name of every backend -> module that holds it."""
 
 AUTO_ORDER: Tuple[str, ...] = ("triton", "cpp", "eager")
-"""What ``auto`` tries, fastest first. Names not in :data:`MODULES` are passed over; eager supports everything."""
+"""What ``auto`` tries, fastest first; eager supports everything."""
 
 
 class Backend(ABC):
@@ -97,8 +98,6 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, grid: Gr
 
     passed_over = []
     for candidate in AUTO_ORDER:
-        if candidate not in MODULES:
-            continue
         backend = get_backend(candidate)
         if backend.device_types and device.type not in backend.device_types:
             continue

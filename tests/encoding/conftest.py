@@ -8,6 +8,7 @@ from small_encoding import make_encoding
 
 from hashpose_ns.encoding import SmoothedHashEncoding, backends
 from hashpose_ns.encoding.backends import MODULES, get_backend
+from hashpose_ns.encoding.triton import interpreted
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +17,8 @@ def seed() -> None:
 
 
 CASES = [(name, device) for name in MODULES for device in get_backend(name).device_types or ("cpu", "cuda")]
+if interpreted():
+    CASES.append(("triton", "cpu"))
 
 
 @pytest.fixture(params=CASES, ids="@".join)
