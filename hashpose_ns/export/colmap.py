@@ -96,12 +96,10 @@ def _observations(
     opengl = camera_to_worlds * torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
     point, image = torch.from_numpy(points.seen_by).long().unbind(dim=1)
     pixels, visible = project(cameras, image, opengl[image], torch.from_numpy(points.xyz)[point])
-    observations = []
-    for i in range(len(camera_to_worlds)):
-        rows = torch.nonzero(visible & (image == i))[:, 0]
-        rows = rows[point[rows].argsort()]
-        observations.append((pixels[rows].numpy(), point[rows].numpy()))
-    return observations
+    rows = torch.nonzero(visible)[:, 0].numpy()
+    rows = rows[np.lexsort((point.numpy()[rows], image.numpy()[rows]))]
+    ends = np.cumsum(np.bincount(image.numpy()[rows], minlength=len(camera_to_worlds)))[:-1]
+    return list(zip(np.split(pixels.numpy()[rows], ends), np.split(point.numpy()[rows], ends)))
 
 
 def _points3d(points: ExportedPoints, seen: List[Int[np.ndarray, "n"]]) -> Dict[int, colmap_utils.Point3D]:

@@ -5,6 +5,7 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Guard:
         """Load the run, judge it, write and print the verdict."""
         config = GuardConfig(mode="report", steps=self.steps, rays=self.rays, seed=self.seed)
         config.validate()
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
         from hashpose_ns.export.poses import load_trained_pipeline
         from hashpose_ns.guard.compare import run_guard
         from nerfstudio.utils.rich_utils import CONSOLE

@@ -293,7 +293,10 @@ SLEEPERS = """
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_runner(how: signal.Signals, tmp_path: Path):
     program = [sys.executable, "-c", textwrap.dedent(SLEEPERS), str(tmp_path)]
-    process = subprocess.Popen(program, env=environment(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        program, env=environment(), stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )  # fmt: skip
     folders = [tmp_path / "seed_0", tmp_path / "seed_1"]
     wait_until(lambda: all((folder / "up").exists() for folder in folders))
     assert len([pid for folder in folders for pid in processes_about(folder)]) == 2

@@ -1,0 +1,121 @@
+"""Seconds that each export of 1000 cameras takes beyond loading the run; JSON with machine and commit.
+
+    python benchmarks/export_time.py --output benchmarks/results
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import torch
+import tyro
+from pose_runs import git, processor
+
+
+@dataclass
+class Args:
+    """Settings."""
+
+    output: Path
+    """Folder for export_time.json."""
+    cameras: int = 1000
+    """Cameras."""
+    points: int = 50_000
+    """Points, each seen by 5 cameras."""
+    repeats: int = 3
+    """The best of so many is taken."""
+
+
+def made_up_run(folder: Path, args: Args):
+    """A dataset of empty pictures around the origin, and what exports need of a run trained on it."""
+    import roma
+    from PIL import Image
+
+    from hashpose_ns.export.points import ExportedPoints
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+    generator = torch.Generator().manual_seed(0)
+    rotations = roma.random_rotmat(args.cameras, dtype=torch.float64, generator=generator)
+    poses = torch.eye(4, dtype=torch.float64).repeat(args.cameras, 1, 1)
+    poses[:, :3] = torch.cat([rotations, 4 * rotations[:, :, 2:]], dim=-1)
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for index, pose in enumerate(poses):
+        Image.new("RGB", (8, 6)).save(folder / f"images/{index:05d}.png")
+        frames.append({"file_path": f"images/{index:05d}.png", "transform_matrix": pose.tolist()})
+    lens = dict(fl_x=8.0, fl_y=8.0, cx=4.0, cy=3.0, w=8, h=6, k1=0.01)
+    (folder / "transforms.json").write_text(json.dumps({**lens, "frames": frames}))
+    parser = NerfstudioDataParserConfig(data=folder, eval_mode="all", downscale_factor=1).setup()
+    outputs = parser.get_dataparser_outputs("train")
+    initial = outputs.cameras.camera_to_worlds
+    optimizer = SimpleNamespace(
+        refined_camera_to_worlds=lambda: initial,
+        initial_camera_to_worlds=initial,
+        image_names=[path.as_posix() for path in outputs.image_filenames],
+    )
+    rng = np.random.default_rng(0)
+    seen = rng.integers(0, args.cameras, (args.points, 5))
+    points = ExportedPoints(
+        rng.uniform(-0.5, 0.5, (args.points, 3)), rng.integers(0, 255, (args.points, 3), np.uint8),
+        np.ones(args.points), np.stack([np.repeat(np.arange(args.points), 5), seen.ravel()], axis=1),
+    )  # fmt: skip
+    datamanager = SimpleNamespace(train_dataparser_outputs=outputs, dataparser=parser, eval_dataset=None)
+    return SimpleNamespace(model=SimpleNamespace(camera_optimizer=optimizer), datamanager=datamanager), points
+
+
+def main(args: Args) -> None:
+    """Times the formats."""
+    from hashpose_ns.export import points as export_points
+    from hashpose_ns.export import poses
+    from hashpose_ns.export.cli import ExportColmap, ExportJson, ExportKitti, ExportNerfstudio, ExportTum
+
+    seconds = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        pipeline, points = made_up_run(folder / "data", args)
+        exports = {
+            "colmap, no points": lambda to: ExportColmap(folder / "config.yml", to, points="empty"),
+            "colmap, points with tracks": lambda to: ExportColmap(folder / "config.yml", to),
+            "colmap, text, points with tracks": lambda to: ExportColmap(folder / "config.yml", to, format="txt"),
+            "nerfstudio, points": lambda to: ExportNerfstudio(folder / "config.yml", to),
+            "tum": lambda to: ExportTum(folder / "config.yml", to),
+            "kitti": lambda to: ExportKitti(folder / "config.yml", to),
+            "json, no losses": lambda to: ExportJson(folder / "config.yml", to, loss=False),
+        }
+        with (
+            mock.patch.object(poses, "load_trained_pipeline", lambda *_: pipeline),
+            mock.patch.object(export_points, "_field_points", lambda *_: points),
+        ):
+            for name, make in exports.items():
+                times = []
+                for repeat in range(args.repeats):
+                    export = make(folder / f"{name} {repeat}")
+                    begin = time.perf_counter()
+                    export.main()
+                    times.append(time.perf_counter() - begin)
+                seconds[name] = round(min(times), 3)
+    content = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": git("rev-parse", "HEAD"),
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        "cameras": args.cameras,
+        "points": args.points,
+        "seconds": seconds,
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "export_time.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps(seconds, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
