@@ -6,7 +6,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Float
@@ -37,51 +37,79 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def optimize_camera(
+def optimize_cameras(
     model: "HashPoseModel",
-    camera: Cameras,
-    image: Float[Tensor, "height width channels"],
+    cameras: Cameras,
+    images: Sequence[Float[Tensor, "height width channels"]],
     steps: int,
     rays: int,
     lr: float,
-) -> Float[Tensor, "1 3 4"]:
-    """Test-time photometric optimisation of one camera against a frozen field (BARF's protocol): a fresh zero twist on
-    the side that the poses were refined on, a fresh Adam at a constant rate, random rays.
+) -> Float[Tensor, "num_cameras 3 4"]:
+    """Test-time photometric optimisation of cameras against a frozen field (BARF's protocol): a fresh zero twist for
+    each on the side that the poses were refined on, a fresh Adam at a constant rate, random rays.
+
+    Cameras do not feel each other: all at once they end where they would one by one, but for rounding. More at once
+    keep a GPU busy and take memory for all their rays.
 
     Args:
         model: the model in evaluation mode.
-        camera: one camera at its aligned pose.
-        image: its photograph, values in [0, 1].
+        cameras: cameras at their aligned poses.
+        images: their photographs, values in [0, 1].
         steps: number of steps.
-        rays: rays per step.
+        rays: rays per camera and step.
         lr: Adam's learning rate.
     Returns:
-        The optimised camera-to-world matrix.
+        The optimised camera-to-world matrices.
     """
     side = model.camera_optimizer.config.side
-    start = camera.camera_to_worlds
-    height, width = image.shape[:2]
-    generator = torch.Generator().manual_seed(0)
-    twist = nn.Parameter(torch.zeros(1, 6, device=start.device))
-    adam = torch.optim.Adam([twist], lr=lr)
+    start = cameras.camera_to_worlds
+    generators = [torch.Generator().manual_seed(0) for _ in images]
+    twists = nn.Parameter(torch.zeros(len(images), 6, device=start.device))
+    adam = torch.optim.Adam([twists], lr=lr)
+    camera_indices = torch.arange(len(images)).repeat_interleave(rays)
 
-    def motion() -> Tensor:
-        return corrections_to_world(exp_map_SE3(twist), start, side)
+    def motions() -> Tensor:
+        return corrections_to_world(exp_map_SE3(twists), start, side)
 
     with frozen(model), torch.enable_grad():
         for _ in range(steps):
-            pixels = torch.randint(height * width, (min(rays, height * width),), generator=generator)
-            rows, columns = pixels // width, pixels % width
-            coordinates = torch.stack([rows, columns], dim=-1).to(start.device) + 0.5
-            bundle = camera.generate_rays(camera_indices=0, coords=coordinates.float())
-            move_rays(bundle, motion().expand(len(pixels), 3, 4))
+            coordinates, targets = [], []
+            for image, generator in zip(images, generators):
+                height, width = image.shape[:2]
+                pixels = torch.randint(height * width, (rays,), generator=generator)
+                rows, columns = pixels // width, pixels % width
+                coordinates.append(torch.stack([rows, columns], dim=-1) + 0.5)
+                targets.append(image[rows, columns])
+            bundle = cameras.generate_rays(
+                camera_indices=camera_indices[:, None].to(start.device), coords=torch.cat(coordinates).to(start.device)
+            )
+            move_rays(bundle, motions()[camera_indices])
             outputs = model(bundle)
-            target = image[rows, columns].to(start.device)
-            loss = model.get_loss_dict(outputs, {"image": target})["rgb_loss"]
-            twist.grad = torch.autograd.grad(loss, twist)[0]
+            loss = model.get_loss_dict(outputs, {"image": torch.cat(targets).to(start.device)})["rgb_loss"]
+            # the mean over all rays as the sum over cameras of the means over theirs
+            twists.grad = torch.autograd.grad(len(images) * loss, twists)[0]
             adam.step()
     with torch.no_grad():
-        return pose_utils.multiply(motion(), start)
+        return pose_utils.multiply(motions(), start)
+
+
+def optimized_eval_cameras(
+    pipeline: "HashPosePipeline", indices: List[int], poses: Float[Tensor, "num_eval 3 4"]
+) -> Iterator[Float[Tensor, "1 3 4"]]:
+    """Optimises held-out cameras, `tto_images` of them at once, and gives one pose after the other.
+
+    Args:
+        pipeline: in evaluation mode.
+        indices: which held-out images.
+        poses: aligned poses of all of them.
+    """
+    config, dataset = pipeline.config, pipeline.datamanager.eval_dataset
+    for begin in range(0, len(indices), config.tto_images):
+        some = indices[begin : begin + config.tto_images]
+        images = [dataset[index]["image"] for index in some]
+        cameras = pipeline.eval_cameras(some, poses)
+        found = optimize_cameras(pipeline.model, cameras, images, config.tto_steps, config.tto_rays, config.tto_lr)
+        yield from found.split(1)
 
 
 def spread(count: int, wanted: int) -> List[int]:
@@ -149,15 +177,14 @@ def evaluate_images(
     values: Dict[str, List[float]] = defaultdict(list)
     if output_path is not None:
         output_path.mkdir(parents=True, exist_ok=True)
+    optimized = optimized_eval_cameras(pipeline, indices, poses)
     with get_progress("Evaluating held-out images", suffix="images") as progress:
         for index in progress.track(indices):
             batch = dataset[index]
             for variant in variants:
-                camera = pipeline._eval_camera(index, poses)
+                camera = pipeline.eval_cameras([index], poses)
                 if variant == "tto":
-                    camera.camera_to_worlds = optimize_camera(
-                        model, camera, batch["image"], config.tto_steps, config.tto_rays, config.tto_lr
-                    )
+                    camera.camera_to_worlds = next(optimized)
                 begin = time()
                 outputs = model.get_outputs_for_camera(camera)
                 seconds = time() - begin

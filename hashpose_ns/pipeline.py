@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type
 
 import torch
 import tyro
@@ -41,6 +41,8 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     """Steps of test-time photometric optimisation of each held-out camera, with the field frozen; 0 leaves it out."""
     tto_rays: int = 1024
     """Rays per held-out image and step of test-time optimisation."""
+    tto_images: int = 4
+    """Held-out cameras that are optimised at once; the result is the same. More keep a GPU busy and take memory."""
     tto_lr: float = 1e-3
     """Adam's rate in test-time optimisation, without a schedule: the poses' initial rate in BARF's protocol."""
     held_out_rays: int = 2048
@@ -162,10 +164,11 @@ class HashPosePipeline(VanillaPipeline):
         given = self.datamanager.eval_dataset.cameras.camera_to_worlds
         return similarity.inverse().apply_to_poses(given.to(self.device)).to(given)
 
-    def _eval_camera(self, index: int, poses: Float[Tensor, "num_eval 3 4"]) -> Cameras:
-        camera = self.datamanager.eval_dataset.cameras[index : index + 1].to(self.device)
-        camera.camera_to_worlds = poses[index : index + 1].to(self.device)
-        return camera
+    def eval_cameras(self, indices: List[int], poses: Float[Tensor, "num_eval 3 4"]) -> Cameras:
+        """Some held-out cameras, on the pipeline's device, at other poses."""
+        cameras = self.datamanager.eval_dataset.cameras[torch.tensor(indices)].to(self.device)
+        cameras.camera_to_worlds = poses[indices].to(self.device)
+        return cameras
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -181,7 +184,7 @@ class HashPosePipeline(VanillaPipeline):
         self.eval()
         index = self.eval_image_count % len(self.datamanager.eval_dataset)
         self.eval_image_count += 1
-        camera = self._eval_camera(index, self.aligned_eval_poses())
+        camera = self.eval_cameras([index], self.aligned_eval_poses())
         outputs = self.model.get_outputs_for_camera(camera)
         metrics, images = self.model.get_image_metrics_and_images(outputs, self.datamanager.eval_dataset[index])
         metrics["num_rays"] = int(camera.height * camera.width)

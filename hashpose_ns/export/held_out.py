@@ -31,24 +31,18 @@ def optimized_held_out_cameras(
     Returns:
         The poses, and what was done to each in words.
     """
-    from hashpose_ns.evaluation import optimize_camera
+    from hashpose_ns.evaluation import optimized_eval_cameras
     from nerfstudio.utils.rich_utils import get_progress
 
     config, dataset = pipeline.config, pipeline.datamanager.eval_dataset
     aligned = pipeline.aligned_eval_poses()
     poses, moved_by = [], []
+    candidates = optimized_eval_cameras(pipeline, indices, aligned)
     with get_progress("Optimising cameras of evaluation images", suffix="images") as progress:
         for index in progress.track(indices):
             pose, how = aligned[index : index + 1], ALIGNED
             if config.tto_steps > 0:
-                optimized = optimize_camera(
-                    pipeline.model,
-                    pipeline._eval_camera(index, aligned),
-                    dataset[index]["image"],
-                    config.tto_steps,
-                    config.tto_rays,
-                    config.tto_lr,
-                ).to(pose)
+                optimized = next(candidates).to(pose)
                 errors = [
                     image_error(pipeline.model, dataset, index, candidate[0], 2 * RAYS_PER_IMAGE)
                     for candidate in (pose, optimized)

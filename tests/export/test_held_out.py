@@ -53,7 +53,9 @@ def test_held_out_cameras_are_found_against_the_field(ball):
 
 def test_optimisation_that_makes_it_worse_is_not_taken(ball, monkeypatch):
     pipeline, _ = ball
-    monkeypatch.setattr("hashpose_ns.evaluation.optimize_camera", lambda model, camera, *_: camera.camera_to_worlds + 1)
+    monkeypatch.setattr(
+        "hashpose_ns.evaluation.optimize_cameras", lambda model, cameras, *_: cameras.camera_to_worlds + 1
+    )
     exported = exported_cameras(pipeline, split="all")
     assert exported.refined_by[HELD_OUT] == ALIGNED
     torch.testing.assert_close(

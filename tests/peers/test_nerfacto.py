@@ -11,7 +11,7 @@ from small_peers import small_config
 from torch import Tensor, nn
 
 from hashpose_ns.cameras.pose_optimizer import REFINE_KEY
-from hashpose_ns.evaluation import optimize_camera
+from hashpose_ns.evaluation import optimize_cameras
 from hashpose_ns.peers.nerfacto import NerfactoPoseOptimizer, NerfactoPoseOptimizerConfig, NerfactoPosesModel
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
@@ -231,6 +231,6 @@ def test_a_held_out_camera_is_optimised_through_the_proposal_networks():
     model = make_model().eval()
     camera = Cameras(make_poses()[:1], fx=20.0, fy=22.0, cx=8.0, cy=6.0, width=16, height=12)
     before = copy.deepcopy(model.state_dict())
-    found = optimize_camera(model, camera, torch.rand(12, 16, 3), steps=3, rays=32, lr=1e-2)
+    found = optimize_cameras(model, camera, [torch.rand(12, 16, 3)], steps=3, rays=32, lr=1e-2)
     assert torch.isfinite(found).all() and not torch.equal(found, make_poses()[:1])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
