@@ -42,6 +42,8 @@ class Args:
     """What to do."""
     seeds: int = 4
     """Seeds per case."""
+    only: str = ""
+    """Only cases whose name contains this."""
     steps: int = 200
     """The guard's steps, where a suite does not vary them."""
     fox: Optional[Path] = None
@@ -210,7 +212,7 @@ def main(args: Args) -> None:
     results: Dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def keep(suite: str, name: str, make: Callable[[], Dict[str, Any]]) -> None:
-        if name in results.setdefault(suite, {}):
+        if args.only not in name or name in results.setdefault(suite, {}):
             return
         done = make()
         results[suite][name] = {**done, "commit": commit}
