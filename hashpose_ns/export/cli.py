@@ -6,6 +6,7 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Tuple, Union
@@ -99,6 +100,7 @@ Commands = tyro.conf.FlagConversionOff[
 @exits_on_user_error
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
     tyro.extras.set_accent_color("bright_yellow")
     tyro.cli(Commands).main()
 

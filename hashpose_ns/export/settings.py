@@ -6,7 +6,6 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import json
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +53,6 @@ class Export:
         from hashpose_ns.export.replace import check_target
 
         check_target(self.output_dir, self.overwrite)
-        warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
         from hashpose_ns.export.poses import exported_cameras, load_trained_pipeline
         from hashpose_ns.export.verdict import cameras_to_put_back, check_verdict
 

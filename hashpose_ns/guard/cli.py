@@ -34,7 +34,6 @@ class Guard:
         """Load the run, judge it, write and print the verdict."""
         config = GuardConfig(mode="report", steps=self.steps, rays=self.rays, seed=self.seed)
         config.validate()
-        warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
         from hashpose_ns.export.poses import load_trained_pipeline
         from hashpose_ns.guard.compare import run_guard
         from nerfstudio.utils.rich_utils import CONSOLE
@@ -53,6 +52,7 @@ class Guard:
 @exits_on_user_error
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
     tyro.extras.set_accent_color("bright_yellow")
     tyro.cli(Guard).main()
 

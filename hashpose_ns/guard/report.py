@@ -118,8 +118,10 @@ class GuardReport:
 
 
 def hurt_sentence(names: List[str], most: int = 8) -> str:
-    """Names the cameras that fit worse than before."""
-    listed = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """Names the cameras that fit worse than before, without the folder that all their images are in."""
+    common = os.path.commonpath([os.path.dirname(name) for name in names])
+    short = [os.path.relpath(name, common) if common else name for name in names[:most]]
+    listed = ", ".join(short) + (f" and {len(names) - most} more" if len(names) > most else "")
     return f"{len(names)} camera{'s fit' if len(names) > 1 else ' fits'} worse than before refinement: {listed}"
 
 

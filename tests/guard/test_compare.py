@@ -22,7 +22,7 @@ from hashpose_ns.guard.cli import entrypoint
 from hashpose_ns.guard.compare import compare_poses, run_guard
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.judge import judge_config
-from hashpose_ns.guard.report import GuardReport, read_report, read_verdict
+from hashpose_ns.guard.report import GuardReport, hurt_sentence, read_report, read_verdict
 from hashpose_ns.model import HashPoseModelConfig
 from hashpose_ns.peers.nerfacto import NerfactoPosesModelConfig
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
@@ -163,6 +163,13 @@ def test_the_report_names_cameras_by_their_images(pipeline, report):
     assert report.psnr_gain == pytest.approx(report.psnr_refined - report.psnr_initial)
     assert report.settings["steps"] == STEPS and report.seconds > 0
     assert f"{len(names)} images" in report.sentence and "dB" in report.sentence
+
+
+def test_cameras_are_named_without_their_common_folder():
+    assert hurt_sentence(["/data/images/a.jpg"]) == "1 camera fits worse than before refinement: a.jpg"
+    names = ["/data/left/a.jpg", "/data/right/a.jpg"]
+    assert hurt_sentence(names).endswith("2 cameras fit worse than before refinement: left/a.jpg, right/a.jpg")
+    assert hurt_sentence([f"{i}.png" for i in range(10)], most=2).endswith(": 0.png, 1.png and 8 more")
 
 
 def test_the_report_survives_its_file(report, tmp_path):
