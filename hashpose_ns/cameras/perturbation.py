@@ -130,4 +130,9 @@ def validate_poses(camera_to_worlds: Float[Tensor, "num_cameras 3 4"], names: Se
     else:
         reason = "mirrors space (its axes form a left-handed frame)"
     others = f", and {len(bad) - 1} more of the {len(poses)} are bad too" if len(bad) > 1 else ""
-    raise HashPoseError(f"The pose of camera {names[first]} {reason}{others}.")
+    pca = (
+        "; --orientation-method pca of nerfstudio 1.1.5 can do that to right poses, take another"
+        if mirrored.any()
+        else ""
+    )
+    raise HashPoseError(f"The pose of camera {names[first]} {reason}{others}{pca}.")
