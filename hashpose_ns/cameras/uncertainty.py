@@ -19,6 +19,10 @@ PRIOR_STD = 1.0
 """Deviation, in scene units and radians, of a weak prior on every component of a twist: what is said of a camera whose
 image tells nothing."""
 
+PIXELS_PER_SAMPLE = 64.0
+"""Pixels of an image that share one error of the field. With 1 the deviations were 8 to 10 times smaller than the
+spread of runs over seeds, on the demo scene at 100 pixels (benchmarks/results/uncertainty.json)."""
+
 Render = Callable[[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"]], Float[Tensor, "rays channels"]]
 
 
@@ -143,15 +147,18 @@ def _true_gradient(model: Any) -> Iterator[None]:
 
 
 def pose_covariances(
-    pipeline: "HashPosePipeline", rays_per_camera: int = 512, pixels_per_sample: float = 1.0, seed: int = 0
+    pipeline: "HashPosePipeline",
+    rays_per_camera: int = 512,
+    pixels_per_sample: float = PIXELS_PER_SAMPLE,
+    seed: int = 0,
 ) -> PoseUncertainty:
     """Covariance of every training camera's refined pose, with the field as it is.
 
     Args:
         pipeline: a trained pipeline; it is left as it was.
         rays_per_camera: random pixels of each image that are looked at.
-        pixels_per_sample: how many pixels of an image count as one independent sample. 1 assumes that residuals of
-            neighbouring pixels don't know of each other.
+        pixels_per_sample: how many pixels of an image count as one independent sample. 1 would be right if residuals
+            of neighbouring pixels knew nothing of each other.
         seed: of the pixels.
     Raises:
         HashPoseError: fewer than 7 rays are asked for.
