@@ -234,7 +234,7 @@ def main(args: Args) -> None:
             ]
         if suite == "runs":
             finished = [(config.parents[2].name, lambda config=config: config, "") for config in args.runs]
-        for name, config, command in finished:
+        for name, config, command in (run for run in finished if args.only in run[0]):
             judge_run(keep, suite, name, config, command, args)
 
 

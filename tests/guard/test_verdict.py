@@ -69,6 +69,14 @@ def test_small_differences_decide_nothing_however_sure_they_are():
         assert (decided.verdict, len(decided.hurt_cameras)) == (verdict, hurt)
 
 
+def test_help_takes_more_than_harm():
+    """Refined poses were fitted to the pixels that are held out from the fields."""
+    index = torch.arange(20).repeat_interleave(20)
+    first = 0.01 * torch.rand(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for ratio, verdict in ((0.96, "helped"), (0.985, "undecided"), (1.015, "hurt")):
+        assert decide(HeldOutErrors(first, ratio * first, index)).verdict == verdict
+
+
 def test_no_difference_at_all_is_undecided():
     errors = simulated(0)
     verdict = decide(HeldOutErrors(errors.first, errors.first.clone(), errors.block_cameras))
