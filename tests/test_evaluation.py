@@ -200,11 +200,14 @@ def test_lost_cameras_are_found_and_put_back(trained_on_true_poses, side):
 
 
 def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses):
-    pipeline = trained_on_true_poses
-    recover_cameras(pipeline, RecoveryConfig(cameras=0.2, suspicion=1.0))
-    turned = pipeline.model.camera_optimizer.pose_adjustment.detach()[:, 3:].norm(dim=-1).rad2deg()
-    pipeline.model.camera_optimizer.pose_adjustment.data.zero_()
-    assert float(turned.max()) < 6
+    optimizer = trained_on_true_poses.model.camera_optimizer
+    try:
+        # Suspects all the same: two cameras with more loss than the median.
+        moved = recover_cameras(trained_on_true_poses, RecoveryConfig(cameras=0.05, suspicion=1.0))
+        twists = optimizer.pose_adjustment.detach().clone()
+    finally:
+        optimizer.pose_adjustment.data.zero_()
+    assert moved == [] and not twists.any()
 
 
 @pytest.mark.parametrize("side", ["world", "camera"])
