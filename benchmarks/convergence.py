@@ -91,10 +91,10 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
 """Name -> settings beside BASE."""
 
 PLAN: List[Tuple[str, float, int]] = [
+    ("best", 0.0, 0),
     *[(variant, 0.15, seed) for seed in range(3) for variant in ("best", "plain")],
     *[(variant, 0.3, seed) for seed in range(3) for variant in ("best", "plain", "best + recovery")],
     *[(variant, 0.05, seed) for seed in range(3) for variant in ("best", "plain")],
-    ("best", 0.0, 0),
     *[(variant, 0.15, 0) for variant in VARIANTS if variant.startswith("plain +")],
     ("plain", 0.0, 0),
 ]
