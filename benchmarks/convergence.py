@@ -67,36 +67,50 @@ BASE: Dict[str, Any] = {
 EDGES = {"pipeline.datamanager.pixel_sampler.edge_fraction": 0.85}
 DELAY = {"pipeline.model.camera_optimizer.start": 0.03}
 ORBIT = {"pipeline.model.camera_optimizer.side": "orbit"}
-SLOW = {"pipeline.model.curriculum.window": [0.04, 0.7]}
+WINDOW = {"pipeline.model.curriculum.window": [0.03, 0.45]}
 RATES = {
     "optimizers.encoding.optimizer.lr": 4e-2,
+    "optimizers.encoding.scheduler.lr_final": 4e-3,
+    "optimizers.encoding.scheduler.cooldown": 0.3,
     "optimizers.decoder.optimizer.lr": 5e-3,
+    "optimizers.decoder.scheduler.cooldown": 0.3,
     "optimizers.camera_opt.optimizer.lr": 8e-3,
-    "optimizers.camera_opt.scheduler.lr_final": 4e-4,
+    "optimizers.camera_opt.scheduler.lr_final": 6e-4,
+    "optimizers.camera_opt.scheduler.cooldown": 0.3,
 }
-BEST = {**EDGES, **DELAY, **ORBIT, **SLOW, **RATES}
-RECOVERY = {"recovery.at": [0.3, 0.6]}
+RECOVERY = {"recovery.at": [0.35, 0.6]}
+PARTS: Dict[str, Dict[str, Any]] = {
+    "edges": EDGES,
+    "delay": DELAY,
+    "orbit": ORBIT,
+    "window": WINDOW,
+    "rates": RATES,
+    "recovery": RECOVERY,
+}
+"""What `best` is made of."""
+
+
+def combined(*names: str) -> Dict[str, Any]:
+    """The settings of some parts."""
+    return {key: value for name in names for key, value in PARTS[name].items()}
+
 
 VARIANTS: Dict[str, Dict[str, Any]] = {
     "plain": {},
-    "best": BEST,
-    "best + recovery": {**BEST, **RECOVERY},
-    "plain + edges": EDGES,
-    "plain + delay": DELAY,
-    "plain + orbit": ORBIT,
-    "plain + slow curriculum": SLOW,
-    "plain + rates": RATES,
-    "plain + recovery": RECOVERY,
+    "best": combined(*PARTS),
+    **{f"plain + {part}": PARTS[part] for part in PARTS},
+    **{f"best - {part}": combined(*(name for name in PARTS if name != part)) for part in PARTS},
 }
 """Name -> settings beside BASE."""
 
 PLAN: List[Tuple[str, float, int]] = [
-    ("best", 0.0, 0),
     *[(variant, 0.15, seed) for seed in range(3) for variant in ("best", "plain")],
-    *[(variant, 0.3, seed) for seed in range(3) for variant in ("best", "plain", "best + recovery")],
+    *[(variant, 0.3, seed) for seed in range(3) for variant in ("best", "plain")],
     *[(variant, 0.05, seed) for seed in range(3) for variant in ("best", "plain")],
+    ("best", 0.0, 0),
     *[(variant, 0.15, 0) for variant in VARIANTS if variant.startswith("plain +")],
-    ("plain", 0.0, 0),
+    ("best - recovery", 0.3, 0),
+    *[(variant, 0.15, 0) for variant in VARIANTS if variant.startswith("best -")],
 ]
 """Variant, noise and seed of every run; noise 0 starts from the true poses."""
 
