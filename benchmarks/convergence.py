@@ -67,25 +67,24 @@ BASE: Dict[str, Any] = {
 EDGES = {"pipeline.datamanager.pixel_sampler.edge_fraction": 0.85}
 DELAY = {"pipeline.model.camera_optimizer.start": 0.03}
 ORBIT = {"pipeline.model.camera_optimizer.side": "orbit"}
-WINDOW = {"pipeline.model.curriculum.window": [0.03, 0.45]}
+WINDOW = {"pipeline.model.curriculum.window": [0.04, 0.5]}
 RATES = {
     "optimizers.encoding.optimizer.lr": 4e-2,
     "optimizers.encoding.scheduler.lr_final": 4e-3,
-    "optimizers.encoding.scheduler.cooldown": 0.3,
+    "optimizers.encoding.scheduler.cooldown": 0.25,
     "optimizers.decoder.optimizer.lr": 5e-3,
-    "optimizers.decoder.scheduler.cooldown": 0.3,
+    "optimizers.decoder.scheduler.cooldown": 0.25,
     "optimizers.camera_opt.optimizer.lr": 8e-3,
-    "optimizers.camera_opt.scheduler.lr_final": 6e-4,
-    "optimizers.camera_opt.scheduler.cooldown": 0.3,
+    "optimizers.camera_opt.scheduler.lr_final": 1.2e-3,
+    "optimizers.camera_opt.scheduler.cooldown": 0.25,
 }
-RECOVERY = {"recovery.at": [0.35, 0.6]}
+RECOVERY = {"recovery.at": [0.4], "recovery.suspicion": 2.0}
 PARTS: Dict[str, Dict[str, Any]] = {
     "edges": EDGES,
     "delay": DELAY,
     "orbit": ORBIT,
     "window": WINDOW,
     "rates": RATES,
-    "recovery": RECOVERY,
 }
 """What `best` is made of."""
 
@@ -98,6 +97,7 @@ def combined(*names: str) -> Dict[str, Any]:
 VARIANTS: Dict[str, Dict[str, Any]] = {
     "plain": {},
     "best": combined(*PARTS),
+    "best + recovery": {**combined(*PARTS), **RECOVERY},
     **{f"plain + {part}": PARTS[part] for part in PARTS},
     **{f"best - {part}": combined(*(name for name in PARTS if name != part)) for part in PARTS},
 }
@@ -105,12 +105,10 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
 
 PLAN: List[Tuple[str, float, int]] = [
     *[(variant, 0.15, seed) for seed in range(3) for variant in ("best", "plain")],
-    *[(variant, 0.3, seed) for seed in range(3) for variant in ("best", "plain")],
-    *[(variant, 0.05, seed) for seed in range(3) for variant in ("best", "plain")],
     ("best", 0.0, 0),
-    *[(variant, 0.15, 0) for variant in VARIANTS if variant.startswith("plain +")],
-    ("best - recovery", 0.3, 0),
-    *[(variant, 0.15, 0) for variant in VARIANTS if variant.startswith("best -")],
+    *[(variant, noise, seed) for seed in range(3) for noise in (0.05, 0.3) for variant in ("best", "plain")],
+    ("best + recovery", 0.3, 0),
+    *[(variant, 0.15, 0) for variant in VARIANTS if variant.startswith(("plain +", "best -"))],
 ]
 """Variant, noise and seed of every run; noise 0 starts from the true poses."""
 
