@@ -78,7 +78,7 @@ RATES = {
     "optimizers.camera_opt.scheduler.lr_final": 1.2e-3,
     "optimizers.camera_opt.scheduler.cooldown": 0.25,
 }
-RECOVERY = {"recovery.at": [0.4], "recovery.suspicion": 2.0}
+RECOVERY = {"recovery.at": [0.3, 0.6], "recovery.suspicion": 2.0}
 PARTS: Dict[str, Dict[str, Any]] = {
     "edges": EDGES,
     "delay": DELAY,
@@ -106,9 +106,9 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
 PLAN: List[Tuple[str, float, int]] = [
     *[(variant, 0.15, seed) for seed in range(3) for variant in ("best", "plain")],
     ("best", 0.0, 0),
-    *[(variant, noise, seed) for seed in range(3) for noise in (0.05, 0.3) for variant in ("best", "plain")],
-    ("best + recovery", 0.3, 0),
-    *[(variant, 0.15, 0) for variant in VARIANTS if variant.startswith(("plain +", "best -"))],
+    *[("best + recovery", 0.15, seed) for seed in (1, 2, 0)],
+    *[(variant, noise, 0) for noise in (0.05, 0.3) for variant in ("plain", "best + recovery")],
+    *[(variant, noise, seed) for seed in (1, 2) for noise in (0.05, 0.3) for variant in ("plain", "best + recovery")],
 ]
 """Variant, noise and seed of every run; noise 0 starts from the true poses."""
 
