@@ -232,8 +232,8 @@ def main(args: Args) -> None:
     )
     logs = {
         f"{variant}, noise {noise}": [r["log"] for r in runs if (r["variant"], r["noise"]) == (variant, noise)]
-        for variant in ("plain", "best")
-        for noise in (0.05, 0.15, 0.3)
+        for noise in (0.15, 0.05, 0.3)
+        for variant in ("plain", "best", "best + recovery")
     }
     plot_pose_errors({name: log for name, log in logs.items() if log}, args.output / "convergence.png")
     console.print(table(runs))
