@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hashpose_ns.cameras.history import HISTORY_FILE, PoseHistory, is_recorded
+from hashpose_ns.cameras.recovery import RecoveryConfig, recover_cameras
 from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.host import keep_freed_memory
@@ -41,6 +42,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Steps between pose errors, and the PSNR of some held-out pixels, on the console and in TensorBoard."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Judges without ground truth whether refinement helped."""
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    """Puts lost cameras back during training."""
 
     def get_checkpoint_dir(self) -> Path:
         """The folder of checkpoints. Every command asks for it before it builds the pipeline, which learns here where
@@ -74,6 +77,7 @@ class HashPoseTrainer(Trainer):
         """Builds everything; on failure removes the output folder that ns-train had just begun."""
         try:
             self.config.guard.validate()
+            self.config.recovery.validate()
             super().setup(test_mode)
         except (HashPoseError, SystemExit):
             self._remove_fresh_output()
@@ -124,6 +128,8 @@ class HashPoseTrainer(Trainer):
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         """One step, with its learning rates per level and, now and then, the pose errors."""
         begin = time.perf_counter()
+        if step in {round(fraction * self.total_steps) for fraction in self.config.recovery.at}:
+            self._recover_cameras(step)
         output = super().train_iteration(step)
         self.train_seconds += time.perf_counter() - begin
         self.unchecked_losses.append((step, output[0].detach()))
@@ -138,6 +144,18 @@ class HashPoseTrainer(Trainer):
         if step_check(step, self.config.steps_per_pose_log, run_at_zero=True) or step == self.total_steps - 1:
             self._log_poses(step, float(output[0]))
         return output
+
+    def _recover_cameras(self, step: int) -> None:
+        """Puts lost cameras back; Adam forgets where they were going."""
+        if self.pipeline.model.camera_optimizer.config.mode == "off":
+            return
+        self.pipeline.eval()
+        moved = recover_cameras(self.pipeline, self.config.recovery)
+        self.pipeline.train()
+        for state in self.optimizers.optimizers["camera_opt"].state.values():
+            for moment in (value for value in state.values() if value.ndim == 2):
+                moment[moved] = 0.0
+        CONSOLE.print(f"step {step:6d}  lost cameras put elsewhere: {len(moved)} {moved or ''}")
 
     @check_main_thread
     def _run_guard(self) -> None:

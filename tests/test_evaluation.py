@@ -13,6 +13,7 @@ from scenes import CHAIR
 
 from hashpose_ns.cameras.alignment import Similarity, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig
+from hashpose_ns.cameras.recovery import RecoveryConfig, focus, recover_cameras
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
@@ -78,6 +79,16 @@ def trained_on_true_poses() -> HashPosePipeline:
 @pytest.fixture
 def untrained() -> HashPosePipeline:
     return make_pipeline(initial_poses="perturbed", perturbation=PerturbationConfig(rotation=0.05, translation=0.05))
+
+
+def test_cameras_that_look_at_a_point_have_it_as_their_focus():
+    point = torch.tensor([0.3, -0.2, 0.5])
+    rotations = roma.random_rotmat(7, generator=torch.Generator().manual_seed(0))
+    poses = torch.cat([rotations, (point + 3 * rotations[:, :, 2])[..., None]], dim=-1)
+    torch.testing.assert_close(focus(poses), point, rtol=0, atol=1e-4)
+    parallel = torch.eye(4)[:3].repeat(4, 1, 1)
+    parallel[:, 0, 3] = torch.arange(4.0)
+    torch.testing.assert_close(focus(parallel), torch.tensor([1.5, 0.0, 0.0]), rtol=0, atol=1e-4)
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -156,6 +167,47 @@ def test_optimisation_recovers_a_camera_and_leaves_the_field_alone(trained_on_tr
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-5)
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("side", ["world", "orbit"])
+def test_lost_cameras_are_found_and_put_back(trained_on_true_poses, side):
+    pipeline = trained_on_true_poses
+    optimizer = pipeline.model.camera_optimizer
+    reference = optimizer.reference_camera_to_worlds
+    lost = {4: torch.tensor([0.3, -0.2, 0.3]), 17: torch.tensor([-0.35, 0.2, 0.1])}
+    original_side, optimizer.config.side = optimizer.config.side, side
+    state = copy.deepcopy(pipeline.model.field.state_dict())
+    try:
+        for index, turn in lost.items():
+            motion = exp_map_SE3(torch.cat([torch.zeros(3), turn])[None])[0]  # about the chair, by 24 to 27 degrees
+            optimizer.set_refined(index, pose_utils.multiply(motion, reference[index]))
+        start = optimizer.refined_camera_to_worlds().detach()
+        moved = recover_cameras(pipeline, RecoveryConfig())
+        end = optimizer.refined_camera_to_worlds().detach()
+    finally:
+        optimizer.pose_adjustment.data.zero_()
+        optimizer.config.side = original_side
+
+    def angles(poses) -> torch.Tensor:
+        return torch.rad2deg(roma.rotmat_geodesic_distance(poses[:, :, :3], reference[:, :, :3]))
+
+    assert set(lost) <= set(moved) and len(moved) <= 4
+    assert (angles(start)[list(lost)] > 20).all() and (angles(end)[list(lost)] < 6).all(), angles(end)[list(lost)]
+    others = [index for index in range(len(reference)) if index not in moved]
+    assert torch.equal(end[others], start[others])
+    for key, value in pipeline.model.field.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses):
+    optimizer = trained_on_true_poses.model.camera_optimizer
+    try:
+        # Suspects all the same: two cameras with more loss than the median.
+        moved = recover_cameras(trained_on_true_poses, RecoveryConfig(cameras=0.05, suspicion=1.0))
+        twists = optimizer.pose_adjustment.detach().clone()
+    finally:
+        optimizer.pose_adjustment.data.zero_()
+    assert moved == [] and not twists.any()
 
 
 @pytest.mark.parametrize("side", ["world", "camera"])

@@ -32,9 +32,10 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     _target: Type = field(default_factory=lambda: PoseOptimizer)
     mode: Literal["off", "SE3"] = "SE3"
     """`SE3` refines the poses, `off` keeps them as they are."""
-    side: Literal["world", "camera"] = "world"
+    side: Literal["world", "camera", "orbit"] = "world"
     """Where the correction acts. `world`: refined = exp(xi) * initial, a motion about the world's origin (BARF);
-    `camera`: refined = initial * exp(xi), a motion about the camera's own centre."""
+    `camera`: refined = initial * exp(xi), a motion about the camera's own centre; `orbit`: about the world's origin,
+    with xi along the camera's axes, so that Adam tells distance, shift, roll and tilt apart."""
     start: float = 0.02
     """Fraction of training before which poses stand still. Early gradients come from an untrained field and throw
     poses off."""
@@ -162,10 +163,10 @@ class PoseOptimizer(CameraOptimizer):
             camera_to_world: rigid pose, OpenGL axes.
         """
         initial, target = self.initial_camera_to_worlds[index].double(), camera_to_world.double()
-        if self.config.side == "world":
-            motion = pose_utils.multiply(target, pose_utils.inverse(initial))
-        else:
-            motion = pose_utils.multiply(pose_utils.inverse(initial), target)
+        motion = pose_utils.multiply(target, pose_utils.inverse(initial))
+        frame = correction_frame(initial, self.config.side)
+        if frame is not None:
+            motion = pose_utils.multiply(pose_utils.multiply(pose_utils.inverse(frame), motion), frame)
         self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
 
     def refined_camera_to_worlds(self) -> Float[Tensor, "num_cameras 3 4"]:
@@ -234,10 +235,19 @@ def log_map_SE3(motion: Float[Tensor, "3 4"]) -> Float[Tensor, "6"]:
 def corrections_to_world(
     corrections: Float[Tensor, "*batch 3 4"], camera_to_worlds: Float[Tensor, "*batch 3 4"], side: str
 ) -> Float[Tensor, "*batch 3 4"]:
-    """World-side motion D of each correction C: D = C on the world side, D = T C T^-1 on the camera side of pose T."""
-    if side == "world":
+    """World-side motion D of each correction C, D = A C A^-1 with the frame A that corrections are measured in."""
+    frame = correction_frame(camera_to_worlds, side)
+    if frame is None:
         return corrections
-    return pose_utils.multiply(pose_utils.multiply(camera_to_worlds, corrections), pose_utils.inverse(camera_to_worlds))
+    return pose_utils.multiply(pose_utils.multiply(frame, corrections), pose_utils.inverse(frame))
+
+
+def correction_frame(camera_to_worlds: Float[Tensor, "*batch 3 4"], side: str) -> Optional[Float[Tensor, "*batch 3 4"]]:
+    """Camera-to-world poses of the frames in which corrections are measured: the camera's own on the camera side, its
+    axes at the world's origin for `orbit`, None (the world's) on the world side."""
+    if side == "orbit":
+        return torch.cat([camera_to_worlds[..., :3], torch.zeros_like(camera_to_worlds[..., 3:])], dim=-1)
+    return camera_to_worlds if side == "camera" else None
 
 
 def move_rays(raybundle: RayBundle, motions: Float[Tensor, "*batch 3 4"]) -> None:

@@ -51,6 +51,9 @@ class ScheduleConfig(SchedulerConfig):
     """Learning rate at the end of the decay; None keeps the initial one."""
     decay_until: float = 1.0
     """Fraction of training at which the decay has reached `lr_final`, where the rate then stays."""
+    cooldown: float = 0.0
+    """Last fraction of training, in which the rate falls linearly to 0 on top of the decay: rates may stay high for
+    longer, and what their noise has moved still comes to rest."""
     total_steps: tyro.conf.Suppress[Optional[int]] = None
     """Length of training; the trainer fills it in with max_num_iterations."""
     factors: tyro.conf.Suppress[Optional[Callable[[int], List[float]]]] = None
@@ -58,8 +61,8 @@ class ScheduleConfig(SchedulerConfig):
 
 
 class Schedule(Scheduler):
-    """lr_g(t) = lr_0 * (lr_final / lr_0)^min(t / (u T), 1) * factor_g(t) for each parameter group g of one optimizer,
-    with the fraction u of training at which the decay ends."""
+    """lr_g(t) = lr_0 * (lr_final / lr_0)^min(t / (u T), 1) * min((T - t) / (c T), 1) * factor_g(t) for each parameter
+    group g of one optimizer, with the fraction u of training at which the decay ends and the cooldown c."""
 
     config: ScheduleConfig
 
@@ -76,12 +79,17 @@ class Schedule(Scheduler):
             raise HashPoseError(f"A scheduler's lr-final must be above 0, not {lr_final}; None keeps the rate.")
         if not 0 < self.config.decay_until <= 1:
             raise HashPoseError(f"A scheduler's decay-until is a fraction of training, not {self.config.decay_until}.")
-        total = total * self.config.decay_until
+        cooldown = self.config.cooldown * total
+        if not 0 <= self.config.cooldown <= 1:
+            raise HashPoseError(f"A scheduler's cooldown is a fraction of training, not {self.config.cooldown}.")
+        decay_steps = total * self.config.decay_until
         ratio = lr_final / lr_init if lr_final is not None and lr_init > 0 else 1.0
 
         def rate(group: int) -> Callable[[int], float]:
             def at(step: int) -> float:
-                decay = ratio ** min(step / total, 1.0)
+                decay = ratio ** min(step / decay_steps, 1.0)
+                if cooldown > 0:
+                    decay *= min(max(total - step, 0) / cooldown, 1.0)
                 return float(decay * factors(step)[group]) if factors else float(decay)
 
             return at

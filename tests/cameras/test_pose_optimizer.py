@@ -15,7 +15,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import poses as pose_utils
 
 N = 5
-SIDES = ["world", "camera"]
+SIDES = ["world", "camera", "orbit"]
 NAMES = ["a/left.png", "b/left.png", "b/right.png", "b/top.png", "b/5.png"]
 
 
@@ -44,7 +44,8 @@ def make_cameras(poses: torch.Tensor) -> Cameras:
 
 
 def expected_poses(initial: torch.Tensor, twists: torch.Tensor, side: str) -> np.ndarray:
-    """refined = exp(xi) initial or initial exp(xi), xi = [translation, rotation], in float64 by scipy."""
+    """refined = exp(xi) initial, initial exp(xi) or, along the axes R of the initial pose, R exp(xi) R^T initial;
+    xi = [translation, rotation], in float64 by scipy."""
     refined = []
     for pose, twist in zip(initial.double().numpy(), twists.double().numpy()):
         v, (x, y, z) = twist[:3], twist[3:]
@@ -52,7 +53,10 @@ def expected_poses(initial: torch.Tensor, twists: torch.Tensor, side: str) -> np
         generator[:3, :3] = [[0, -z, y], [z, 0, -x], [-y, x, 0]]
         generator[:3, 3] = v
         pose, motion = np.vstack([pose, [0, 0, 0, 1]]), scipy.linalg.expm(generator)
-        refined.append((motion @ pose if side == "world" else pose @ motion)[:3])
+        axes = np.eye(4)
+        axes[:3, :3] = pose[:3, :3]
+        products = {"world": motion @ pose, "camera": pose @ motion, "orbit": axes @ motion @ axes.T @ pose}
+        refined.append(products[side][:3])
     return np.stack(refined)
 
 
@@ -99,6 +103,30 @@ def test_the_sides_differ_by_the_pose_between():
     torch.testing.assert_close(camera.refined_camera_to_worlds()[:, :, 3], centers, rtol=0, atol=2e-6)
     assert ((world.refined_camera_to_worlds()[:, :, 3] - centers).norm(dim=-1) > 1e-2).all()
     torch.testing.assert_close(world.refined_camera_to_worlds()[:, :, 3].norm(dim=-1), centers.norm(dim=-1))
+
+
+def test_an_orbit_is_distance_shift_roll_and_tilt_along_the_cameras_axes():
+    twists = torch.zeros(N, 6)
+    twists[:, 2] = 0.4  # along the optical axis, away from what is seen
+    optimizer = make(twists, side="orbit")
+    initial = optimizer.initial_camera_to_worlds
+    refined = optimizer.refined_camera_to_worlds()
+    torch.testing.assert_close(refined[:, :, :3], initial[:, :, :3], rtol=0, atol=2e-6)
+    torch.testing.assert_close(refined[:, :, 3], initial[:, :, 3] + 0.4 * initial[:, :, 2], rtol=0, atol=2e-6)
+    twists = torch.zeros(N, 6)
+    twists[:, 5] = 0.4  # a roll leaves the optical axis where it points
+    optimizer.pose_adjustment.data = twists
+    torch.testing.assert_close(optimizer.refined_camera_to_worlds()[:, :, 2], initial[:, :, 2], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_camera_can_be_put_anywhere(side):
+    optimizer = make(random_twists(0.1), side=side)
+    target = random_poses(1, seed=7)[0]
+    others = optimizer.refined_camera_to_worlds()[[0, 1, 3, 4]]
+    optimizer.set_refined(2, target)
+    torch.testing.assert_close(optimizer.refined_camera_to_worlds()[2], target, rtol=0, atol=5e-6)
+    assert torch.equal(optimizer.refined_camera_to_worlds()[[0, 1, 3, 4]], others)
 
 
 # -- rays --------------------------------------------------------------------------------------------------------------

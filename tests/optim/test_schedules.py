@@ -101,6 +101,22 @@ def test_rates_decay_exponentially_times_the_levels_weight():
     assert training.rates()["encoding"] == pytest.approx([1e-4] * LEVELS)
 
 
+def test_a_cooldown_takes_the_rate_linearly_to_nothing_at_the_end():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    adam = torch.optim.Adam([parameter], lr=1e-2)
+    config = ScheduleConfig(lr_final=1e-3, decay_until=0.5, cooldown=0.2, total_steps=STEPS)
+    schedule = config.setup().get_scheduler(adam, 1e-2)
+    for step in range(STEPS):
+        decayed = 1e-2 * 0.1 ** min(step / (0.5 * STEPS), 1.0)
+        expected = decayed if step <= 0.8 * STEPS else decayed * (STEPS - step) / (0.2 * STEPS)
+        assert adam.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9)
+        adam.step()
+        schedule.step()
+    assert adam.param_groups[0]["lr"] == 0.0
+    with pytest.raises(HashPoseError, match="cooldown"):
+        ScheduleConfig(cooldown=1.5, total_steps=STEPS).setup().get_scheduler(adam, 1e-2)
+
+
 def test_without_a_final_rate_the_rate_stays():
     training = Training(lr_final=None)
     for step in range(STEPS):
