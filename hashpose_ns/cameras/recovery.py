@@ -108,7 +108,7 @@ def recover_cameras(pipeline: "HashPosePipeline", config: RecoveryConfig) -> Lis
     Returns:
         The cameras that were moved.
     """
-    from hashpose_ns.evaluation import optimize_camera
+    from hashpose_ns.evaluation import optimize_cameras
 
     optimizer = pipeline.model.camera_optimizer
     poses = optimizer.refined_camera_to_worlds().detach()
@@ -126,12 +126,11 @@ def recover_cameras(pipeline: "HashPosePipeline", config: RecoveryConfig) -> Lis
         starts = (poses[index], optimizer.initial_camera_to_worlds[index])
         tried = torch.cat([turned(start, pivot, half, config.angle, generator) for start in starts])
         best = sorted(tried, key=judge.loss)[:3]
-        refined = [
-            optimize_camera(
-                pipeline.model, judge.at(start), judge.image, config.steps, max(config.rays // 2, 1), config.lr
-            )[0]
-            for start in best
-        ]
+        at_best = pipeline.datamanager.train_dataset.cameras[torch.tensor([index] * len(best))].to(pipeline.device)
+        at_best.camera_to_worlds = torch.stack(best)
+        refined = optimize_cameras(
+            pipeline.model, at_best, [judge.image] * len(best), config.steps, max(config.rays // 2, 1), config.lr
+        )
         pose = min(refined, key=judge.loss)
         if judge.loss(pose) < 0.8 * losses[index]:
             optimizer.set_refined(index, pose)
