@@ -3,8 +3,9 @@ several at once?
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/evaluation.py --output benchmarks/results/evaluation.json
 
-Seconds an image by the method's own settings, medians of rounds in which all variants take turns. The field is not
-trained: its values do not change what there is to compute.
+Seconds an image by the method's own settings, medians of rounds in which all variants take turns; without a GPU they
+are of CPU time (use one thread), which other processes of a shared machine disturb less. The field is not trained: its
+values do not change what there is to compute.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,41 +50,46 @@ def main(args: Args) -> None:
         if args.size == "tiny":
             settings.update({"pipeline.tto_steps": 2, "pipeline.tto_rays": 32})
         trainer = training.make_trainer(size.method, scene, Path(temporary) / "out", settings)
-    pipeline = trainer.pipeline
-    pipeline.model.update_to_step(training.START_STEP)
-    pipeline.eval()
-    poses = pipeline.aligned_eval_poses()
-    indices = spread(len(poses), max(args.at_once))
+        pipeline = trainer.pipeline
+        pipeline.model.update_to_step(training.START_STEP)
+        pipeline.eval()
+        poses = pipeline.aligned_eval_poses()
+        indices = spread(len(poses), max(args.at_once))
 
-    def render() -> None:
-        for index in indices:
-            pipeline.model.get_outputs_for_camera(pipeline.eval_cameras([index], poses))
+        def render() -> None:
+            for index in indices:
+                pipeline.model.get_outputs_for_camera(pipeline.eval_cameras([index], poses))
 
-    def optimize(count: int) -> Callable[[], None]:
-        def run() -> None:
-            pipeline.config.tto_images = count
-            list(optimized_eval_cameras(pipeline, indices, poses))
+        def optimize(count: int) -> Callable[[], None]:
+            def run() -> None:
+                pipeline.config.tto_images = count
+                list(optimized_eval_cameras(pipeline, indices, poses))
 
-        return run
+            return run
 
-    variants = {"rendering": render}
-    variants.update({f"test-time optimisation, {count} at once": optimize(count) for count in args.at_once})
-    seconds: Dict[str, List[float]] = defaultdict(list)
-    for repeat in range(args.rounds + 1):
-        for name, function in variants.items():
-            training.synchronize()
-            begin = time.perf_counter()
-            function()
-            training.synchronize()
-            if repeat:  # the first round warms up
-                seconds[name].append((time.perf_counter() - begin) / len(indices))
+        variants = {"rendering": render}
+        variants.update({f"test-time optimisation, {count} at once": optimize(count) for count in args.at_once})
+        seconds: Dict[str, List[float]] = defaultdict(list)
+        for repeat in range(args.rounds + 1):
+            for name, function in variants.items():
+                training.synchronize()
+                begin = training.clock()
+                function()
+                training.synchronize()
+                if repeat:  # the first round warms up
+                    seconds[name].append((training.clock() - begin) / len(indices))
     results = {name: {"seconds": statistics.median(times), "least": min(times)} for name, times in seconds.items()}
     Console().print(f"Seconds an image of {size.resolution}x{size.resolution}, {torch.get_num_threads()} threads:")
     for name, result in results.items():
         Console().print(f"{result['seconds']:9.3f}  {name}")
     if args.output is not None:
         config = pipeline.config
-        asked = {"tto_steps": config.tto_steps, "tto_rays": config.tto_rays, "images": len(indices)}
+        asked = {
+            "tto_steps": config.tto_steps,
+            "tto_rays": config.tto_rays,
+            "images": len(indices),
+            "clock": training.CLOCK,
+        }
         memory = training.memory_mb()
         training.write_record(
             args.output, load, size=args.size, **vars(size), **asked, results=results, memory_mb=memory

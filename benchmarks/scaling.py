@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/scaling.py --output benchmarks/results/scaling.json
 
 One of these is changed at a time. All trainers live in one process and take turns; a time is the median over blocks of
-steps between two looks at the clock. Cost should grow linearly in rays and samples and not at all in views and
-resolution: the exponent is the slope of log(ms) over log(number), from the two largest numbers.
+steps between two looks at the clock; without a GPU it is CPU time (use one thread), which other processes of a shared
+machine disturb less. Cost should grow linearly in rays and samples and not at all in views and resolution: the exponent
+is the slope of log(ms) over log(number), from the two largest numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import math
 import os
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -79,7 +79,7 @@ class Subject:
         from nerfstudio.engine.callbacks import TrainingCallbackLocation as Place
 
         training.synchronize()
-        begin = time.perf_counter()
+        begin = training.clock()
         for _ in range(steps):
             self.trainer.pipeline.train()
             for callback in self.trainer.callbacks:
@@ -89,7 +89,7 @@ class Subject:
                 callback.run_callback_at_location(self.step, location=Place.AFTER_TRAIN_ITERATION)
             self.step += 1
         training.synchronize()
-        return time.perf_counter() - begin
+        return training.clock() - begin
 
     def block(self, seconds: float) -> None:
         """One block; the first one only finds out how many steps make one."""
@@ -118,7 +118,7 @@ def figure(rows: List[Dict[str, Any]], path: Path) -> None:
     ticks = [2**power for power in range(math.floor(math.log2(min(r["ms"] for r in rows))), 12)]
     ticks = [tick for tick in ticks if tick <= 2 * max(row["ms"] for row in rows)]
     axes[0].set_yticks(ticks, [str(tick) for tick in ticks])
-    axes[0].set_ylabel("ms per step")
+    axes[0].set_ylabel(f"ms per step ({training.CLOCK})")
     drawing.savefig(path, dpi=110)
 
 
@@ -156,7 +156,8 @@ def main(args: Args) -> None:
         table.add_row(row["axis"], str(row["value"]), *numbers)
     Console().print(table)
     if args.output is not None:
-        training.write_record(args.output, load, size=args.size, **vars(size), results=rows, exponents=exponents)
+        asked = {"size": args.size, **vars(size), "clock": training.CLOCK}
+        training.write_record(args.output, load, **asked, results=rows, exponents=exponents)
         figure(rows, args.output.with_suffix(".png"))
 
 

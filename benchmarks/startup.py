@@ -3,7 +3,8 @@
     PYTHONPATH=. python benchmarks/startup.py --output benchmarks/results/startup.json
 
 Seconds of CPU time, of the process and those it starts: the wall clock would also count what else the machine does.
-The least of several repeats in turns. "Without the plugin" hides the entry points of all plugins from nerfstudio.
+The least of several repeats in turns, every other one backwards. "Without the plugin" hides the entry points of all
+plugins from nerfstudio.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ def main(args: Args) -> None:
     """Measures, prints, writes."""
     load = os.getloadavg()[0]
     times: Dict[str, List[float]] = {name: [] for name in PROGRAMS}
-    for _ in range(args.repeats):
-        for name, program in PROGRAMS.items():
+    for repeat in range(args.repeats):
+        order = list(PROGRAMS.items())
+        for name, program in reversed(order) if repeat % 2 else order:
             times[name].append(cpu_seconds(program))
     results = {name: {"seconds": round(min(values), 2), "all": values} for name, values in times.items()}
     for name, result in results.items():

@@ -4,7 +4,8 @@
 
 hashpose, nerfacto (without tinycudann: nerfstudio's PyTorch fallbacks) and BARF at equal rays, through nerfstudio's own
 training loop with its logging and the viewer off. Each has a process of its own; they take turns. A time is that of a
-block of steps between two looks at the clock, divided by their number; medians and quartiles are over blocks.
+block of steps between two looks at the clock, divided by their number; medians and quartiles are over blocks. Beside
+the wall clock stands the process's CPU time, which other processes of a shared machine disturb less.
 
 The breakdown measures hashpose once more with a clock (and, on a GPU, a wait) around every part: its sum is somewhat
 more than the plain step. Parts exclude the parts inside them.
@@ -12,23 +13,22 @@ more than the plain step. Parts exclude the parts inside them.
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 import training
 import tyro
 from rich.console import Console
 from rich.table import Table
+from step_parts import split_step
 
 RAYS = "pipeline.datamanager.train_num_rays_per_batch"
 
@@ -74,94 +74,24 @@ def cases(size: training.Size) -> Dict[str, Case]:
     return found
 
 
-class Sections:
-    """Seconds spent in parts of a program, each without the parts inside it."""
-
-    def __init__(self) -> None:
-        self.seconds: Dict[str, float] = defaultdict(float)
-        self.stack = ["rest of the loop"]
-        self.since = time.perf_counter()
-
-    def _lap(self) -> None:
-        training.synchronize()
-        now = time.perf_counter()
-        self.seconds[self.stack[-1]] += now - self.since
-        self.since = now
-
-    def enter(self, name: str) -> None:
-        self._lap()
-        self.stack.append(name)
-
-    def leave(self) -> None:
-        self._lap()
-        self.stack.pop()
-
-    def around(self, owner: Any, attribute: str, name: str) -> None:
-        """Gives a function a section of its own."""
-        function: Callable = getattr(owner, attribute)
-
-        @functools.wraps(function)
-        def wrapped(*args, **kwargs):
-            self.enter(name)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.leave()
-
-        setattr(owner, attribute, wrapped)
-
-    def around_module(self, module: torch.nn.Module, name: str) -> None:
-        """Gives a module's forward and backward pass sections."""
-        self.around(module, "forward", f"{name}, forward")
-        module.register_full_backward_pre_hook(lambda *_: self.enter(f"{name}, backward"))
-        module.register_full_backward_hook(lambda *_: self.leave())
-
-
-def split_step(trainer: Any) -> Sections:
-    """Sections of a step of this package's methods."""
-    from nerfstudio.utils import writer
-
-    sections, pipeline, model = Sections(), trainer.pipeline, trainer.pipeline.model
-    encoding = model.field.encoding
-    parts = [
-        (pipeline.datamanager, "next_train", "data: pixels"),
-        (pipeline.datamanager.train_ray_generator, "forward", "data: rays"),
-        (model.camera_optimizer, "apply_to_raybundle", "poses"),
-        (model.sampler, "forward", "samples along rays"),
-        (model, "get_outputs", "rendering, positions"),
-        (encoding, "forward", "encoding, forward"),
-        *((backend, "backward", "encoding, backward") for backend in encoding._backends.values()),
-        *((model, function, "loss and metrics") for function in ("get_loss_dict", "get_metrics_dict")),
-        (torch.Tensor, "backward", "backward of the rest"),
-        *((trainer.optimizers, f, "optimisers") for f in ("zero_grad_some", "optimizer_scaler_step_some")),
-        (trainer.optimizers, "scheduler_step_all", "schedules"),
-        *((writer, function, "logging") for function in ("write_out_storage", "put_scalar", "put_dict", "put_time")),
-        *((trainer, f, "checks, poses' history") for f in ("_check_finite", "_record_poses", "_log_poses")),
-    ]
-    for owner, attribute, name in parts:
-        sections.around(owner, attribute, name)
-    for network in (model.field.density_network, model.field.color_network):
-        sections.around_module(network, "decoder")
-    return sections
-
-
 class Pace:
     """A callback of the training loop that does as many steps as it is asked for, and says how long they took."""
 
     def __init__(self, connection: Any, trainer: Any) -> None:
         self.connection, self.trainer = connection, trainer
-        self.left, self.begin, self.sections = 1, time.perf_counter(), None
+        self.left, self.sections = 1, None
+        self.begin, self.cpu = time.perf_counter(), time.process_time()
 
     def __call__(self, step: int) -> None:
         self.left -= 1
         if self.left:
             return
         training.synchronize()
-        seconds = time.perf_counter() - self.begin
+        seconds, cpu = time.perf_counter() - self.begin, time.process_time() - self.cpu
         if self.sections is not None:
             self.sections._lap()
         parts = dict(self.sections.seconds) if self.sections is not None else None
-        self.connection.send((seconds, parts, training.memory_mb()))
+        self.connection.send((seconds, cpu, parts, training.memory_mb()))
         self.left, split = self.connection.recv()
         if not self.left:
             sys.exit()
@@ -170,7 +100,7 @@ class Pace:
         if self.sections is not None:
             self.sections.seconds.clear()
             self.sections.since = time.perf_counter()
-        self.begin = time.perf_counter()
+        self.begin, self.cpu = time.perf_counter(), time.process_time()
 
 
 def work(connection: Any, case: Case, scene: Path, output: Path) -> None:
@@ -192,7 +122,7 @@ class Worker:
     def __init__(self, case: Case, scene: Path, output: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.case, self.times, self.steps = case, [], case.steps
+        self.case, self.times, self.cpu, self.steps = case, [], [], case.steps
         self.process = context.Process(target=work, args=(other, case, scene, output))
         self.process.start()
         other.close()
@@ -202,7 +132,7 @@ class Worker:
         self.steps = max(case.steps, round(0.5 / self.ask(case.steps)[0] * case.steps))
 
     def ask(self, steps: int, split: bool = False) -> Any:
-        """Seconds for some steps, their parts, and memory so far."""
+        """Seconds for some steps, by the wall clock and of CPU time, their parts, and memory so far."""
         self.connection.send((steps, split))
         return self.connection.recv()
 
@@ -210,17 +140,20 @@ class Worker:
         """Some blocks of steps."""
         begin = time.perf_counter()
         while True:
-            spent, _, self.memory = self.ask(self.steps)
+            spent, cpu, _, self.memory = self.ask(self.steps)
             self.times.append(1000 * spent / self.steps)
+            self.cpu.append(1000 * cpu / self.steps)
             if time.perf_counter() - begin + 0.5 * spent > seconds:
                 return
 
     def result(self) -> Dict[str, Any]:
         """What was measured."""
         low, median, high = statistics.quantiles(self.times, n=4) if len(self.times) > 1 else 3 * self.times
-        record = {"ms": median, "ms_quartiles": [low, high], "ms_least": min(self.times)}
         return {
-            **{key: round(value, 3) if key != "ms_quartiles" else value for key, value in record.items()},
+            "ms": round(median, 3),
+            "ms_quartiles": [round(low, 3), round(high, 3)],
+            "ms_least": round(min(self.times), 3),
+            "cpu_ms": round(statistics.median(self.cpu), 3),
             "blocks": len(self.times),
             "steps_per_block": self.steps,
             "settings": self.case.settings,
@@ -251,7 +184,7 @@ def main(args: Args) -> None:
         if size.method in workers:
             ours = workers[size.method]
             ours.ask(ours.steps, split=True)
-            laps = [ours.ask(ours.steps)[1] for _ in range(2 * args.rounds)]
+            laps = [ours.ask(ours.steps)[2] for _ in range(2 * args.rounds)]
             names = sorted(set().union(*laps), key=lambda name: -laps[-1].get(name, 0.0))
             breakdown = {
                 n: round(1e3 * statistics.median(lap.get(n, 0) for lap in laps) / ours.steps, 3) for n in names
@@ -261,7 +194,7 @@ def main(args: Args) -> None:
             worker.process.join()
 
     table = Table(title=f"ms per step, {args.size}, {size.rays} rays, {torch.get_num_threads()} threads")
-    for column in ("method", "median", "quartiles", "times hashpose's", "peak memory [MB]"):
+    for column in ("method", "median", "quartiles", "CPU time", "times hashpose's", "peak memory [MB]"):
         table.add_column(column)
     base = results.get(size.method, {}).get("ms", float("nan"))
     for name, result in results.items():
@@ -271,7 +204,9 @@ def main(args: Args) -> None:
         result["ratio"] = round(result["ms"] / base, 2)
         quartiles = " to ".join(f"{value:.1f}" for value in result["ms_quartiles"])
         memory = ", ".join(f"{key} {value:.0f}" for key, value in result["memory_mb"].items())
-        table.add_row(name, f"{result['ms']:.2f}", quartiles, f"{result['ratio']:.1f}", memory)
+        table.add_row(
+            name, f"{result['ms']:.2f}", quartiles, f"{result['cpu_ms']:.2f}", f"{result['ratio']:.1f}", memory
+        )
     Console().print(table)
     Console().print("\n".join(f"{ms:8.3f} ms  {name}" for name, ms in breakdown.items()))
     if args.output is not None:

@@ -9,6 +9,7 @@ import os
 import resource
 import shlex
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,16 @@ def synchronize() -> None:
     """Waits for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+CLOCK = "wall" if torch.cuda.is_available() else "CPU time"
+"""What `clock` tells."""
+
+
+def clock() -> float:
+    """Seconds: of the wall clock where there is a GPU to wait for, else of this process's CPU time, which with one
+    thread is what it would take on a machine of its own."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def memory_mb() -> Dict[str, float]:
