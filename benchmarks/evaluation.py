@@ -10,6 +10,7 @@ values do not change what there is to compute.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import tempfile
@@ -45,7 +46,8 @@ def main(args: Args) -> None:
     load, size = os.getloadavg()[0], training.SIZES[args.size]
     with tempfile.TemporaryDirectory() as temporary:
         # nerfstudio's format holds a tenth of the images out
-        scene = training.make_scene(Path(temporary) / "scene", max(size.views, 80), size.resolution)
+        size = dataclasses.replace(size, views=max(size.views, 80))
+        scene = training.make_scene(Path(temporary) / "scene", size.views, size.resolution)
         settings = {"pipeline.model.num_samples": size.samples}
         if args.size == "tiny":
             settings.update({"pipeline.tto_steps": 2, "pipeline.tto_rays": 32})

@@ -79,7 +79,7 @@ def train_and_evaluate(args: Args, seed: int) -> Dict:
     if code:
         return result
     log = [json.loads(line) for line in (folder / "pose_errors.jsonl").read_text().splitlines()]
-    middle = log[len(log) // 2]
+    middle = log[(len(log) - 1) // 2]
     # The second half of training: start-up, compilation and the first steps are not what a step costs.
     result["ms_per_step"] = (
         1e3 * (log[-1]["train_seconds"] - middle["train_seconds"]) / (log[-1]["step"] - middle["step"])
