@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 
 import torch
@@ -31,6 +32,7 @@ def keep_freed_memory() -> bool:
     return bool(mapped and mallopt(M_TRIM_THRESHOLD, 1 << 30) and mallopt(M_TOP_PAD, 1 << 26))
 
 
+@functools.lru_cache(maxsize=None)  # fields ask at every pass
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":

@@ -12,7 +12,7 @@ from scenes import blender_scene, edit_json, nerfstudio_scene
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
-from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig, image_names
+from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig, image_names, seed_generators
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -113,6 +113,18 @@ def test_rays_depend_on_seed_and_step_alone(scene):
     assert torch.equal(rays.origins, same_rays.origins) and torch.equal(rays.directions, same_rays.directions)
     assert not torch.equal(second.next_train(8)[1]["indices"], batch["indices"])
     assert not torch.equal(other_seed.next_train(7)[1]["indices"], batch["indices"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_seeding_is_that_of_torch(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    draws = []
+    for seed in (torch.manual_seed, lambda seed: seed_generators(seed, torch.device(device))):
+        torch.rand(7), torch.rand(7, device=device)
+        seed(1_000_003)
+        draws.append((torch.rand(5), torch.rand(5, device=device)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*draws))
 
 
 def test_the_same_step_again_gives_other_rays(scene):

@@ -24,10 +24,11 @@ def test_other_systems_are_left_alone(monkeypatch):
 
 
 def test_bfloat16_is_asked_of_the_device(monkeypatch):
-    assert has_native_bfloat16(torch.device("meta")) is False
+    asked = has_native_bfloat16.__wrapped__  # what it answered before is kept
+    assert asked(torch.device("meta")) is False
 
     def refuse(*args, **kwargs):
         raise OSError("no /proc here")
 
     monkeypatch.setattr("builtins.open", refuse)
-    assert has_native_bfloat16(torch.device("cpu")) is False
+    assert asked(torch.device("cpu")) is False

@@ -1,0 +1,102 @@
+"""How long do rendering and test-time optimisation take for a held-out image, and what does it help to optimise
+several at once?
+
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/evaluation.py --output benchmarks/results/evaluation.json
+
+Seconds an image by the method's own settings, medians of rounds in which all variants take turns; without a GPU they
+are of CPU time (use one thread), which other processes of a shared machine disturb less. The field is not trained: its
+values do not change what there is to compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Tuple
+
+import torch
+import training
+import tyro
+from rich.console import Console
+
+
+@dataclass
+class Args:
+    """Settings."""
+
+    size: training.SizeName = "small"
+    """`small`: hashpose-small, 100x100; `paper`: hashpose-blender, 400x400; `tiny` to try the script."""
+    at_once: Tuple[int, ...] = (1, 4, 8)
+    """Numbers of held-out cameras to optimise at once."""
+    rounds: int = 3
+    """Turns."""
+    output: Optional[Path] = None
+    """JSON file to write."""
+
+
+def main(args: Args) -> None:
+    """Measures, prints, writes."""
+    from hashpose_ns.evaluation import optimized_eval_cameras, spread
+
+    load, size = os.getloadavg()[0], training.SIZES[args.size]
+    with tempfile.TemporaryDirectory() as temporary:
+        # nerfstudio's format holds a tenth of the images out
+        size = dataclasses.replace(size, views=max(size.views, 80))
+        scene = training.make_scene(Path(temporary) / "scene", size.views, size.resolution)
+        settings = {"pipeline.model.num_samples": size.samples}
+        if args.size == "tiny":
+            settings.update({"pipeline.tto_steps": 2, "pipeline.tto_rays": 32})
+        trainer = training.make_trainer(size.method, scene, Path(temporary) / "out", settings)
+        pipeline = trainer.pipeline
+        pipeline.model.update_to_step(training.START_STEP)
+        pipeline.eval()
+        poses = pipeline.aligned_eval_poses()
+        indices = spread(len(poses), max(args.at_once))
+
+        def render() -> None:
+            for index in indices:
+                pipeline.model.get_outputs_for_camera(pipeline.eval_cameras([index], poses))
+
+        def optimize(count: int) -> Callable[[], None]:
+            def run() -> None:
+                pipeline.config.tto_images = count
+                list(optimized_eval_cameras(pipeline, indices, poses))
+
+            return run
+
+        variants = {"rendering": render}
+        variants.update({f"test-time optimisation, {count} at once": optimize(count) for count in args.at_once})
+        seconds: Dict[str, List[float]] = defaultdict(list)
+        for repeat in range(args.rounds + 1):
+            for name, function in variants.items():
+                training.synchronize()
+                begin = training.clock()
+                function()
+                training.synchronize()
+                if repeat:  # the first round warms up
+                    seconds[name].append((training.clock() - begin) / len(indices))
+    results = {name: {"seconds": statistics.median(times), "least": min(times)} for name, times in seconds.items()}
+    Console().print(f"Seconds an image of {size.resolution}x{size.resolution}, {torch.get_num_threads()} threads:")
+    for name, result in results.items():
+        Console().print(f"{result['seconds']:9.3f}  {name}")
+    if args.output is not None:
+        config = pipeline.config
+        asked = {
+            "tto_steps": config.tto_steps,
+            "tto_rays": config.tto_rays,
+            "images": len(indices),
+            "clock": training.CLOCK,
+        }
+        memory = training.memory_mb()
+        training.write_record(
+            args.output, load, size=args.size, **vars(size), **asked, results=results, memory_mb=memory
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

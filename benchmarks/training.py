@@ -1,0 +1,163 @@
+"""What the benchmarks of speed share: a scene of any size, trainers of any method on it, the clock, the record."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import resource
+import shlex
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Literal, Optional
+
+import torch
+from pose_runs import DEMO_SCENE
+
+from hashpose_ns.bench.environment import environment
+from nerfstudio.engine.trainer import Trainer
+
+TOTAL_STEPS = 1_000_000
+"""Length of training that schedules are told, so that no benchmark reaches its end."""
+START_STEP = 600_000
+"""Step to begin at: every level of the grid is open, poses move, and nerfacto trains its proposal networks as rarely
+as in most of its training."""
+SizeName = Literal["tiny", "small", "paper"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is."""
+
+    method: str
+    """This package's method."""
+    rays: int
+    """Rays a step."""
+    samples: int
+    """Samples a ray of this package's method."""
+    views: int
+    """Images of the scene."""
+    resolution: int
+    """Their height and width."""
+
+
+SIZES: Dict[str, Size] = {
+    "tiny": Size("hashpose-small", rays=32, samples=8, views=10, resolution=16),
+    "small": Size("hashpose-small", rays=512, samples=32, views=40, resolution=100),
+    "paper": Size("hashpose-blender", rays=1024, samples=128, views=100, resolution=400),
+}
+
+
+def make_scene(folder: Path, views: int, resolution: int) -> Path:
+    """The packaged chair on white, its pictures resized and repeated, as Blender's and as nerfstudio's format."""
+    from PIL import Image
+
+    meta = json.loads((DEMO_SCENE / "transforms_train.json").read_text())
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for index in range(views):
+        frame = meta["frames"][index % len(meta["frames"])]
+        path = folder / "images" / f"{index:05d}.png"
+        if index < len(meta["frames"]):
+            picture = Image.open(DEMO_SCENE / f"{frame['file_path']}.png").convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+            picture.resize((resolution, resolution)).save(path)
+        else:
+            path.symlink_to(f"{index % len(meta['frames']):05d}.png")
+        frames.append({"file_path": f"images/{index:05d}.png", "transform_matrix": frame["transform_matrix"]})
+    focal = 0.5 * resolution / math.tan(0.5 * meta["camera_angle_x"])
+    lens = {"w": resolution, "h": resolution, "fl_x": focal, "fl_y": focal, "cx": resolution / 2, "cy": resolution / 2}
+    (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", **lens, "frames": frames}))
+    for split, some in (("train", frames), ("val", frames[:8]), ("test", frames[:8])):
+        bare = [{**frame, "file_path": frame["file_path"].removesuffix(".png")} for frame in some]
+        content = {"camera_angle_x": meta["camera_angle_x"], "frames": bare}
+        (folder / f"transforms_{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def make_trainer(method: str, scene: Path, output: Path, settings: Optional[Dict[str, Any]] = None) -> Trainer:
+    """A trainer of a method as `ns-train METHOD` sets it up, its viewer off.
+
+    Args:
+        method: a method of this package, one of its peers, or nerfstudio's nerfacto. Poses move from the start on.
+        scene: a folder of `make_scene`; Blender's format for methods with settings for objects, else nerfstudio's.
+        output: folder for the run.
+        settings: dotted path -> value.
+    """
+    from hashpose_ns.bench.configs import base_config
+    from hashpose_ns.bench.settings import apply_setting
+
+    warnings.filterwarnings("ignore")
+    captures = method in ("hashpose-small", "barf", "nerfacto")
+    if method == "nerfacto":
+        config = _nerfacto()
+    else:
+        config = base_config(method.removesuffix("-blender"), "captures" if captures else "blender")
+        for key, value in {"camera_optimizer.start": 0.0, "camera_optimizer.warmup": 0.0}.items():
+            apply_setting(config, f"pipeline.model.{key}", value)
+    for key, value in (settings or {}).items():
+        apply_setting(config, key, value)
+    config.output_dir, config.experiment_name, config.timestamp = output, method, "run"
+    config.pipeline.datamanager.data = scene
+    config.max_num_iterations, config.vis = TOTAL_STEPS, "tensorboard"
+    config.logging.local_writer.enable = False
+    config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    # Checkpoints and held-out images are not part of a step.
+    config.steps_per_save = config.steps_per_eval_all_images = TOTAL_STEPS
+    config.steps_per_eval_batch = config.steps_per_eval_image = TOTAL_STEPS
+    torch.manual_seed(0)
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer._start_step = START_STEP
+    return trainer
+
+
+def _nerfacto():
+    """nerfstudio's own, but that its rays are made in this process, as everyone's here, and not in another one."""
+    import torchmetrics.image.lpip
+
+    from nerfstudio.configs.method_configs import method_configs
+    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+
+    # Its model would download a network that only evaluation uses.
+    torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity = lambda **_: torch.nn.Identity()
+    config = copy.deepcopy(method_configs["nerfacto"])
+    config.pipeline.datamanager = VanillaDataManagerConfig(dataparser=config.pipeline.datamanager.dataparser)
+    return config
+
+
+def synchronize() -> None:
+    """Waits for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+CLOCK = "wall" if torch.cuda.is_available() else "CPU time"
+"""What `clock` tells."""
+
+
+def clock() -> float:
+    """Seconds: of the wall clock where there is a GPU to wait for, else of this process's CPU time, which with one
+    thread is what it would take on a machine of its own."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
+def memory_mb() -> Dict[str, float]:
+    """Peak memory of this process so far, and what tensors took on the GPU."""
+    record = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    if torch.cuda.is_available():
+        record["cuda"] = torch.cuda.max_memory_allocated() / 2**20
+    return record
+
+
+def write_record(output: Path, load_before: float, **content: Any) -> None:
+    """Writes JSON with machine, versions and commit; the load average tells how busy a shared machine was."""
+    machine = {**environment(), "load_average": [load_before, os.getloadavg()[0]]}
+    machine["commit"] = machine["commit"] or os.environ.get("HASHPOSE_COMMIT")  # a copy without .git is told
+    record = {"benchmark": output.stem, "command": shlex.join(["python", *sys.argv]), **machine, **content}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n")
