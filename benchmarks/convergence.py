@@ -23,9 +23,11 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
 import torch
 import tyro
-from pose_runs import git, processor
+from pose_runs import git
 from rich.console import Console
 from rich.table import Table
+
+from hashpose_ns.bench.environment import processor
 
 BASE: Dict[str, Any] = {
     "vis": "tensorboard",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import torch
 import tyro
 from rich.table import Table
 
+from hashpose_ns.bench.environment import processor
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.encoding.backends import get_backend
 from nerfstudio.field_components.encodings import HashEncoding
@@ -69,6 +69,8 @@ def forward(encoding: torch.nn.Module, x: torch.Tensor) -> Callable[[], object]:
 
 
 def forward_backward(encoding: torch.nn.Module, x: torch.Tensor, grad_output: torch.Tensor) -> Callable[[], object]:
+    grad_output = grad_output.to(encoding(x[:1]).dtype)  # tiny-cuda-nn's features have half precision
+
     def step() -> None:
         encoding.zero_grad(set_to_none=True)
         x.grad = None
@@ -82,14 +84,6 @@ def git_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else "unknown"
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def main(args: Args) -> None:
@@ -126,7 +120,7 @@ def main(args: Args) -> None:
             )
 
     threads = torch.get_num_threads()
-    table = Table(title=f"Hash encoding, {cpu_model()}, {threads} threads, torch {torch.__version__}; ms (speed-up)")
+    table = Table(title=f"Hash encoding, {processor()}, {threads} threads, torch {torch.__version__}; ms (speed-up)")
     for column in ("points", "encoding", "forward", "forward + backward"):
         table.add_column(column, justify="left" if column == "encoding" else "right")
     for row in rows:
@@ -144,7 +138,7 @@ def main(args: Args) -> None:
             command=shlex.join(["python", "benchmarks/encoding_cpu.py", *sys.argv[1:]]),
             git_commit=git_commit(),
             machine=dict(
-                cpu=cpu_model(),
+                cpu=processor(),
                 threads=threads,
                 load_average=os.getloadavg()[0],
                 system=platform.platform(),

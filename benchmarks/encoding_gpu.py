@@ -28,6 +28,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 import tyro
+from encoding_cpu import forward, forward_backward
 from rich.table import Table
 
 from hashpose_ns.bench.environment import environment
@@ -153,25 +154,6 @@ def milliseconds(step: Callable[[], object], repeats: int, ahead: Optional[torch
         if repeat:  # the first one warms up
             times.append(begin.elapsed_time(end) / STEPS)
     return statistics.median(times)
-
-
-def forward(encoding: torch.nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    def step() -> None:
-        with torch.no_grad():
-            encoding(x)
-
-    return step
-
-
-def forward_backward(encoding: torch.nn.Module, x: torch.Tensor, grad_output: torch.Tensor) -> Callable[[], object]:
-    grad_output = grad_output.to(encoding(x[:1]).dtype)  # tiny-cuda-nn's features have half precision
-
-    def step() -> None:
-        encoding.zero_grad(set_to_none=True)
-        x.grad = None
-        encoding(x).backward(grad_output)
-
-    return step
 
 
 def measure(encodings: Dict[str, torch.nn.Module], count: int, repeats: int, device: torch.device) -> List[dict]:

@@ -19,7 +19,9 @@ from unittest import mock
 import numpy as np
 import torch
 import tyro
-from pose_runs import git, processor
+from pose_runs import git
+
+from hashpose_ns.bench.environment import processor
 
 
 @dataclass

@@ -24,8 +24,10 @@ from typing import Any, Callable, Dict, Iterator, List, Literal, Optional, Tuple
 
 import torch
 import tyro
-from pose_runs import DEMO_SCENE, NOISE, OBJECT, QUIET, git, processor
+from pose_runs import DEMO_SCENE, NOISE, OBJECT, QUIET, git
 from torch import Tensor
+
+from hashpose_ns.bench.environment import processor
 
 Suite = Literal["null", "power", "cameras", "budget", "training", "runs"]
 NOISES = (0.05, 0.1, 0.2, 0.5, 1.0)

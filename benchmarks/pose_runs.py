@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -22,6 +21,8 @@ from typing import Dict, List, Tuple
 import tyro
 from rich.console import Console
 from rich.table import Table
+
+from hashpose_ns.bench.environment import processor
 
 REPOSITORY = Path(__file__).parent.parent
 DEMO_SCENE = REPOSITORY / "hashpose_ns" / "data" / "demo_chair"
@@ -262,15 +263,6 @@ def git(*arguments: str) -> str:
     """What git prints in this repository."""
     done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
     return done.stdout.strip()
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from typing import Any, Dict, List
 import torch
 import tyro
 from guard_runs import train
-from pose_runs import DEMO_SCENE, NOISE, OBJECT, git, processor
+from pose_runs import DEMO_SCENE, NOISE, OBJECT, git
+
+from hashpose_ns.bench.environment import processor
 
 
 @dataclass

@@ -175,7 +175,7 @@ class HashPoseTrainer(Trainer):
             CONSOLE.print(f"Guard: no verdict. {one_line(error)}", soft_wrap=True)
 
     def _update_viewer_state(self, step: int) -> None:
-        """As nerfstudio does. A browser that leaves in that very moment, a KeyError there, must not end training."""
+        """As nerfstudio does. Whatever goes wrong there must not end training."""
         try:
             super()._update_viewer_state(step)
         except Exception as error:

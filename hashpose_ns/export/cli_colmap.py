@@ -48,6 +48,7 @@ class ExportColmap(ExportWithPoints):
     def write(self, exported: ExportedCameras) -> None:
         """Write the model and print what was done."""
         from hashpose_ns.export.colmap import write_colmap_model
+        from hashpose_ns.export.frame import flip_axes
         from hashpose_ns.export.images import place_images
 
         with self.written_folder(exported) as folder:
@@ -55,7 +56,7 @@ class ExportColmap(ExportWithPoints):
             model = folder / "sparse" / "0"
             model.mkdir(parents=True)
             write_colmap_model(
-                model, to_opencv(exported.camera_to_worlds), cameras, exported.names, exported.points, self.format
+                model, flip_axes(exported.camera_to_worlds), cameras, exported.names, exported.points, self.format
             )
         num_points = 0 if exported.points is None else len(exported.points.xyz)
         self.print_summary(
@@ -101,10 +102,3 @@ class ExportColmap(ExportWithPoints):
         masks = " --masks-path masks" if self.images != "none" and exported.mask_filenames else ""
         method, no_points = ("splatfacto", "") if num_points else ("nerfacto", " --load-3D-points False")
         return f"ns-train {method} --data {self.output_dir} colmap --colmap-path sparse/0{images}{masks}{no_points}"
-
-
-def to_opencv(camera_to_worlds):
-    """Camera-to-world poses [N, 3, 4] with OpenGL axes (right, up, backwards) as OpenCV's (right, down, forwards)."""
-    flipped = camera_to_worlds.clone()
-    flipped[:, :, 1:3] *= -1
-    return flipped

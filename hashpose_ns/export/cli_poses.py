@@ -33,7 +33,7 @@ class ExportTrajectory(Export):
         """Write the files and print what was done."""
         import torch
 
-        from hashpose_ns.export.cli_colmap import to_opencv
+        from hashpose_ns.export.frame import flip_axes
         from hashpose_ns.export.trajectories import write_trajectory
 
         format = "tum" if isinstance(self, ExportTum) else "kitti"
@@ -45,7 +45,7 @@ class ExportTrajectory(Export):
         with self.written_folder(exported) as folder:
             for name, camera_to_worlds in poses.items():
                 if camera_to_worlds is not None:
-                    write_trajectory(folder / f"{name}.txt", to_opencv(camera_to_worlds), times, format)
+                    write_trajectory(folder / f"{name}.txt", flip_axes(camera_to_worlds), times, format)
             names = [name for _, name in sorted(zip(times, exported.names))]
             (folder / "images.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         other = "given" if "given" in poses else "start"

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.frame import flip_axes
 from hashpose_ns.export.intrinsics import colmap_model, frame_intrinsics, is_fisheye
 from hashpose_ns.export.points import ExportedPoints
 from hashpose_ns.export.projection import project
@@ -93,7 +94,7 @@ def _observations(
     """For each image, where it shows points, and which, in rising order."""
     if points is None or points.seen_by is None:
         return [(np.zeros((0, 2)), np.zeros(0, dtype=np.int64))] * len(camera_to_worlds)
-    opengl = camera_to_worlds * torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    opengl = flip_axes(camera_to_worlds)
     point, image = torch.from_numpy(points.seen_by).long().unbind(dim=1)
     pixels, visible = project(cameras, image, opengl[image], torch.from_numpy(points.xyz)[point])
     rows = torch.nonzero(visible)[:, 0].numpy()

@@ -117,6 +117,12 @@ def to_input_frame(
     return torch.cat([roma.special_procrustes(poses[:, :, :3]), poses[:, :, 3:]], dim=-1)
 
 
+def flip_axes(camera_to_worlds: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 3 4"]:
+    """Poses with OpenGL's camera axes (right, up, backwards) as OpenCV's (right, down, forwards), and the other way
+    round."""
+    return camera_to_worlds * camera_to_worlds.new_tensor([1.0, -1.0, -1.0, 1.0])
+
+
 def check_invertible(dataparser: Any, outputs: DataparserOutputs) -> None:
     """Raise HashPoseError unless the outputs say truly how to get back to the input's frame."""
     for parent in type(dataparser).__mro__:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, List, Optional, Tuple
 
 from hashpose_ns.errors import HashPoseError
 
@@ -93,13 +93,7 @@ def replaced_folder(
     """
     target = target.resolve()
     check_target(target, overwrite, is_own, what)
-    new_parents = [parent for parent in target.parents if not parent.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        _remove_empty(new_parents)
-        raise HashPoseError(f"{target.parent} cannot be written ({error.strerror}).") from error
+    temporary, new_parents = _staging_folder(target)
     earlier = temporary.with_suffix(".earlier")
     try:
         # mkdtemp's folder is closed to others; take the permissions any new folder here would get
@@ -138,13 +132,7 @@ def replaced_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         HashPoseError: if the target exists and may not be replaced, or its folder cannot be written.
     """
     check_target_file(target, overwrite)
-    new_parents = [parent for parent in target.absolute().parents if not parent.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        _remove_empty(new_parents)
-        raise HashPoseError(f"{target.parent} cannot be written ({error.strerror}).") from error
+    temporary, new_parents = _staging_folder(target)
     try:
         yield temporary / target.name
         check_target_file(target, overwrite)
@@ -164,7 +152,18 @@ def check_target_file(target: Path, overwrite: bool) -> None:
         raise HashPoseError(f"{target} exists; choose another --output-path, or replace it with --overwrite True.")
 
 
-def _remove_empty(folders: list[Path]) -> None:
+def _staging_folder(target: Path) -> Tuple[Path, List[Path]]:
+    """A new hidden folder beside a target, and the target's parents that had to be made for it."""
+    new_parents = [parent for parent in target.absolute().parents if not parent.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)), new_parents
+    except OSError as error:
+        _remove_empty(new_parents)
+        raise HashPoseError(f"{target.parent} cannot be written ({error.strerror}).") from error
+
+
+def _remove_empty(folders: List[Path]) -> None:
     """Remove folders, innermost first, as far as they are empty."""
     for folder in folders:
         try:

@@ -14,6 +14,7 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.export.colmap import check_names, world_to_camera
+from hashpose_ns.export.frame import flip_axes
 from hashpose_ns.export.poses import FROZEN
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 
@@ -83,7 +84,7 @@ def model_poses(images: List[Any]) -> Float[Tensor, "num_images 3 4"]:
     rotations = torch.from_numpy(np.stack([colmap_utils.qvec2rotmat(image.qvec) for image in images])).mT
     translations = torch.from_numpy(np.stack([np.asarray(image.tvec, dtype=np.float64) for image in images]))
     poses = torch.cat([rotations, -rotations @ translations[:, :, None]], dim=-1)
-    return poses * torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    return flip_axes(poses)
 
 
 def match_images(model: ColmapModel, names: List[str], directory: Path) -> List[int]:
@@ -144,7 +145,7 @@ def update_poses(model: ColmapModel, exported: ExportedCameras, directory: Path)
         )
     if _is_identity(similarity, spread):
         similarity = Similarity.identity()
-    new = similarity.apply_to_poses(exported.camera_to_worlds) * torch.tensor([1.0, -1.0, -1.0, 1.0]).double()
+    new = flip_axes(similarity.apply_to_poses(exported.camera_to_worlds))
     images = dict(model.images)
     for key, pose, how in zip(keys, new.numpy(), exported.refined_by):
         if how != FROZEN:

@@ -47,13 +47,12 @@ def compare_poses(
     return decide(compare_errors(pipeline, initial, aligned, steps, config))
 
 
-def run_guard(pipeline: "HashPosePipeline", config: GuardConfig, with_uncertainty: bool = True) -> GuardReport:
+def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
     """Judges a pipeline's refined poses against those its training started from.
 
     Args:
         pipeline: a trained pipeline; it is left as it was.
         config: settings.
-        with_uncertainty: also give each refined camera's standard deviations.
     Raises:
         HashPoseError: the run refines no poses, or a setting is out of range.
     """
@@ -61,38 +60,38 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig, with_uncertaint
     optimizer = model.camera_optimizer
     if optimizer.config.mode == "off":
         raise HashPoseError("This run refines no poses (camera-optimizer.mode is off), so there is nothing to judge.")
+    from hashpose_ns.cameras.uncertainty import pose_covariances
+
     begin = time.perf_counter()
     training_steps = int(model.progress[1])
     steps = config.steps_for(training_steps)
     refined = optimizer.refined_camera_to_worlds().detach()
     verdict = compare_poses(pipeline, optimizer.initial_camera_to_worlds, refined, steps, config)
-    uncertainty = None
-    if with_uncertainty:
-        from hashpose_ns.cameras.uncertainty import pose_covariances
-
-        uncertainty = pose_covariances(pipeline, max(min(ALL_RAYS // len(refined), 512), 64))
-    psnr = {name: -10 * mse.clamp(min=1e-12).log10() for name, mse in (("0", verdict.first), ("1", verdict.second))}
+    uncertainty = pose_covariances(pipeline, max(min(ALL_RAYS // len(refined), 512), 64))
+    psnr_initial, psnr_refined = (-10 * mse.clamp(min=1e-12).log10() for mse in (verdict.first, verdict.second))
+    gains, hurt = psnr_refined - psnr_initial, verdict.hurt_cameras
+    rotation_deg, translation = uncertainty.rotation_deg, uncertainty.translation
     names = optimizer.image_names or [str(index) for index in range(len(refined))]
     cameras = [
         CameraReport(
             name=name,
-            psnr_initial=float(psnr["0"][index]),
-            psnr_refined=float(psnr["1"][index]),
-            psnr_gain=float(psnr["1"][index] - psnr["0"][index]),
+            psnr_initial=float(psnr_initial[index]),
+            psnr_refined=float(psnr_refined[index]),
+            psnr_gain=float(gains[index]),
             p_hurt=float(verdict.p_camera_hurt[index]),
-            hurt=index in verdict.hurt_cameras,
-            rotation_std_deg=None if uncertainty is None else uncertainty.rotation_deg[index].tolist(),
-            translation_std=None if uncertainty is None else uncertainty.translation[index].tolist(),
+            hurt=index in hurt,
+            rotation_std_deg=rotation_deg[index].tolist(),
+            translation_std=translation[index].tolist(),
         )
         for index, name in enumerate(names)
     ]
-    gain = float((psnr["1"] - psnr["0"]).mean())
+    gain = float(gains.mean())
     return GuardReport(
         verdict=verdict.verdict,
         sentence=in_words(verdict, gain),
         step=int(model.progress[0]),
-        psnr_initial=float(psnr["0"].mean()),
-        psnr_refined=float(psnr["1"].mean()),
+        psnr_initial=float(psnr_initial.mean()),
+        psnr_refined=float(psnr_refined.mean()),
         psnr_gain=gain,
         log_ratio=verdict.log_ratio,
         p_helped=verdict.p_helped,
