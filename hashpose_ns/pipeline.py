@@ -66,6 +66,8 @@ class HashPosePipeline(VanillaPipeline):
         # nerfstudio 1.1.5 under current torch says this for every batch of rays.
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
         super().__init__(*args, **kwargs)
+        if self.config.tto_images < 1:
+            raise HashPoseError(f"pipeline.tto-images must be at least 1, not {self.config.tto_images}.")
         self.eval_image_count = 0
         self._held_out_pixels: Optional["HeldOutPixels"] = None
 

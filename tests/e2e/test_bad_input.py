@@ -179,6 +179,7 @@ def test_curriculum_window_that_is_none(scene, refused, window):
         ("datamanager.perturbation.rotation", "-1", "cannot be negative"),
         ("datamanager.pixel-sampler.edge-fraction", "2", "between 0 and 1"),
         ("model.field.decoder.implementation", "tcnn", "tinycudann cannot be used here"),
+        ("tto-images", "0", "tto-images must be at least 1"),
     ],
 )
 def test_setting_out_of_range(scene, refused, setting, value, content):
