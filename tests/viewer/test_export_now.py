@@ -34,9 +34,12 @@ def test_exports_are_the_poses_of_now_and_replace_those_of_the_same_step(live_ru
     errors = pose_errors(read_transforms(written), expected, Similarity.identity())
     assert float(errors.rotation_deg.max()) < 1e-3 and float(errors.center.max()) < 1e-5
     client.set("Format", "COLMAP")
+    model, before = folder / "colmap" / "sparse" / "0" / "images.bin", None
     for _ in range(2):
         client.press("Export now")
-        eventually(lambda: (folder / "colmap" / "sparse" / "0" / "images.bin").is_file() and not live_run.live._exports)
+        eventually(lambda: model.is_file() and model.stat().st_mtime_ns != before)  # each time a new file
+        before = model.stat().st_mtime_ns
+    eventually(lambda: len(list(folder.iterdir())) == 2)  # the replaced one goes last
     assert sorted(path.name for path in folder.iterdir()) == ["colmap", "nerfstudio"]  # nothing half-written is left
 
 
