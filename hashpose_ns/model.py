@@ -8,6 +8,7 @@ from typing import Callable, Dict, List, Literal, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.errors import HashPoseError
@@ -16,12 +17,13 @@ from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
 from hashpose_ns.viewer.losses import ImageLosses
 from hashpose_ns.viewer.panel import PosePanel
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.model_components.ray_samplers import (
     LinearDisparitySampler,
+    PDFSampler,
     UniformLinDispPiecewiseSampler,
     UniformSampler,
 )
@@ -58,6 +60,11 @@ class HashPoseModelConfig(ModelConfig):
     """Spacing of samples along a ray: uniform in depth, uniform in 1/depth, or uniform to 1 and in 1/depth behind."""
     num_samples: int = 128
     """Samples per ray; stratified in training."""
+    num_importance_samples: int = 0
+    """Samples per ray that are drawn, from `importance_start` on, where the field has its weights; `num_samples` are
+    then only asked for their density, without gradient, to find out where that is. 0 draws none."""
+    importance_start: float = 0.0
+    """Fraction of training from which `num_importance_samples` are drawn."""
     near_plane: float = 0.05
     """Nearest sample, in nerfstudio's scene units."""
     far_plane: float = 1000.0
@@ -171,8 +178,11 @@ class HashPoseModel(PoseRefiningModel):
         config = self.config
         if not 0 < config.near_plane < config.far_plane:
             raise HashPoseError("The near plane must lie between 0 and the far plane.")
-        if config.num_samples < 2:
-            raise HashPoseError("A ray needs at least 2 samples; set --pipeline.model.num-samples.")
+        if config.num_samples < 2 or config.num_importance_samples < 0 or config.num_importance_samples == 1:
+            raise HashPoseError(
+                "A ray needs at least 2 samples; set --pipeline.model.num-samples, and "
+                "--pipeline.model.num-importance-samples to 0 or at least 2."
+            )
         self.populate_poses()
         self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
         self.field = config.field.setup(
@@ -182,6 +192,8 @@ class HashPoseModel(PoseRefiningModel):
             curriculum=self.curriculum,
         )
         self.sampler = SAMPLERS[config.sampler](num_samples=config.num_samples)
+        # Every ray keeps a share of samples everywhere: a wrong pose is corrected by what lies beside the surface.
+        self.importance_sampler = PDFSampler(config.num_importance_samples, include_original=False)
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.renderer_accumulation = AccumulationRenderer()
         self.renderer_depth = DepthRenderer(method="expected")
@@ -233,6 +245,18 @@ class HashPoseModel(PoseRefiningModel):
             near, far = entry, torch.where(leave > entry, leave, entry)
         ray_bundle.nears, ray_bundle.fars = near, far
 
+    def _sample_rays(self, ray_bundle: RayBundle) -> RaySamples:
+        """Samples by the sampler's spacing or, later in training, where the field has its weights."""
+        samples = self.sampler(ray_bundle)
+        config = self.config
+        if config.num_importance_samples == 0 or self.field.step < config.importance_start * self.total_steps:
+            return samples
+        with torch.no_grad():
+            weights = samples.get_weights(self.field.get_density(samples)[0])
+            # The larger of neighbours: a surface between two samples may have been seen by one of them only.
+            around = functional.max_pool1d(weights.transpose(-1, -2), 3, stride=1, padding=1).transpose(-1, -2)
+        return self.importance_sampler(ray_bundle, samples, around)
+
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """Renders rays.
 
@@ -244,7 +268,7 @@ class HashPoseModel(PoseRefiningModel):
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
         self._set_planes(ray_bundle)
-        samples = self.sampler(ray_bundle)
+        samples = self._sample_rays(ray_bundle)
         field_outputs = self.field(samples)
         weights = samples.get_weights(field_outputs[FieldHeadNames.DENSITY])
         outputs = {

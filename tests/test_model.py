@@ -16,6 +16,7 @@ from hashpose_ns.optim.curriculum import CurriculumConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.field_components.field_heads import FieldHeadNames
 
 N = 4
 LEVELS = 3
@@ -152,6 +153,68 @@ def test_clipping_keeps_gradients_of_poses():
     loss.backward()
     gradient = model.camera_optimizer.pose_adjustment.grad
     assert torch.isfinite(gradient).all() and (gradient.abs().amax(dim=1) > 0).all()
+
+
+# -- importance sampling -----------------------------------------------------------------------------------------------
+
+
+def ball_model(monkeypatch, **settings) -> HashPoseModel:
+    """A model whose field is a ball of radius 0.4 with a hard surface, coloured by position."""
+    model = make_model(background_color="white", near_plane=1.0, far_plane=5.0, **settings)
+
+    def density(samples):
+        positions = samples.frustums.get_positions()
+        return 40.0 * (positions.norm(dim=-1, keepdim=True) < 0.4).float(), positions
+
+    def colors(samples, density_embedding):
+        return {FieldHeadNames.RGB: (density_embedding + 0.5).clamp(0, 1)}
+
+    monkeypatch.setattr(model.field, "get_density", density)
+    monkeypatch.setattr(model.field, "get_outputs", colors)
+    return model
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_importance_samples_render_closer_to_the_truth_than_even_ones(monkeypatch, training):
+    truth = ball_model(monkeypatch, num_samples=4000).eval()(make_rays())["rgb"]
+    hit = truth.amin(dim=-1) < 0.99
+    assert 5 < hit.sum() < len(truth) - 5
+    even = ball_model(monkeypatch, num_samples=24).train(training)
+    important = ball_model(monkeypatch, num_samples=24, num_importance_samples=24).train(training)
+    errors = [(model(make_rays())["rgb"] - truth).abs().mean() for model in (even, important)]
+    assert errors[1] < 0.3 * errors[0], errors
+    # what is not hit is still looked at everywhere
+    samples = important._sample_rays(rays_with_planes(important))
+    assert samples.shape == (60, 24)
+    depths = samples.frustums.starts[~hit][..., 0]
+    assert (depths.amin(dim=-1) < 1.4).all() and (depths.amax(dim=-1) > 4.6).all()
+
+
+def rays_with_planes(model: HashPoseModel) -> RayBundle:
+    rays = make_rays()
+    model._set_planes(rays)
+    return rays
+
+
+def test_poses_get_their_gradients_through_importance_samples():
+    model = make_model(num_importance_samples=8, clip_to_box=True).train()
+    model.set_training_length(10)
+    model.update_to_step(5)
+    loss = model.get_loss_dict(model(make_rays()), {"image": torch.zeros(60, 3)})["rgb_loss"]
+    loss.backward()
+    gradient = model.camera_optimizer.pose_adjustment.grad
+    assert torch.isfinite(gradient).all() and (gradient.abs().amax(dim=1) > 0).all()
+
+
+def test_importance_samples_begin_when_they_are_told_to():
+    plain, later = make_model().eval(), make_model(num_importance_samples=8, importance_start=0.5).eval()
+    pictures = {}
+    for step in (4, 5):
+        for model in (plain, later):
+            model.set_training_length(10)
+            model.update_to_step(step)
+        pictures[step] = [model(make_rays())["rgb"] for model in (plain, later)]
+    assert torch.equal(*pictures[4]) and not torch.equal(*pictures[5])
 
 
 # -- background and loss -----------------------------------------------------------------------------------------------
