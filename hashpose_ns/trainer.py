@@ -131,6 +131,7 @@ class HashPoseTrainer(Trainer):
         if step in {round(fraction * self.total_steps) for fraction in self.config.recovery.at}:
             self._recover_cameras(step)
         output = super().train_iteration(step)
+        self._look_whether_settled(step)
         self.train_seconds += time.perf_counter() - begin
         self.unchecked_losses.append((step, output[0].detach()))
         if self._is_looked_at(step):
@@ -156,6 +157,19 @@ class HashPoseTrainer(Trainer):
             for moment in (value for value in state.values() if value.ndim == 2):
                 moment[moved] = 0.0
         CONSOLE.print(f"step {step:6d}  lost cameras put elsewhere: {len(moved)} {moved or ''}")
+
+    def _look_whether_settled(self, step: int) -> None:
+        """Once a window, while poses move: lowers their rate where they tremble only, and says when they stop."""
+        optimizer = self.pipeline.model.camera_optimizer
+        settling, progress = optimizer.settling, step / self.total_steps
+        if settling is None or not optimizer.active or progress < optimizer.config.start + optimizer.config.warmup:
+            return
+        if step % max(round(settling.config.window * self.total_steps), 1) == 0:
+            settling.look(optimizer.pose_adjustment, optimizer.trainable)
+            if settling.factor == 0.0:
+                CONSOLE.print(
+                    f"step {step:6d}  poses have settled and stand still; the rest of training is the field's"
+                )
 
     @check_main_thread
     def _run_guard(self) -> None:

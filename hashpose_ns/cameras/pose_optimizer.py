@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hashpose_ns.cameras.settling import Settling, SettlingConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
@@ -41,6 +42,8 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     poses off."""
     warmup: float = 0.02
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
+    settling: SettlingConfig = field(default_factory=SettlingConfig)
+    """Lowers the rate of poses that have arrived, and in the end stops them."""
     frozen_cameras: Tuple[str, ...] = ()
     """Cameras that keep their initial pose exactly: image file names (with or without folder) or indices into the
     training images."""
@@ -126,14 +129,18 @@ class PoseOptimizer(CameraOptimizer):
         """Whether somebody stopped all poses by hand. Belongs to the running process and not to a checkpoint."""
         self.held: Set[int] = set()
         """Cameras that somebody holds where they are. Belongs to the running process and not to a checkpoint."""
+        self.settling = Settling(config.settling, num_cameras).to(device) if config.settling.decay != 1 else None
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
             raise HashPoseError("camera-optimizer.start and .warmup are fractions of training; their sum is at most 1.")
 
     def rate_factor(self, progress: float) -> float:
-        """Factor on the poses' learning rate at a fraction of training; 0 before `start`."""
+        """Factor on the poses' learning rate at a fraction of training; 0 before `start` and when they have settled."""
         if progress < self.config.start:
             return 0.0
-        return min((progress - self.config.start) / self.config.warmup, 1.0) if self.config.warmup > 0 else 1.0
+        settled = self.settling.factor if self.settling is not None else 1.0
+        return settled * (
+            min((progress - self.config.start) / self.config.warmup, 1.0) if self.config.warmup > 0 else 1.0
+        )
 
     def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
         """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""

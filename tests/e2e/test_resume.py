@@ -124,7 +124,8 @@ def test_a_save_that_is_cut_off_leaves_the_checkpoint_before_it(ns_train, monkey
 
 
 def test_resuming_is_exact_with_every_part_that_has_a_state(ns_train, tmp_path):
-    """Edge-guided pixels, appearance, masked features, camera-side twists: one step in the middle and on."""
+    """Edge-guided pixels, appearance, masked features, camera-side twists, rates by the poses' motion, importance
+    samples: one step in the middle and on."""
     arguments = [
         *("hashpose-blender", "--experiment-name", "e", "--data", CHAIR, "--max-num-iterations", 41),
         *("--save-only-latest-checkpoint", "False", "--steps-per-save", 20, "--steps-per-pose-log", 7),
@@ -133,6 +134,9 @@ def test_resuming_is_exact_with_every_part_that_has_a_state(ns_train, tmp_path):
         *("--pipeline.model.field.decoder.density-activation", "exp"),
         *("--pipeline.model.field.decoder.appearance-dim", 4),
         *("--pipeline.model.curriculum.mode", "mask", "--pipeline.model.camera-optimizer.side", "camera"),
+        *("--pipeline.model.camera-optimizer.settling.decay", 0.7),
+        *("--pipeline.model.camera-optimizer.settling.threshold", 0.9),
+        *("--pipeline.model.num-importance-samples", 4, "--pipeline.model.importance-start", 0.2),
         *("--pipeline.model.clip-to-box", "True", "--output-dir", tmp_path),
         *(*SMALL_FIELD, *FEW_RAYS, *NO_EVAL),
     ]

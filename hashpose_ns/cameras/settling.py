@@ -1,0 +1,88 @@
+"""When have poses settled? They tremble about a place instead of going somewhere, which lower rates bring to rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hashpose_ns.errors import HashPoseError
+
+
+@dataclass
+class SettlingConfig:
+    """Learning rate of poses by their motion instead of the clock."""
+
+    decay: float = 1.0
+    """Factor on the poses' learning rate each time that they are found settled; 1 never looks."""
+    window: float = 0.05
+    """Fraction of training between looks."""
+    threshold: float = -0.25
+    """Poses are settled when the mean cosine between a camera's motions in the last window and in the one before it is
+    below: cameras on their way score above 0, cameras that tremble about a place towards -0.5."""
+    freeze: float = 0.03
+    """When the factor falls below, poses stand still from then on, and the rest of training belongs to the field."""
+
+    def validate(self) -> None:
+        """Raises HashPoseError where a setting is out of range."""
+        if not (0 < self.decay <= 1 and 0 < self.window < 1 and 0 <= self.freeze < 1):
+            raise HashPoseError(
+                "camera-optimizer.settling.decay and .window are fractions between 0 and 1, .freeze is below 1."
+            )
+
+
+class Settling(nn.Module):
+    """Looks at the corrections once a window. What it remembers is part of checkpoints.
+
+    Args:
+        config: settings.
+        num_cameras: number of training cameras N.
+    """
+
+    looks: Int[Tensor, "2"]
+    """How often poses were looked at, and how often they were found settled."""
+    corrections: Float[Tensor, "2 num_cameras 6"]
+    """Those of the last two looks."""
+
+    def __init__(self, config: SettlingConfig, num_cameras: int) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.register_buffer("looks", torch.zeros(2, dtype=torch.long))
+        self.register_buffer("corrections", torch.zeros(2, num_cameras, 6))
+        # The counts once more as numbers: they are asked for every step, and reading a GPU's buffer waits for it.
+        self.count, self.settled = 0, 0
+        self.register_load_state_dict_post_hook(lambda module, _: module._restore())
+
+    def _restore(self) -> None:
+        self.count, self.settled = self.looks.tolist()
+
+    @property
+    def factor(self) -> float:
+        """Factor on the poses' learning rate; 0 where they stand still."""
+        factor = self.config.decay**self.settled
+        return factor if factor >= self.config.freeze else 0.0
+
+    @torch.no_grad()
+    def look(self, corrections: Float[Tensor, "num_cameras 6"], moving: Bool[Tensor, "num_cameras"]) -> Optional[float]:
+        """Compares the motion since the last look with the one before it.
+
+        Args:
+            corrections: twists as they are now.
+            moving: cameras that are refined.
+        Returns:
+            The mean cosine between the two, from the third look on.
+        """
+        cosine = None
+        if self.count >= 2 and bool(moving.any()):
+            before, after = self.corrections[1] - self.corrections[0], corrections - self.corrections[1]
+            cosine = float(torch.cosine_similarity(before[moving], after[moving], dim=-1).mean())
+            if cosine < self.config.threshold:
+                self.settled += 1
+        self.corrections.copy_(torch.stack([self.corrections[1], corrections.to(self.corrections)]))
+        self.count += 1
+        self.looks.copy_(torch.tensor([self.count, self.settled]))
+        return cosine
