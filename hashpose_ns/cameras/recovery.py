@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Tuple
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, corrections_to_world
 from hashpose_ns.errors import HashPoseError
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.lie_groups import exp_map_SE3
+from nerfstudio.utils import poses as pose_utils
 
 if TYPE_CHECKING:
     from hashpose_ns.pipeline import HashPosePipeline
@@ -24,24 +27,33 @@ class RecoveryConfig:
     """Fractions of training at which lost cameras are looked for; empty never looks."""
     cameras: float = 0.05
     """Fraction of the cameras that are tried at most, those of the largest loss."""
-    suspicion: float = 1.5
-    """A camera is tried when its loss is this many times the median over cameras."""
-    hypotheses: int = 48
-    """Poses a camera is tried at."""
+    suspicion: float = 2.0
+    """A camera is tried when the share of its photograph's variance that the field does not explain is this many times
+    the median over cameras."""
+    hypotheses: int = 256
+    """Poses a camera is tried at: a third drawn around its initial pose as widely as the other cameras have moved, a
+    third each turned about the point that all cameras look at, from where it is and from where it began."""
     angle: float = 0.6
-    """Largest angle in radians by which hypotheses turn about the point that the cameras look at."""
+    """Largest angle in radians of these turns."""
     rays: int = 192
-    """Rays that a pose is judged by."""
-    steps: int = 40
-    """Steps of photometric optimisation from each of the three best hypotheses."""
+    """Rays that a pose is judged by; the hypotheses, at first, by a third of them."""
+    starts: int = 8
+    """Hypotheses, the best ones, that photometric optimisation starts from; after a third of its steps the better
+    quarter of them goes on."""
+    steps: int = 60
+    """Steps of this optimisation."""
     lr: float = 1e-2
     """Adam's rate in these steps."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
-        if not all(0 < fraction < 1 for fraction in self.at) or self.hypotheses < 3 or self.rays < 1:
+        if (
+            not all(0 < fraction < 1 for fraction in self.at)
+            or min(self.hypotheses, self.starts, self.rays, self.steps) < 3
+        ):
             raise HashPoseError(
-                "recovery.at holds fractions of training between 0 and 1; there are at least 3 hypotheses and 1 ray."
+                "recovery.at holds fractions of training between 0 and 1; .hypotheses, .starts, .rays and .steps are "
+                "at least 3."
             )
 
 
@@ -81,25 +93,68 @@ class PoseJudge:
         manager = pipeline.datamanager
         self.model = pipeline.model
         self.camera = manager.train_dataset.cameras[index : index + 1].to(self.model.device)
-        self.image = manager.train_dataset[index]["image"]
+        data = manager.train_dataset[index]
+        self.image = data["image"]
         height, width = self.image.shape[:2]
+        mask = data["mask"][..., 0] > 0 if "mask" in data else torch.ones(height, width, dtype=torch.bool)
+        allowed = torch.nonzero(mask)
         generator = torch.Generator().manual_seed(index)
-        pixels = torch.randint(height * width, (rays,), generator=generator)
-        self.coordinates = torch.stack([pixels // width, pixels % width], dim=-1)
-        self.colors = self.image[self.coordinates[:, 0], self.coordinates[:, 1]].to(self.model.device)
+        pixels = allowed[torch.randint(len(allowed), (rays,), generator=generator)]
+        self.coordinates = (pixels + 0.5).to(self.model.device)
+        self.colors = self.image[pixels[:, 0], pixels[:, 1]].to(self.model.device)
 
-    def at(self, pose: Float[Tensor, "3 4"]):
-        """The camera at a pose."""
-        self.camera.camera_to_worlds = pose[None].to(self.model.device)
-        return self.camera
+    def cameras_at(self, poses: Float[Tensor, "count 3 4"]) -> Cameras:
+        """The camera, once at each pose."""
+        cameras = self.camera[torch.zeros(len(poses), dtype=torch.long)]
+        cameras.camera_to_worlds = poses.to(self.model.device)
+        return cameras
 
     @torch.no_grad()
-    def loss(self, pose: Float[Tensor, "3 4"]) -> float:
-        """Mean squared colour error."""
-        coordinates = (self.coordinates + 0.5).to(self.model.device)
-        outputs = self.model(self.at(pose).generate_rays(camera_indices=0, coords=coordinates))
-        truth = self.model.renderer_rgb.blend_background(self.colors)
-        return float((outputs["rgb"] - truth).square().mean())
+    def losses(self, poses: Float[Tensor, "count 3 4"], rays: Optional[int] = None) -> Float[Tensor, "count"]:
+        """Mean squared colour error at each pose over the first pixels, over the variance of all pixels' colours."""
+        model, rays = self.model, rays or len(self.coordinates)
+        truth = model.renderer_rgb.blend_background(self.colors)
+        variance = truth.var(dim=0).mean().clamp(min=1e-4)
+        truth = truth[:rays]
+        found = []
+        for some in poses.split(max(model.config.eval_num_rays_per_chunk // rays, 1)):
+            cameras = self.cameras_at(some)
+            bundle = cameras.generate_rays(
+                camera_indices=torch.arange(len(some), device=model.device).repeat_interleave(rays)[:, None],
+                coords=self.coordinates[:rays].repeat(len(some), 1),
+            )
+            errors = model(bundle)["rgb"].clamp(0.0, 1.0).view(len(some), rays, 3) - truth
+            found.append(errors.square().mean(dim=(1, 2)) / variance)
+        return torch.cat(found)
+
+    def optimized(
+        self, poses: Float[Tensor, "count 3 4"], steps: int, lr: float
+    ) -> Tuple[Float[Tensor, "count 3 4"], Float[Tensor, "count"]]:
+        """Poses after photometric optimisation, and their losses, the least first."""
+        from hashpose_ns.evaluation import optimize_cameras
+
+        images = [self.image] * len(poses)
+        poses = optimize_cameras(
+            self.model, self.cameras_at(poses), images, steps, max(len(self.coordinates) // 2, 1), lr
+        )
+        losses, order = self.losses(poses).sort()
+        return poses[order], losses
+
+
+def hypotheses(optimizer: PoseOptimizer, index: int, config: RecoveryConfig) -> Float[Tensor, "count 3 4"]:
+    """Poses where a camera may be, see `RecoveryConfig.hypotheses`."""
+    generator = torch.Generator().manual_seed(index)
+    twists, initial = optimizer.pose_adjustment.detach(), optimizer.initial_camera_to_worlds[index]
+    poses = optimizer.refined_camera_to_worlds().detach()
+    # The median does not hear those that are lost, and half as much again reaches those that are.
+    reach = 1.5 * twists.abs().median(dim=0).values / 0.6745
+    third = config.hypotheses // 3
+    drawn = reach * torch.randn(third, 6, generator=generator).to(twists)
+    around = corrections_to_world(exp_map_SE3(drawn), initial.expand(third, 3, 4), optimizer.config.side)
+    return torch.cat(
+        [pose_utils.multiply(around, initial.expand(third, 3, 4))]
+        + [turned(pose, focus(poses), third, config.angle, generator) for pose in (poses[index], initial)]
+    )
 
 
 def recover_cameras(pipeline: "HashPosePipeline", config: RecoveryConfig) -> List[int]:
@@ -108,31 +163,21 @@ def recover_cameras(pipeline: "HashPosePipeline", config: RecoveryConfig) -> Lis
     Returns:
         The cameras that were moved.
     """
-    from hashpose_ns.evaluation import optimize_cameras
-
     optimizer = pipeline.model.camera_optimizer
     poses = optimizer.refined_camera_to_worlds().detach()
-    pivot = focus(poses)
     candidates = [i for i in range(len(poses)) if bool(optimizer.trainable[i]) and i not in optimizer.held]
     judges = {i: PoseJudge(pipeline, i, config.rays) for i in candidates}
-    losses = {i: judges[i].loss(poses[i]) for i in candidates}
+    losses = {i: float(judges[i].losses(poses[i : i + 1])) for i in candidates}
     limit = config.suspicion * sorted(losses.values())[len(losses) // 2] if losses else 0.0
     suspects = sorted((i for i in candidates if losses[i] > limit), key=lambda i: -losses[i])
     moved = []
     for index in suspects[: max(round(config.cameras * len(poses)), 1)]:
-        judge = judges[index]
-        generator = torch.Generator().manual_seed(index)
-        half = config.hypotheses // 2
-        starts = (poses[index], optimizer.initial_camera_to_worlds[index])
-        tried = torch.cat([turned(start, pivot, half, config.angle, generator) for start in starts])
-        best = sorted(tried, key=judge.loss)[:3]
-        at_best = pipeline.datamanager.train_dataset.cameras[torch.tensor([index] * len(best))].to(pipeline.device)
-        at_best.camera_to_worlds = torch.stack(best)
-        refined = optimize_cameras(
-            pipeline.model, at_best, [judge.image] * len(best), config.steps, max(config.rays // 2, 1), config.lr
-        )
-        pose = min(refined, key=judge.loss)
-        if judge.loss(pose) < 0.8 * losses[index]:
-            optimizer.set_refined(index, pose)
+        judge, tried = judges[index], hypotheses(optimizer, index, config)
+        best = tried[judge.losses(tried, config.rays // 3).argsort()[: config.starts]]
+        first = config.steps // 3
+        best, _ = judge.optimized(best, first, config.lr)
+        best, found = judge.optimized(best[: max(len(best) // 4, 1)], config.steps - first, config.lr)
+        if float(found[0]) < 0.8 * losses[index]:
+            optimizer.set_refined(index, best[0])
             moved.append(index)
     return moved

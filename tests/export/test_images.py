@@ -36,9 +36,7 @@ def exported(tmp_path, helpers):
     """Cameras of a nerfstudio dataset with two sub-folders, masks and 8x6 images."""
     names = [f"images/{side}/{i}.jpg" for side in ("left", "right") for i in range(3)]
     helpers.write_images(tmp_path / "data", names)
-    helpers.write_transforms(
-        tmp_path / "data", helpers.poses(6), names, fl_x=8.0, fl_y=8.0, cx=4.0, cy=3.0, w=8, h=6
-    )
+    helpers.write_transforms(tmp_path / "data", helpers.poses(6), names, fl_x=8.0, fl_y=8.0, cx=4.0, cy=3.0, w=8, h=6)
     parser = NerfstudioDataParserConfig(data=tmp_path / "data", eval_mode="all", downscale_factor=1).setup()
     outputs = parser.get_dataparser_outputs("train")
     outputs.mask_filenames = helpers.write_images(tmp_path / "data", [f"masks/{i}.png" for i in range(6)])
