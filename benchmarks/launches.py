@@ -72,6 +72,10 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._overloadpacket.__name__
         if not (func.is_view or name in NO_WORK or func.namespace != "aten"):
+            if name in ("index", "index_put", "index_put_") and any(
+                i.dtype == torch.bool for i in args[1] if i is not None
+            ):
+                name = f"masked_select, by {name}"  # asks how many entries are chosen
             self.counts[self.part()][name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -165,7 +169,7 @@ def count(method: str, scene: Path, output: Path, settings: Dict[str, Any]) -> D
     parts: Dict[str, Dict[str, int]] = defaultdict(lambda: {"forward": 0, "backward": 0, "waits": 0})
     for (part, direction), counter in middle.items():
         parts[part][direction] += counter.total()
-        parts[part]["waits"] += sum(counter[name] for name in WAITS)
+        parts[part]["waits"] += sum(number for name, number in counter.items() if name.startswith(WAITS))
     total = {key: sum(part[key] for part in parts.values()) for key in ("forward", "backward", "waits")}
     operations = {
         f"{part}, {direction}": dict(counter.most_common()) for (part, direction), counter in middle.items() if counter

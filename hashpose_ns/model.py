@@ -13,6 +13,7 @@ from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfi
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import FieldConfig, HashPoseFieldConfig, SceneWarp
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
+from hashpose_ns.rays import ColorRenderer, InverseDepthSamples, PiecewiseSamples, UniformSamples
 from hashpose_ns.viewer.losses import ImageLosses
 from hashpose_ns.viewer.panel import PosePanel
 from nerfstudio.cameras.cameras import Cameras
@@ -20,20 +21,15 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.field_components.field_heads import FieldHeadNames
-from nerfstudio.model_components.ray_samplers import (
-    LinearDisparitySampler,
-    UniformLinDispPiecewiseSampler,
-    UniformSampler,
-)
-from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer, RGBRenderer
+from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
 from nerfstudio.utils.math import intersect_aabb
 
 SAMPLERS = {
-    "uniform": UniformSampler,
-    "inverse-depth": LinearDisparitySampler,
-    "piecewise": UniformLinDispPiecewiseSampler,
+    "uniform": UniformSamples,
+    "inverse-depth": InverseDepthSamples,
+    "piecewise": PiecewiseSamples,
 }
 LOSSES = {"mse": nn.MSELoss, "smooth-l1": nn.SmoothL1Loss}
 
@@ -182,7 +178,7 @@ class HashPoseModel(PoseRefiningModel):
             curriculum=self.curriculum,
         )
         self.sampler = SAMPLERS[config.sampler](num_samples=config.num_samples)
-        self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self.renderer_rgb = ColorRenderer(background_color=config.background_color)
         self.renderer_accumulation = AccumulationRenderer()
         self.renderer_depth = DepthRenderer(method="expected")
         self.rgb_loss = LOSSES[config.loss]()

@@ -84,11 +84,12 @@ def _coefficients(rotations: Float[Tensor, "3 batch"], constants: Dict[str, Tens
     terms below the small angle, closed forms of the others above."""
     angles = torch.linalg.vector_norm(rotations, dim=0)
     terms = angles ** constants["powers"] * (angles * constants["frequencies"] + constants["phases"]).cos()
-    terms = torch.where((angles < SMALL_ANGLE) == constants["is_taylor"], terms, 0.0)
+    terms = terms.masked_fill((angles < SMALL_ANGLE) != constants["is_taylor"], 0.0)
     return (constants["factors"] * terms).sum(1)
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _constants(dtype: torch.dtype, device: torch.device) -> Dict[str, Tensor]:
     """What the exponential map multiplies by, on the device, copied there once."""
     orders = range(TAYLOR_TERMS[dtype])

@@ -247,5 +247,5 @@ def move_rays(raybundle: RayBundle, motions: Float[Tensor, "num_cameras 3 4"], c
     # What is gathered goes back by one scatter; plain indexing sorts first on a GPU.
     chosen = motions.index_select(0, cameras.flatten()).view(*cameras.shape, 3, 4)
     rotations, translations = chosen.split([3, 1], dim=-1)
-    raybundle.origins = (rotations * raybundle.origins[..., None, :]).sum(-1) + translations[..., 0]
+    raybundle.origins = (rotations * raybundle.origins[..., None, :]).sum(-1) + translations.squeeze(-1)
     raybundle.directions = (rotations * raybundle.directions[..., None, :]).sum(-1)
