@@ -7,7 +7,7 @@ import functools
 from typing import Optional, Tuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
@@ -130,6 +130,16 @@ def _bins(num_samples: int, device: torch.device) -> Tuple[Tensor, Tensor, Tenso
     lower = torch.cat([edges[..., :1], centers], -1)
     upper = torch.cat([centers, edges[..., -1:]], -1)
     return edges.to(device), lower.to(device), (upper - lower).to(device)
+
+
+def ray_weights(
+    deltas: Float[Tensor, "rays samples 1"], densities: Float[Tensor, "rays samples 1"]
+) -> Float[Tensor, "rays samples 1"]:
+    """Weights of samples in the colour of their ray: `RaySamples.get_weights`, as a function of tensors alone."""
+    absorbed = deltas * densities
+    before = torch.cumsum(absorbed[..., :-1, :], dim=-2)
+    before = torch.cat([torch.zeros_like(absorbed[..., :1, :]), before], dim=-2)
+    return torch.nan_to_num((1 - torch.exp(-absorbed)) * torch.exp(-before))
 
 
 class ColorRenderer(renderers.RGBRenderer):
