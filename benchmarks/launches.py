@@ -9,7 +9,8 @@ accumulating index are more), so that the counts are lower bounds.
 
 Operations of the backward pass are counted for the part whose forward pass they belong to. The hash encoding counts as
 it is on a GPU: its Triton kernels and what is around them, whatever computes it here. Waits are reads of a number by
-Python, which stop until the device has got so far.
+Python, which stop until the device has got so far (the one left, of the pixels, is of a generator on the CPU). On a GPU
+its own record of kernels stands beside the counts.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Launches(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.counting = True
         self.stack: List[str] = ["rest of the loop"]
         self.ranges: List[Tuple[int, int, str]] = []
         self.counts: Dict[Tuple[str, str], Counter] = defaultdict(Counter)
@@ -102,7 +104,7 @@ class CountedTriton(TritonBackend):
         self.launches, self.backend = launches, backend
 
     def _count(self, *kernels: str) -> None:
-        for kernel in kernels:
+        for kernel in kernels if self.launches.counting else ():
             self.launches.counts[self.launches.part()][kernel] += 1
 
     def forward(self, *args):
@@ -171,10 +173,30 @@ def count(method: str, scene: Path, output: Path, settings: Dict[str, Any]) -> D
         parts[part][direction] += counter.total()
         parts[part]["waits"] += sum(number for name, number in counter.items() if name.startswith(WAITS))
     total = {key: sum(part[key] for part in parts.values()) for key in ("forward", "backward", "waits")}
+    launches.counting = False
+    kernels = on_the_device(trainer, training.START_STEP + 4 + STEPS) if torch.cuda.is_available() else None
     operations = {
         f"{part}, {direction}": dict(counter.most_common()) for (part, direction), counter in middle.items() if counter
     }
-    return {"parts": {name: part for name, part in parts.items()}, "total": total, "operations": operations}
+    return {"parts": dict(parts), "total": total, "on_the_device": kernels, "operations": operations}
+
+
+def on_the_device(trainer: Any, first: int) -> Dict[str, float]:
+    """What a GPU did in a step, by its own record: kernels, copies and fills, and their milliseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        for step in range(first, first + STEPS):
+            trainer.pipeline.model.update_to_step(step)
+            trainer.train_iteration(step)
+        training.synchronize()
+    found: Counter = Counter()
+    for event in record.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kind = "copies" if "Memcpy" in event.name else "fills" if "Memset" in event.name else "kernels"
+            found[kind] += 1
+            found["ms"] += event.time_range.elapsed_us() / 1000
+    return {kind: round(number / STEPS, 3) for kind, number in found.items()}
 
 
 def main(args: Args) -> None:
