@@ -1,10 +1,10 @@
-"""What does the exponential map of poses cost and how exact is it, against nerfstudio's, and does training end the same?
+"""What does the exponential map of poses cost, how exact is it, against nerfstudio's, and does training end the same?
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/exponential.py --output benchmarks/results/exponential.json
 
 Forward and backward pass for some numbers of cameras, the two maps by turns: operations handed to the device, and
-milliseconds of CPU time. Errors are the largest of 500 twists in float32 against the exponential of matrices in float64,
-of poses and of gradients. `--runs before=FOLDER after=FOLDER` notes how runs on the packaged scene ended.
+milliseconds of CPU time. Errors, of poses and of gradients, are the largest of 500 twists in float32 against the
+exponential of matrices in float64. `--runs before=FOLDER after=FOLDER` notes how runs with two versions ended.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -119,7 +118,6 @@ def main(args: Args) -> None:
             table.add_row(*(str(value) for value in row.values()))
         Console().print(table)
     if args.output is not None:
-        sys.argv = [*sys.argv[:1], "--output", str(args.output), *(["--runs", "..."] if runs else [])]
         training.write_record(args.output, load, costs=costs, errors=exactness, runs=runs)
 
 
