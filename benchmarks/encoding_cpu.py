@@ -1,16 +1,19 @@
-"""Times the hash encoding on the CPU: nerfstudio's own in torch, this package's in eager torch and in C++, in one run.
+"""Times the hash encoding on the CPU: nerfstudio's own in torch, this package's in eager torch and in C++, and Dr.Jit's
+where it is installed, in one run.
 
     python benchmarks/encoding_cpu.py --output benchmarks/results/encoding_cpu.json
 
 Every number is the least wall time of several repeats, in milliseconds. "forward + backward" is one training step's
 share: features, then the gradients of all tables and of the points. The grid has 16 levels from 16 to 2048, 2 features
-and 2^19 rows.
+and 2^19 rows. Dr.Jit computes the reading `product`, which this package's reading should be set to for a fair ratio of
+the backward pass: `--gradient product`. Its kernels are compiled before anything is timed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -31,6 +34,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 BASELINE = "nerfstudio torch"
 """What the ratios refer to."""
+DRJIT = "Dr.Jit"
 
 
 @dataclass
@@ -79,6 +83,43 @@ def forward_backward(encoding: torch.nn.Module, x: torch.Tensor, grad_output: to
     return step
 
 
+def drjit_steps(x: torch.Tensor, grad_output: torch.Tensor) -> Tuple[Callable[[], object], Callable[[], object]]:
+    """Forward, and forward and backward pass of Dr.Jit's smoothed grid.
+
+    Raises:
+        Exception: It is not installed, or finds no LLVM.
+    """
+    import drjit as dr
+    from drjit.llvm.ad import ArrayXf, Float
+    from drjit.nn import HashGridEncoding
+
+    dr.set_thread_count(torch.get_num_threads())
+    scale = (2048 / 16) ** (1 / 15)
+    sizes = dict(n_levels=16, n_features_per_level=2, hashmap_size=2**19, base_resolution=16, per_level_scale=scale)
+    grid = HashGridEncoding(
+        Float, 3, **sizes, align_corners=True, smooth_weight_gradients=True, smooth_weight_lambda=1.0
+    )
+    points, weights = (ArrayXf(array.detach().T.contiguous().numpy()) for array in (x, grad_output))
+
+    def both() -> None:
+        tables = grid.params
+        for inputs in (points, tables):
+            dr.enable_grad(inputs)
+            dr.clear_grad(inputs)
+        grid.set_params(tables)
+        dr.backward(dr.sum(grid(points) * weights, axis=None))
+        dr.eval(dr.grad(points), dr.grad(tables))
+        dr.sync_thread()
+
+    def only_forward() -> None:
+        dr.eval(grid(dr.detach(points)))
+        dr.sync_thread()
+
+    for step in (only_forward, both):
+        step()
+    return only_forward, both
+
+
 def git_commit() -> str:
     """The checkout's commit, with a plus if files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
@@ -105,9 +146,15 @@ def main(args: Args) -> None:
     for count in args.points:
         x = torch.rand(count, 3, requires_grad=True)
         grad_output = torch.randn(count, 32)
-        only_forward = least_ms({name: forward(e, x) for name, e in encodings.items()}, args.repeats)
-        both = least_ms({name: forward_backward(e, x, grad_output) for name, e in encodings.items()}, args.repeats)
-        for name in encodings:
+        steps = {name: forward(e, x) for name, e in encodings.items()}
+        both_steps = {name: forward_backward(e, x, grad_output) for name, e in encodings.items()}
+        try:
+            steps[DRJIT], both_steps[DRJIT] = drjit_steps(x, grad_output)
+            drjit = "measured"
+        except Exception as error:  # an ImportError, or no LLVM
+            drjit = f"not measured: {error}"
+        only_forward, both = least_ms(steps, args.repeats), least_ms(both_steps, args.repeats)
+        for name in steps:
             rows.append(
                 dict(
                     points=count,
@@ -147,6 +194,7 @@ def main(args: Args) -> None:
             torch_version=torch.__version__,
             grid=dict(num_levels=16, features_per_level=2, log2_hashmap_size=19, base=16, max=2048, dims=3),
             gradient=args.gradient,
+            drjit=drjit,
             repeats=args.repeats,
             results=rows,
         )

@@ -113,6 +113,9 @@ def make_trainer(method: str, scene: Path, output: Path, settings: Optional[Dict
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     trainer._start_step = START_STEP
+    for scheduler in trainer.optimizers.schedulers.values():  # learning rates of that step
+        scheduler.last_epoch = START_STEP - 1
+        scheduler.step()
     return trainer
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.errors import HashPoseError, one_line
+from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
@@ -124,6 +125,7 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
                     batch[key] = value[order.to(value.device)]
                 elif isinstance(value, list) and len(value) == len(order):  # images of different sizes
                     batch[key] = [value[index] for index in order]
+        self.train_ray_generator = TrainingRays(self.train_ray_generator.cameras)
 
     def setup_eval(self) -> None:
         """Loads the held-out images."""

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hashpose_ns.cameras.lie import exp_map_SE3
 from hashpose_ns.cameras.pose_optimizer import corrections_to_world, move_rays
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.lie_groups import exp_map_SE3
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils import poses as pose_utils
 
@@ -83,7 +83,7 @@ def optimize_cameras(
             bundle = cameras.generate_rays(
                 camera_indices=camera_indices[:, None].to(start.device), coords=torch.cat(coordinates).to(start.device)
             )
-            move_rays(bundle, motions()[camera_indices])
+            move_rays(bundle, motions(), camera_indices.to(start.device))
             outputs = model(bundle)
             loss = model.get_loss_dict(outputs, {"image": torch.cat(targets).to(start.device)})["rgb_loss"]
             # the mean over all rays as the sum over cameras of the means over theirs

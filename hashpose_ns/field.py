@@ -166,51 +166,92 @@ class HashPoseField(Field):
         unit = SceneBox.get_normalized_positions(warp_positions(positions, self.warp), self.aabb)
         return unit, ((unit > 0.0) & (unit < 1.0)).all(dim=-1)
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
+    def uses_bfloat16(self, device: torch.device) -> bool:
+        """Whether the decoder multiplies in bfloat16 there."""
         precision = self.config.decoder.precision
-        enabled = precision == "bfloat16" or (precision == "auto" and has_native_bfloat16(device))
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+        return precision == "bfloat16" or (precision == "auto" and has_native_bfloat16(device))
 
-    def get_density(
-        self, ray_samples: RaySamples
-    ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
-        """Densities (per scene unit) and geometry features of samples."""
-        unit, inside = self.to_grid(ray_samples.frustums.get_positions())
+    def encode(self, ray_samples: RaySamples) -> Tuple[Float[Tensor, "*batch features"], Bool[Tensor, "*batch"]]:
+        """Features of samples as they are at this step of training, and whether the samples are inside the box."""
+        frustums = ray_samples.frustums
+        # nerfstudio's positions to the bit, with one operation less on every sample.
+        positions = frustums.origins + frustums.directions * ((frustums.starts + frustums.ends) / 2)
+        unit, inside = self.to_grid(positions)
         train_levels = None
         if self.training:
             train_levels = [factor > 0 for factor in self.curriculum.learning_rate_weights(self.step)]
         features = self.encoding(unit, train_levels)
         levels = features.unflatten(-1, (self.encoding.num_levels, -1))
-        features = self.curriculum.mask_features(levels, self.step).flatten(-2)
-        with self._autocast(features.device):
+        return self.curriculum.mask_features(levels, self.step).flatten(-2), inside
+
+    def decode_density(
+        self, features: Float[Tensor, "*batch features"], inside: Bool[Tensor, "*batch"], bfloat16: bool
+    ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
+        """Densities (per scene unit) and geometry features. Depends on its arguments and on parameters alone."""
+        with torch.autocast(features.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             density, geometry = self.density_network(features).split([1, self.config.decoder.geometry_features], dim=-1)
         return self.density_activation(density.float()) * inside[..., None], geometry
+
+    def decode_color(
+        self,
+        geometry: Float[Tensor, "*batch samples geometry"],
+        directions: Optional[Float[Tensor, "*batch 1 3"]],
+        appearance: Optional[Float[Tensor, "*batch 1 appearance"]],
+        see_directions: bool,
+        bfloat16: bool,
+    ) -> Float[Tensor, "*batch samples 3"]:
+        """Colours in [0, 1]. Depends on its arguments and on parameters alone.
+
+        Args:
+            geometry: of samples along rays, from `decode_density`.
+            directions: of the rays.
+            appearance: embeddings of the rays' images.
+            see_directions: whether colour may depend on the direction yet.
+            bfloat16: whether to multiply in bfloat16.
+        """
+
+        def per_sample(values: Tensor) -> Tensor:
+            """Rows of rays [*, 1, C] to rows of samples."""
+            return values.expand(*geometry.shape[:-1], -1).to(geometry.dtype)
+
+        inputs = [geometry]
+        if self.direction_encoding is not None:
+            # Encoded once a ray: all samples of a ray share its direction.
+            encoded = self.direction_encoding(directions)
+            inputs.append(per_sample(encoded if see_directions else torch.zeros_like(encoded)))
+        if appearance is not None:
+            inputs.append(per_sample(appearance))
+        with torch.autocast(geometry.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            color = self.color_network(torch.cat(inputs, dim=-1))
+        return color.float()
+
+    def get_density(
+        self, ray_samples: RaySamples
+    ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
+        """Densities (per scene unit) and geometry features of samples."""
+        features, inside = self.encode(ray_samples)
+        return self.decode_density(features, inside, self.uses_bfloat16(features.device))
 
     def get_outputs(
         self, ray_samples: RaySamples, density_embedding: Optional[Tensor] = None
     ) -> Dict[FieldHeadNames, Tensor]:
         """Colours in [0, 1] of samples, from their geometry features."""
         assert density_embedding is not None
+        directions = ray_samples.frustums.directions[..., :1, :]
+        bfloat16 = self.uses_bfloat16(density_embedding.device)
+        appearance = self.appearance_of(ray_samples)
+        color = self.decode_color(density_embedding, directions, appearance, self.sees_directions, bfloat16)
+        return {FieldHeadNames.RGB: color}
 
-        def per_sample(values: Tensor) -> Tensor:
-            """Rows of rays [*, 1, C] to rows of samples."""
-            return values.expand(*density_embedding.shape[:-1], -1).to(density_embedding.dtype)
+    @property
+    def sees_directions(self) -> bool:
+        """Whether colour may depend on the direction at this step of training."""
+        return self.step >= self.config.decoder.direction_start * self.curriculum.total_steps
 
-        inputs = [density_embedding]
-        if self.direction_encoding is not None:
-            # Encoded once a ray: all samples of a ray share its direction.
-            directions = self.direction_encoding(ray_samples.frustums.directions[..., :1, :])
-            if self.step < self.config.decoder.direction_start * self.curriculum.total_steps:
-                directions = torch.zeros_like(directions)
-            inputs.append(per_sample(directions))
-        if self.appearance is not None:
-            inputs.append(per_sample(self._appearance(ray_samples)))
-        with self._autocast(density_embedding.device):
-            color = self.color_network(torch.cat(inputs, dim=-1))
-        return {FieldHeadNames.RGB: color.float()}
-
-    def _appearance(self, ray_samples: RaySamples) -> Tensor:
-        assert self.appearance is not None
+    def appearance_of(self, ray_samples: RaySamples) -> Optional[Tensor]:
+        """Embeddings [*, 1, appearance] of the rays' images, or the mean one outside training; None without any."""
+        if self.appearance is None:
+            return None
         if self.training:
             assert ray_samples.camera_indices is not None
             return self.appearance(ray_samples.camera_indices[..., :1, 0])

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Callable, Dict, List, Literal, Optional, Tuple, Type
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
+from hashpose_ns.compiled import CompiledForTraining
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.field import FieldConfig, HashPoseFieldConfig, SceneWarp
+from hashpose_ns.field import FieldConfig, HashPoseField, HashPoseFieldConfig, SceneWarp
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
+from hashpose_ns.rays import ColorRenderer, InverseDepthSamples, PiecewiseSamples, UniformSamples, ray_weights
 from hashpose_ns.viewer.losses import ImageLosses
 from hashpose_ns.viewer.panel import PosePanel
 from nerfstudio.cameras.cameras import Cameras
@@ -21,21 +24,16 @@ from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.field_components.field_heads import FieldHeadNames
-from nerfstudio.model_components.ray_samplers import (
-    LinearDisparitySampler,
-    PDFSampler,
-    UniformLinDispPiecewiseSampler,
-    UniformSampler,
-)
-from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer, RGBRenderer
+from nerfstudio.model_components.ray_samplers import PDFSampler
+from nerfstudio.model_components.renderers import AccumulationRenderer, DepthRenderer
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
 from nerfstudio.utils.math import intersect_aabb
 
 SAMPLERS = {
-    "uniform": UniformSampler,
-    "inverse-depth": LinearDisparitySampler,
-    "piecewise": UniformLinDispPiecewiseSampler,
+    "uniform": UniformSamples,
+    "inverse-depth": InverseDepthSamples,
+    "piecewise": PiecewiseSamples,
 }
 LOSSES = {"mse": nn.MSELoss, "smooth-l1": nn.SmoothL1Loss}
 
@@ -80,6 +78,9 @@ class HashPoseModelConfig(ModelConfig):
     """Photometric loss. Errors of colours are at most 1, where `smooth-l1` (BAA-NGP) is half of `mse`."""
     enable_collider: bool = False
     """Not used: near and far planes are set here."""
+    compile: bool = False
+    """Compile decoder and rendering of training batches with `torch.compile`, on an NVIDIA GPU as CUDA graphs. The
+    first step then takes up to a minute. Where it does not work, a line says so and training goes on without."""
     eval_num_rays_per_chunk: int = 4096
     """Rays per chunk when rendering images."""
 
@@ -109,6 +110,8 @@ class PoseRefiningModel(Model):
         self.register_buffer("progress", torch.zeros(2, dtype=torch.long))
         self.pose_panel = PosePanel()
         self.image_losses: Optional[ImageLosses] = None  # made where there is a viewer to show them
+        self.is_logged = True
+        """Whether this training step's metrics are written down; the trainer says so."""
 
     def set_training_length(self, total_steps: int) -> None:
         """Tells the schedules how many steps training takes."""
@@ -147,7 +150,9 @@ class PoseRefiningModel(Model):
         return super().get_outputs_for_camera(camera, obb_box)
 
     def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """PSNR of the batch's rays."""
+        """PSNR of the batch's rays; nothing in training steps that nobody logs."""
+        if self.training and not self.is_logged:
+            return {}
         target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         return {"psnr": -10.0 * torch.log10((outputs["rgb"].detach() - target).square().mean())}
 
@@ -194,10 +199,17 @@ class HashPoseModel(PoseRefiningModel):
         self.sampler = SAMPLERS[config.sampler](num_samples=config.num_samples)
         # Every ray keeps a share of samples everywhere: a wrong pose is corrected by what lies beside the surface.
         self.importance_sampler = PDFSampler(config.num_importance_samples, include_original=False)
-        self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self.renderer_rgb = ColorRenderer(background_color=config.background_color)
         self.renderer_accumulation = AccumulationRenderer()
         self.renderer_depth = DepthRenderer(method="expected")
         self.rgb_loss = LOSSES[config.loss]()
+        self.compiled_shading: Optional[CompiledForTraining] = None
+        if config.compile:
+            if not isinstance(self.field, HashPoseField) or config.field.decoder.implementation != "torch":
+                raise HashPoseError(
+                    "--pipeline.model.compile True needs hashpose's own field, with its decoder in torch."
+                )
+            self.compiled_shading = CompiledForTraining(self._shade, lambda: list(self.field.decoder_parameters()))
 
     def _grid_box(self, metadata: Dict) -> Tensor:
         """[2, 3] corners of the grid's box in the coordinates of the scene's warp."""
@@ -252,7 +264,7 @@ class HashPoseModel(PoseRefiningModel):
         if config.num_importance_samples == 0 or self.field.step < config.importance_start * self.total_steps:
             return samples
         with torch.no_grad():
-            weights = samples.get_weights(self.field.get_density(samples)[0])
+            weights = ray_weights(samples.deltas, self.field.get_density(samples)[0])
             # The larger of neighbours: a surface between two samples may have been seen by one of them only.
             around = functional.max_pool1d(weights.transpose(-1, -2), 3, stride=1, padding=1).transpose(-1, -2)
         return self.importance_sampler(ray_bundle, samples, around)
@@ -269,8 +281,11 @@ class HashPoseModel(PoseRefiningModel):
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
         self._set_planes(ray_bundle)
         samples = self._sample_rays(ray_bundle)
+        if self.training and self.compiled_shading is not None:
+            rgb, accumulation = self._compiled(samples)
+            return {"rgb": rgb, "accumulation": accumulation}
         field_outputs = self.field(samples)
-        weights = samples.get_weights(field_outputs[FieldHeadNames.DENSITY])
+        weights = ray_weights(samples.deltas, field_outputs[FieldHeadNames.DENSITY])
         outputs = {
             "rgb": self.renderer_rgb(rgb=field_outputs[FieldHeadNames.RGB], weights=weights),
             "accumulation": self.renderer_accumulation(weights=weights),
@@ -278,6 +293,47 @@ class HashPoseModel(PoseRefiningModel):
         if not self.training:
             outputs["depth"] = self.renderer_depth(weights=weights, ray_samples=samples)
         return outputs
+
+    def _compiled(self, samples: RaySamples) -> Tuple[Tensor, ...]:
+        """Colours and accumulations of a training batch, by the compiled shading."""
+        assert self.compiled_shading is not None
+        field, kind = self.field, self.config.background_color
+        features, inside = field.encode(samples)
+        background = None
+        if kind not in ("last_sample", "random"):
+            background = self.renderer_rgb.get_background_color(kind, (3,), features.device)
+        return self.compiled_shading(
+            features,
+            inside,
+            samples.frustums.directions[..., :1, :],
+            samples.deltas,
+            field.appearance_of(samples),
+            background,
+            see_directions=field.sees_directions,
+            bfloat16=field.uses_bfloat16(features.device),
+        )
+
+    def _shade(
+        self,
+        features: Float[Tensor, "rays samples features"],
+        inside: Bool[Tensor, "rays samples"],
+        directions: Float[Tensor, "rays 1 3"],
+        deltas: Float[Tensor, "rays samples 1"],
+        appearance: Optional[Float[Tensor, "rays 1 appearance"]],
+        background: Optional[Float[Tensor, "3"]],
+        see_directions: bool,
+        bfloat16: bool,
+    ) -> Tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 1"]]:
+        """What the field's decoder and the renderers do in training, as one function of tensors: colours and
+        accumulations of rays from the features of their samples. `background` is None where it is random, and then
+        left out, or the last sample's colour."""
+        density, geometry = self.field.decode_density(features, inside, bfloat16)
+        colors = self.field.decode_color(geometry, directions, appearance, see_directions, bfloat16)
+        weights = ray_weights(deltas, density)
+        rgb, accumulation = (weights * colors).sum(-2), weights.sum(-2)
+        if self.config.background_color == "last_sample":
+            background = colors[..., -1, :]
+        return rgb if background is None else rgb + background * (1.0 - accumulation), accumulation
 
     def get_loss_dict(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor], metrics_dict: Optional[Dict] = None

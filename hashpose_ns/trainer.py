@@ -130,6 +130,7 @@ class HashPoseTrainer(Trainer):
         begin = time.perf_counter()
         if step in {round(fraction * self.total_steps) for fraction in self.config.recovery.at}:
             self._recover_cameras(step)
+        self.pipeline.model.is_logged = step_check(step, self.config.logging.steps_per_log, run_at_zero=True)
         output = super().train_iteration(step)
         self._look_whether_settled(step)
         self.train_seconds += time.perf_counter() - begin

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hashpose_ns.cameras.lie import exp_map_SE3
 from hashpose_ns.errors import HashPoseError
-from nerfstudio.cameras.lie_groups import exp_map_SE3
 
 RIGID_TOLERANCE = 1e-3
 """Largest entry of R^T R - I that still counts as a rotation: stored poses are often rounded to a few digits."""
@@ -47,9 +47,7 @@ def perturb_poses(
     - l2g: :math:`T' = [\exp(\omega) | v]\, T`, so that it becomes :math:`T^{-1} [\exp(\omega) | v]^{-1}`.
 
     The six numbers of a camera are one row of ``randn(N, 6)`` for barf; for l2g all rotations are drawn before all
-    translations. Draws and products are float64. nerfstudio's ``exp_map_SE3`` is the exponential: measured against
-    ``scipy.linalg.expm`` it is exact to 3e-15, except that below an angle of 0.01 rad its rotation (still orthogonal to
-    3e-16) is off by theta^3 / 12, at most 8.3e-8 rad, and its translation by a fraction of 8.3e-11.
+    translations. Draws, exponential and products are float64.
 
     Args:
         camera_to_worlds: true poses; not modified.

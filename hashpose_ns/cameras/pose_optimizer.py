@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
 
-import roma
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hashpose_ns.cameras.lie import exp_map_SE3, log_map_SE3
 from hashpose_ns.cameras.settling import Settling, SettlingConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.lie_groups import exp_map_SE3
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils import poses as pose_utils
 
@@ -144,12 +142,20 @@ class PoseOptimizer(CameraOptimizer):
 
     def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
         """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""
-        identity = torch.eye(4, device=self.initial_camera_to_worlds.device)[:3]
         if self.config.mode == "off":
-            return identity.repeat(self.num_cameras, 1, 1)
+            return self._identity().repeat(self.num_cameras, 1, 1)
         twists = self._moving_twists()
         corrections = corrections_to_world(exp_map_SE3(twists), self.initial_camera_to_worlds, self.config.side)
-        return torch.where(self.trainable[:, None, None], corrections, identity)
+        return self._but_frozen(corrections)
+
+    def _identity(self) -> Float[Tensor, "3 4"]:
+        return torch.eye(3, 4, device=self.initial_camera_to_worlds.device)
+
+    def _but_frozen(self, corrections: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
+        """The corrections, and none of the frozen cameras."""
+        if not self.config.frozen_cameras:
+            return corrections
+        return torch.where(self.trainable[:, None, None], corrections, self._identity())
 
     def _moving_twists(self) -> Float[Tensor, "num_cameras 6"]:
         """The corrections, without gradient where poses stand still: all of them, or those that are held."""
@@ -196,7 +202,7 @@ class PoseOptimizer(CameraOptimizer):
         if self.config.mode == "off":
             return
         assert raybundle.camera_indices is not None
-        move_rays(raybundle, self.world_corrections()[raybundle.camera_indices[..., 0]])
+        move_rays(raybundle, self.world_corrections(), raybundle.camera_indices[..., 0])
 
     def apply_to_camera(self, camera: Cameras) -> Tensor:
         """Camera-to-world matrices to render `camera` from; refined where the camera says it is a training camera."""
@@ -225,20 +231,6 @@ class PoseOptimizer(CameraOptimizer):
             param_groups["camera_opt"] = [self.pose_adjustment]
 
 
-def log_map_SE3(motion: Float[Tensor, "3 4"]) -> Float[Tensor, "6"]:
-    """The twist [translation, rotation] whose exponential is a rigid motion; float64, angles below pi."""
-    rotation = roma.rotmat_to_rotvec(roma.special_procrustes(motion[:, :3].double()))
-    angle = float(rotation.norm())
-    skew = torch.zeros(3, 3, dtype=torch.float64, device=motion.device)
-    skew[[2, 0, 1], [1, 2, 0]] = rotation
-    skew = skew - skew.T
-    first, second = 0.5 - angle**2 / 24, 1 / 6 - angle**2 / 120
-    if angle > 1e-3:
-        first, second = (1 - math.cos(angle)) / angle**2, (angle - math.sin(angle)) / angle**3
-    jacobian = torch.eye(3, dtype=torch.float64, device=motion.device) + first * skew + second * skew @ skew
-    return torch.cat([torch.linalg.solve(jacobian, motion[:, 3].double()), rotation])
-
-
 def corrections_to_world(
     corrections: Float[Tensor, "*batch 3 4"], camera_to_worlds: Float[Tensor, "*batch 3 4"], side: str
 ) -> Float[Tensor, "*batch 3 4"]:
@@ -257,8 +249,10 @@ def correction_frame(camera_to_worlds: Float[Tensor, "*batch 3 4"], side: str) -
     return camera_to_worlds if side == "camera" else None
 
 
-def move_rays(raybundle: RayBundle, motions: Float[Tensor, "*batch 3 4"]) -> None:
-    """Applies one rigid world motion per ray to origins and directions, in place."""
-    rotations, translations = motions[..., :3], motions[..., 3]
-    raybundle.origins = (rotations * raybundle.origins[..., None, :]).sum(-1) + translations
+def move_rays(raybundle: RayBundle, motions: Float[Tensor, "num_cameras 3 4"], cameras: Int[Tensor, "*batch"]) -> None:
+    """Applies each ray's camera's rigid world motion to its origin and direction, in place."""
+    # What is gathered goes back by one scatter; plain indexing sorts first on a GPU.
+    chosen = motions.index_select(0, cameras.flatten()).view(*cameras.shape, 3, 4)
+    rotations, translations = chosen.split([3, 1], dim=-1)
+    raybundle.origins = (rotations * raybundle.origins[..., None, :]).sum(-1) + translations.squeeze(-1)
     raybundle.directions = (rotations * raybundle.directions[..., None, :]).sum(-1)

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hashpose_ns.cameras.lie import exp_map_SE3
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, corrections_to_world
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.lie_groups import exp_map_SE3
+
 from nerfstudio.utils import poses as pose_utils
 
 if TYPE_CHECKING:

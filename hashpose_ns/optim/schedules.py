@@ -5,6 +5,7 @@ Every lambda returns a Python float: a numpy one would enter the checkpoint and 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Callable, List, Optional, Tuple, Type
 
@@ -22,7 +23,7 @@ from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 class AdamConfig(OptimizerConfig):
     """Adam, fused where the device has it. Takes parameters, or parameter groups with rates of their own."""
 
-    _target: Type = torch.optim.Adam
+    _target: Type = field(default_factory=lambda: GroupedAdam)
     lr: float = 5e-4
     """Learning rate at the start."""
     eps: float = 1e-15
@@ -40,6 +41,23 @@ class AdamConfig(OptimizerConfig):
             return self._target(params, lr=self.lr, eps=self.eps, betas=tuple(self.betas), fused=True)
         except ValueError as error:
             raise HashPoseError(f"Adam's settings are out of range: {error}.") from error
+
+
+class GroupedAdam(torch.optim.Adam):
+    """Adam that takes all parameter groups with the same settings in one launch, to the same bits: a grid's levels
+    have a group each, and most of the time all of them that train have the same learning rate."""
+
+    def step(self, closure: Optional[Callable[[], float]] = None) -> Optional[float]:
+        """One step of all parameters that have a gradient."""
+        groups, together = self.param_groups, {}
+        for group in groups:
+            settings = tuple(group[name] for name in self.defaults)
+            together.setdefault(settings, {**group, "params": []})["params"] += group["params"]
+        self.param_groups = list(together.values())
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
 
 
 @dataclass
@@ -84,6 +102,9 @@ class Schedule(Scheduler):
             raise HashPoseError(f"A scheduler's cooldown is a fraction of training, not {self.config.cooldown}.")
         decay_steps = total * self.config.decay_until
         ratio = lr_final / lr_init if lr_final is not None and lr_init > 0 else 1.0
+
+        if factors is not None:
+            factors = functools.lru_cache(maxsize=1)(factors)  # all groups ask for the same step
 
         def rate(group: int) -> Callable[[int], float]:
             def at(step: int) -> float:

@@ -55,16 +55,14 @@ class NerfactoPoseOptimizer(PoseOptimizer):
 
     def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
         """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""
-        identity = torch.eye(4, device=self.initial_camera_to_worlds.device)[:3]
         if self.config.mode == "off":
-            return identity.repeat(self.num_cameras, 1, 1)
+            return self._identity().repeat(self.num_cameras, 1, 1)
         corrections = exp_map_SO3xR3(self._moving_twists())
         rotations, translations = corrections[..., :3], corrections[..., 3]
         centers = self.initial_camera_to_worlds[..., 3]
         # Summed by hand: mixed precision would round a matrix product.
         moved = centers + translations - (rotations * centers[..., None, :]).sum(-1)
-        corrections = torch.cat([rotations, moved[..., None]], dim=-1)
-        return torch.where(self.trainable[:, None, None], corrections, identity)
+        return self._but_frozen(torch.cat([rotations, moved[..., None]], dim=-1))
 
     @torch.no_grad()
     def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:

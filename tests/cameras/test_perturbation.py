@@ -11,7 +11,6 @@ import torch
 from hashpose_ns.cameras.alignment import pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
 from hashpose_ns.errors import HashPoseError
-from nerfstudio.cameras.lie_groups import exp_map_SE3
 
 L2G = dict(protocol="l2g", rotation=0.07, translation=0.5)
 
@@ -61,30 +60,7 @@ def test_l2g_noise_is_on_the_camera_side_with_free_translation():
         noise = scipy.linalg.expm(twist_matrix(rotation, np.zeros(3)))
         noise[:3, 3] = translation
         expected = np.linalg.inv(noise @ np.linalg.inv(to_4x4(pose)))
-        # atol: some of these angles are below 0.01, where the exponential map approximates
-        np.testing.assert_allclose(expected, to_4x4(result), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "angle, rotation_tolerance, translation_tolerance",
-    [
-        (0.0, 1e-15, 1e-15),
-        (1e-5, 1e-15, 1e-15),
-        (9.99e-3, 8.4e-8, 8.4e-11),
-        (0.0101, 4e-15, 4e-15),
-        (2.5, 1e-14, 1e-14),
-    ],
-)
-def test_accuracy_of_the_exponential_map_is_as_documented(angle, rotation_tolerance, translation_tolerance):
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.nn.functional.normalize(torch.randn(30, 3, generator=generator, dtype=torch.float64), dim=-1)
-    velocities = torch.nn.functional.normalize(torch.randn(30, 3, generator=generator, dtype=torch.float64), dim=-1)
-    results = exp_map_SE3(torch.cat([velocities, axes * angle], dim=-1))
-    for axis, velocity, result in zip(axes.numpy(), velocities.numpy(), results):
-        expected = scipy.linalg.expm(twist_matrix(axis * angle, velocity))
-        np.testing.assert_allclose(result[:, :3], expected[:3, :3], atol=rotation_tolerance, rtol=0)
-        assert np.linalg.norm(result[:, 3].numpy() - expected[:3, 3]) < translation_tolerance
-        np.testing.assert_allclose(result[:, :3].T @ result[:, :3], np.eye(3), atol=2e-15)
+        np.testing.assert_allclose(expected, to_4x4(result), atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ SHARED = """
     test_nan_stays_with_its_point
     test_the_papers_finest_level
     test_settings_can_change_on_a_trained_encoding
+    test_training_ends_at_the_same_losses_and_poses
 """.split("\n")
 
 
@@ -58,7 +59,7 @@ def test_the_interpreter_passes_tests_against_the_oracle():
     """Triton decides when it is imported whether it interprets, hence a process of its own."""
     pytest.importorskip("triton", reason="Triton is not installed (it comes with torch on Linux)")
     chosen = " or ".join(f"({line.strip()})" for line in SHARED if line.strip())
-    files = ("against_oracle", "behaviour", "triton_interpreted")
+    files = ("against_oracle", "behaviour", "training", "triton_interpreted")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"),

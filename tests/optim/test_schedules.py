@@ -7,12 +7,13 @@ import io
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
-from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
+from hashpose_ns.optim.schedules import AdamConfig, GroupedAdam, ScheduleConfig
 from nerfstudio.engine.optimizers import Optimizers
 
 STEPS = 50
@@ -222,3 +223,44 @@ def test_a_rate_of_zero_stays_zero_and_a_negative_one_is_refused():
     assert schedule.get_last_lr() == [0.0]
     with pytest.raises(HashPoseError, match="out of range"):
         AdamConfig(lr=-1.0).setup([parameter])
+
+
+# -- groups in one launch ----------------------------------------------------------------------------------------------
+
+
+class FusedLaunches(TorchDispatchMode):
+    """Counts launches of the fused Adam."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._fused_adam_.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_groups_with_the_same_rate_take_one_launch_and_get_the_bits_that_single_ones_would():
+    def make(adam):
+        generator = torch.Generator().manual_seed(0)
+        parameters = [torch.randn(50, 2, generator=generator).requires_grad_() for _ in range(6)]
+        groups = [{"params": [parameter], "level": level} for level, parameter in enumerate(parameters)]
+        return parameters, adam(groups, lr=1e-2, eps=1e-15, betas=(0.9, 0.99), fused=True)
+
+    (ours, grouped), (theirs, plain) = make(GroupedAdam), make(torch.optim.Adam)
+    # The curriculum's course: closed levels without a gradient, one that opens, open ones.
+    for rates in ([1.0, 0.3, 0, 0, 0, 0], [1.0, 1.0, 1.0, 0.2, 0, 0], [1.0] * 6):
+        for _ in range(3):
+            generator = torch.Generator().manual_seed(7)
+            for a, b, group_a, group_b, rate in zip(ours, theirs, grouped.param_groups, plain.param_groups, rates):
+                group_a["lr"] = group_b["lr"] = 1e-2 * rate
+                gradient = torch.randn(50, 2, generator=generator)
+                a.grad, b.grad = (gradient.clone(), gradient) if rate > 0 else (None, None)
+            plain.step()
+            with FusedLaunches() as launches:
+                grouped.step()
+            assert launches.count == len(set(rates) - {0})
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+    assert [group["level"] for group in grouped.param_groups] == list(range(6))
+    one, other = grouped.state_dict(), plain.state_dict()
+    assert one["param_groups"] == other["param_groups"]
+    for index, state in other["state"].items():
+        assert all(torch.equal(one["state"][index][name], value) for name, value in state.items())

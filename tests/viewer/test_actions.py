@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hashpose_ns.cameras.alignment import rotation_angle
-from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig, log_map_SE3
+from hashpose_ns.cameras.lie import exp_map_SE3, log_map_SE3
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.optim.schedules import AdamConfig
 from hashpose_ns.viewer.actions import PoseActions
-from nerfstudio.cameras.lie_groups import exp_map_SE3
 
 
 def make(side: str = "world", **settings) -> tuple[PoseOptimizer, torch.optim.Optimizer, PoseActions]:

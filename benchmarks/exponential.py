@@ -1,0 +1,125 @@
+"""What does the exponential map of poses cost, how exact is it, against nerfstudio's, and does training end the same?
+
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/exponential.py --output benchmarks/results/exponential.json
+
+Forward and backward pass for some numbers of cameras, the two maps by turns: operations handed to the device, and
+milliseconds of CPU time. Errors, of poses and of gradients, are the largest of 500 twists in float32 against the
+exponential of matrices in float64. `--runs before=FOLDER after=FOLDER` notes how runs with two versions ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+import training
+import tyro
+from launches import Launches
+from rich.console import Console
+from rich.table import Table
+
+from hashpose_ns.cameras import lie
+from nerfstudio.cameras import lie_groups
+
+MAPS = {"hashpose": lie.exp_map_SE3, "nerfstudio": lie_groups.exp_map_SE3}
+NOTED = ("step", "train_loss", "held_out_psnr", "rotation_deg_mean", "rotation_deg_max", "translation_mean")
+"""What is noted of a run, at its end."""
+
+
+@dataclass
+class Args:
+    """Settings."""
+
+    cameras: Tuple[int, ...] = (36, 1000)
+    """Numbers of cameras."""
+    angles: Tuple[float, ...] = (0.0, 1e-6, 1e-4, 5e-3, 9.9e-3, 0.0101, 0.03, 0.1, 0.5, 1.0, 2.0, 3.1)
+    """Angles (radians) of the twists whose errors are measured."""
+    repeats: int = 300
+    """Turns of each map."""
+    runs: Tuple[str, ...] = ()
+    """Names and folders with runs of two versions, as NAME=FOLDER."""
+    output: Optional[Path] = None
+    """JSON file to write."""
+
+
+def both_passes(function: Callable, twists: torch.Tensor, weights: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Poses and the gradient of their weighted sum."""
+    twists = twists.detach().requires_grad_()
+    poses = function(twists)
+    return poses.detach(), torch.autograd.grad(poses, twists, weights)[0]
+
+
+def exact(twists: torch.Tensor) -> torch.Tensor:
+    """The exponential of 4x4 matrices."""
+    x, y, z = twists[:, 3:].unbind(1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).view(-1, 3, 3)
+    matrices = torch.nn.functional.pad(torch.cat([skew, twists[:, :3, None]], dim=2), (0, 0, 0, 1))
+    return torch.linalg.matrix_exp(matrices)[:, :3]
+
+
+def cost(count: int, repeats: int) -> List[Dict[str, Any]]:
+    """Operations and time of both maps."""
+    twists, weights = 0.1 * torch.randn(count, 6), torch.randn(count, 3, 4)
+    times: Dict[str, List[float]] = {name: [] for name in MAPS}
+    for _ in range(repeats):
+        for name, function in MAPS.items():
+            begin = training.clock()
+            both_passes(function, twists, weights)
+            times[name].append(1000 * (training.clock() - begin))
+    rows = []
+    for name, function in MAPS.items():
+        with Launches() as launches:
+            both_passes(function, twists, weights)
+        operations = sum(counter.total() for counter in launches.counts.values())
+        rows.append(
+            {"cameras": count, "map": name, "operations": operations, "ms": round(statistics.median(times[name]), 4)}
+        )
+    return rows
+
+
+def errors(angle: float) -> List[Dict[str, Any]]:
+    """Largest errors of both maps at an angle."""
+    axes = torch.nn.functional.normalize(torch.randn(500, 3, dtype=torch.float64), dim=-1)
+    twists = torch.cat([torch.randn(500, 3, dtype=torch.float64), angle * axes], dim=-1).float()
+    weights = torch.randn(500, 3, 4)
+    expected = both_passes(exact, twists.double(), weights.double())
+    rows = []
+    for name, function in MAPS.items():
+        found = (float((a - b).abs().max()) for a, b in zip(both_passes(function, twists, weights), expected))
+        rows.append(
+            {"angle": angle, "map": name, **{key: float(f"{e:.2e}") for key, e in zip(("pose", "gradient"), found)}}
+        )
+    return rows
+
+
+def ended(folder: Path) -> List[Dict[str, Any]]:
+    """The last records of all runs in a folder."""
+    logs = sorted(folder.rglob("pose_errors.jsonl"))
+    last = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    return [{name: record.get(name, record.get(f"pose_error_after_{name}")) for name in NOTED} for record in last]
+
+
+def main(args: Args) -> None:
+    """Measures, prints, writes."""
+    load = os.getloadavg()[0]
+    torch.manual_seed(0)
+    costs = [row for count in args.cameras for row in cost(count, args.repeats)]
+    exactness = [row for angle in args.angles for row in errors(angle)]
+    runs = {name: ended(Path(folder)) for name, folder in (pair.split("=", 1) for pair in args.runs)}
+    for rows in (costs, exactness, *runs.values()):
+        table = Table(*(rows[0] if rows else ()))
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        Console().print(table)
+    if args.output is not None:
+        training.write_record(args.output, load, costs=costs, errors=exactness, runs=runs)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,223 @@
+"""How many operations does a training step ask of the device?
+
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/launches.py --output benchmarks/results/launches.json
+
+On a GPU a small step takes as long as it takes to launch its kernels. Launches can be counted anywhere: this counts the
+ATen operations that a step of nerfstudio's own loop hands to the device and that do work there. Views, and memory that
+is only allocated, are not counted. An operation is at least one kernel (a sum of a whole batch, a sort or an
+accumulating index are more), so that the counts are lower bounds.
+
+Operations of the backward pass are counted for the part whose forward pass they belong to. The hash encoding counts as
+it is on a GPU: its Triton kernels and what is around them, whatever computes it here. Waits are reads of a number by
+Python, which stop until the device has got so far (the one left, of the pixels, is of a generator on the CPU). On a GPU
+its own record of kernels stands beside the counts.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import training
+import tyro
+from rich.console import Console
+from rich.table import Table
+from step import RAYS
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hashpose_ns.encoding.triton import TritonBackend
+
+NO_WORK = ("empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like", "_unsafe_view", "set_", "resize_")
+"""Operations that allocate or rename."""
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2")
+"""Operations whose result, or its size, Python waits for."""
+STEPS = 7
+"""Steps of which the median counts: those that log are rarer."""
+
+
+@dataclass
+class Args:
+    """Settings."""
+
+    methods: Tuple[str, ...] = ("hashpose-blender", "hashpose-small")
+    """Methods to count."""
+    settings: Tuple[str, ...] = ()
+    """Further settings, as dotted.path=value."""
+    output: Optional[Path] = None
+    """JSON file to write."""
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations by the part of the step that asks for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counting = True
+        self.stack: List[str] = ["rest of the loop"]
+        self.ranges: List[Tuple[int, int, str]] = []
+        self.counts: Dict[Tuple[str, str], Counter] = defaultdict(Counter)
+
+    def part(self) -> Tuple[str, str]:
+        """Where we are: the part, and whether in its forward or backward pass."""
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return self.stack[-1], "forward"
+        number = node._sequence_nr()
+        inside = [(end - begin, name) for begin, end, name in self.ranges if begin <= number < end]
+        return min(inside)[1] if inside else "gradients of parameters", "backward"
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._overloadpacket.__name__
+        if not (func.is_view or name in NO_WORK or func.namespace != "aten"):
+            if name in ("index", "index_put", "index_put_") and any(
+                i.dtype == torch.bool for i in args[1] if i is not None
+            ):
+                name = f"masked_select, by {name}"  # asks how many entries are chosen
+            self.counts[self.part()][name] += 1
+        return func(*args, **(kwargs or {}))
+
+    def around(self, owner: Any, attribute: str, name: str) -> None:
+        """Makes a function a part of its own."""
+        function = getattr(owner, attribute)
+
+        def wrapped(*args, **kwargs):
+            self.stack.append(name)
+            begin = torch._C._autograd._get_sequence_nr()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.stack.pop()
+                self.ranges.append((begin, torch._C._autograd._get_sequence_nr(), name))
+
+        setattr(owner, attribute, wrapped)
+
+
+class CountedTriton(TritonBackend):
+    """The Triton backend, its kernels counted and not run: another backend computes what they would."""
+
+    def __init__(self, launches: Launches, backend: Any) -> None:
+        self.launches, self.backend = launches, backend
+
+    def _count(self, *kernels: str) -> None:
+        for kernel in kernels if self.launches.counting else ():
+            self.launches.counts[self.launches.part()][kernel] += 1
+
+    def forward(self, *args):
+        self._count("encode_kernel")
+        with torch._C._DisableTorchDispatch():
+            return self.backend.forward(*args)
+
+    def backward(self, grad_output, x, tables, grid, x_needs_grad, table_needs_grad):
+        if any(table_needs_grad):
+            self._count("zero_", "table_gradient_kernel")
+        if x_needs_grad:
+            self._count("x_gradient_kernel")
+        with torch._C._DisableTorchDispatch():
+            return self.backend.backward(grad_output, x, tables, grid, x_needs_grad, table_needs_grad)
+
+
+def watch(trainer: Any, launches: Launches) -> None:
+    """Makes the parts of a trainer's step known."""
+    from nerfstudio.utils import writer
+
+    pipeline, model = trainer.pipeline, trainer.pipeline.model
+    field, optimizers = model.field, trainer.optimizers
+    trainer._is_looked_at = lambda step: False  # a CPU's losses are looked at in every step, a GPU's now and then
+    encoding = field.encoding
+    choose = encoding._backend
+    encoding._backend = lambda points, grid: CountedTriton(launches, choose(points, grid))
+    for owner, attribute, name in (
+        (pipeline.datamanager, "next_train", "data: pixels"),
+        (pipeline.datamanager.train_ray_generator, "forward", "data: rays (nerfstudio)"),
+        (model.camera_optimizer, "apply_to_raybundle", "poses"),
+        (model, "_set_planes", "samples"),
+        (model.sampler, "forward", "samples"),
+        (model, "get_outputs", "rendering"),
+        (field, "get_density", "positions"),
+        (field, "get_outputs", "decoder"),
+        (encoding, "forward", "encoding"),
+        (field.density_network, "forward", "decoder"),
+        (model, "get_loss_dict", "loss"),
+        (model, "get_metrics_dict", "metrics"),
+        (optimizers, "zero_grad_some", "optimisers"),
+        (optimizers, "optimizer_scaler_step_some", "optimisers"),
+        (optimizers, "scheduler_step_all", "schedules"),
+        *((writer, function, "logging") for function in ("write_out_storage", "put_scalar", "put_dict", "put_time")),
+    ):
+        launches.around(owner, attribute, name)
+
+
+def count(method: str, scene: Path, output: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+    """Median counts of a step, all levels open and poses moving: part -> forward, backward and the waits in both."""
+    few = {RAYS: 64, "pipeline.model.num_samples": 8}
+    trainer = training.make_trainer(method, scene, output, {**few, **settings})
+    launches = Launches()
+    watch(trainer, launches)
+    steps: List[Dict[Tuple[str, str], Counter]] = []
+    trainer.pipeline.train()
+    for step in range(training.START_STEP + 1, training.START_STEP + 4 + STEPS):
+        trainer.pipeline.model.update_to_step(step)
+        launches.counts, launches.ranges = defaultdict(Counter), []
+        with launches:
+            trainer.train_iteration(step)
+        steps.append(launches.counts)
+    steps = sorted(steps[3:], key=lambda counts: sum(counter.total() for counter in counts.values()))
+    middle = steps[len(steps) // 2]
+    parts: Dict[str, Dict[str, int]] = defaultdict(lambda: {"forward": 0, "backward": 0, "waits": 0})
+    for (part, direction), counter in middle.items():
+        parts[part][direction] += counter.total()
+        parts[part]["waits"] += sum(number for name, number in counter.items() if name.startswith(WAITS))
+    total = {key: sum(part[key] for part in parts.values()) for key in ("forward", "backward", "waits")}
+    launches.counting = False
+    kernels = on_the_device(trainer, training.START_STEP + 4 + STEPS) if torch.cuda.is_available() else None
+    operations = {
+        f"{part}, {direction}": dict(counter.most_common()) for (part, direction), counter in middle.items() if counter
+    }
+    return {"parts": dict(parts), "total": total, "on_the_device": kernels, "operations": operations}
+
+
+def on_the_device(trainer: Any, first: int) -> Dict[str, float]:
+    """What a GPU did in a step, by its own record: kernels, copies and fills, and their milliseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        for step in range(first, first + STEPS):
+            trainer.pipeline.model.update_to_step(step)
+            trainer.train_iteration(step)
+        training.synchronize()
+    found: Counter = Counter()
+    for event in record.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kind = "copies" if "Memcpy" in event.name else "fills" if "Memset" in event.name else "kernels"
+            found[kind] += 1
+            found["ms"] += event.time_range.elapsed_us() / 1000
+    return {kind: round(number / STEPS, 3) for kind, number in found.items()}
+
+
+def main(args: Args) -> None:
+    """Counts, prints, writes."""
+    load, results = os.getloadavg()[0], {}
+    settings = dict(pair.split("=", 1) for pair in args.settings)
+    with tempfile.TemporaryDirectory() as folder:
+        scene = training.make_scene(Path(folder) / "scene", views=10, resolution=16)
+        for number, method in enumerate(args.methods):
+            results[method] = count(method, scene, Path(folder) / str(number), settings)
+    for method, result in results.items():
+        table = Table(title=f"Operations of a step, {method}")
+        for column in ("part", "forward", "backward", "waits"):
+            table.add_column(column)
+        for name, part in sorted(result["parts"].items(), key=lambda item: -item[1]["forward"] - item[1]["backward"]):
+            table.add_row(name, *(str(part[key]) for key in ("forward", "backward", "waits")))
+        table.add_row("sum", *(str(result["total"][key]) for key in ("forward", "backward", "waits")))
+        Console().print(table)
+    if args.output is not None:
+        training.write_record(args.output, load, settings=settings, results=results)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
