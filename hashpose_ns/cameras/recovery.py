@@ -13,11 +13,14 @@ from hashpose_ns.cameras.lie import exp_map_SE3
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, corrections_to_world
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras
-
 from nerfstudio.utils import poses as pose_utils
 
 if TYPE_CHECKING:
     from hashpose_ns.pipeline import HashPosePipeline
+
+
+GAIN = 0.6
+"""A camera is moved where its loss falls below this part of what it was; a lost one's right pose takes more away."""
 
 
 @dataclass
@@ -178,7 +181,7 @@ def recover_cameras(pipeline: "HashPosePipeline", config: RecoveryConfig) -> Lis
         first = config.steps // 3
         best, _ = judge.optimized(best, first, config.lr)
         best, found = judge.optimized(best[: max(len(best) // 4, 1)], config.steps - first, config.lr)
-        if float(found[0]) < 0.8 * losses[index]:
+        if float(found[0]) < GAIN * losses[index]:
             optimizer.set_refined(index, best[0])
             moved.append(index)
     return moved
