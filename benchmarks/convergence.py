@@ -1,5 +1,5 @@
-"""Fewer steps and a larger basin: trains variants x noise x seeds on chair at small scale, one after another, and
-writes convergence.json, a table and a figure.
+"""Fewer steps and a larger basin: trains variants x noise x seeds on chair at small scale. Writes convergence.json,
+a table and a figure.
 
     python benchmarks/convergence.py --data path/to/chair --output benchmarks/results
 
@@ -68,8 +68,8 @@ BASE: Dict[str, Any] = {
 EDGES = {"pipeline.datamanager.pixel_sampler.edge_fraction": 0.85}
 DELAY = {"pipeline.model.camera_optimizer.start": 0.03}
 ORBIT = {"pipeline.model.camera_optimizer.side": "orbit"}
-WINDOW = {"pipeline.model.curriculum.window": [0.04, 0.5]}
 RATES = {
+    "pipeline.model.curriculum.window": [0.04, 0.5],
     "optimizers.encoding.optimizer.lr": 4e-2,
     "optimizers.encoding.scheduler.lr_final": 4e-3,
     "optimizers.encoding.scheduler.cooldown": 0.25,
@@ -79,24 +79,58 @@ RATES = {
     "optimizers.camera_opt.scheduler.lr_final": 1.2e-3,
     "optimizers.camera_opt.scheduler.cooldown": 0.25,
 }
-RECOVERY = {"recovery.at": [0.3, 0.6], "recovery.suspicion": 2.0}
-BEST = {**EDGES, **DELAY, **ORBIT, **WINDOW, **RATES}
+IMPORTANCE = {"pipeline.model.num_samples": 24, "pipeline.model.num_importance_samples": 24}
+SETTLING = {"pipeline.model.camera_optimizer.settling.decay": 0.7}
+RECOVERY = {"recovery.at": [0.2, 0.4]}
+IDEAS = {
+    "importance": IMPORTANCE,
+    "edges": EDGES,
+    "delay": DELAY,
+    "orbit": ORBIT,
+    "rates": RATES,
+    "settling": SETTLING,
+    "recovery": RECOVERY,
+}
+SHORT = {"max_num_iterations": 2250}
+"""What a run with all ideas has in the time of the plain one's 3000 steps."""
+
+
+def together(ideas: List[str]) -> Dict[str, Any]:
+    """Settings of several ideas."""
+    return {**SHORT, **{key: value for idea in ideas for key, value in IDEAS[idea].items()}}
+
 
 VARIANTS: Dict[str, Dict[str, Any]] = {
     "plain": {},
-    "best": BEST,
-    "best + recovery": {**BEST, **RECOVERY},
+    **{f"plain + {idea}": together([idea]) for idea in IDEAS if idea != "settling"},
+    "best": together(list(IDEAS)),
+    **{f"best - {idea}": together([other for other in IDEAS if other != idea]) for idea in IDEAS},
 }
-"""Name -> settings beside BASE."""
+"""Name -> settings beside BASE. Settling alone would only lower rates that the plain recipe lowers by the clock."""
 
-PLAN: List[Tuple[str, float, int]] = [
-    *[(variant, 0.15, seed) for seed in range(3) for variant in ("plain", "best", "best + recovery")],
-    *[(variant, 0.05, 0) for variant in ("plain", "best + recovery")],
-    ("best", 0.0, 0),
+NOISES: Dict[str, Tuple[str, float, float]] = {
+    "true poses": ("barf", 0.0, 0.0),
+    **{str(noise): ("barf", noise, noise) for noise in (0.05, 0.1, 0.15, 0.2, 0.3)},
+    "L2G .07/.5": ("l2g", 0.07, 0.5),
+}
+"""Name -> protocol, rotation and translation of the perturbation."""
+
+PLAN: List[Tuple[str, str, int]] = [
+    *[(variant, "0.15", seed) for seed in range(3) for variant in ("plain", "best")],
+    *[
+        (variant, noise, seed)
+        for noise in NOISES
+        for seed in range(3)
+        for variant in ("plain", "best")
+        if noise != "0.15"
+    ],
+    *[(variant, "0.15", seed) for seed in range(3) for variant in VARIANTS if variant not in ("plain", "best")],
 ]
-"""Variant, noise and seed of every run; noise 0 starts from the true poses."""
+"""Variant, noise and seed of every run."""
 
 
+ERROR = ("pose_error_after_rotation_deg_mean", "pose_change_rotation_deg_mean")
+"""What the mean rotation error is called in a log, with and without noise."""
 CODE = ("hashpose_ns", "benchmarks/convergence.py")
 
 
@@ -110,9 +144,11 @@ class Args:
     """Folder for convergence.json and convergence.png."""
     work: Path = Path("/tmp/hashpose_convergence")
     """Folder for the runs."""
+    jobs: int = 2
+    """Runs at a time, each with one thread."""
 
 
-def train(settings: Dict[str, Any], data: Path, folder: Path, noise: float, seed: int) -> None:
+def train(settings: Dict[str, Any], data: Path, folder: Path, noise: str, seed: int) -> None:
     """One training in this process."""
     from hashpose_ns.bench.configs import base_config
     from hashpose_ns.bench.settings import apply_setting
@@ -125,8 +161,11 @@ def train(settings: Dict[str, Any], data: Path, folder: Path, noise: float, seed
         apply_setting(config, key, value)
     manager = config.pipeline.datamanager
     manager.data = manager.dataparser.data = data
-    manager.perturbation = dataclasses.replace(manager.perturbation, rotation=noise, translation=noise, seed=seed)
-    if noise == 0:
+    protocol, rotation, translation = NOISES[noise]
+    manager.perturbation = dataclasses.replace(
+        manager.perturbation, protocol=protocol, rotation=rotation, translation=translation, seed=seed
+    )
+    if rotation == 0:
         manager.initial_poses = "given"
     config.machine.seed = seed
     config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "run"
@@ -152,28 +191,49 @@ def train(settings: Dict[str, Any], data: Path, folder: Path, noise: float, seed
     (folder / "record.json").write_text(json.dumps(record) + "\n")
 
 
-def run(settings: Dict[str, Any], data: Path, folder: Path, noise: float, seed: int) -> Dict[str, Any]:
-    """Trains in a fork and returns its record."""
-    if not (folder / "record.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                output = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                train(settings, data, folder, noise, seed)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        if os.waitpid(child, 0)[1] != 0:
-            raise RuntimeError(f"{folder.name} failed:\n" + (folder / "output.log").read_text()[-2000:])
-    return json.loads((folder / "record.json").read_text())
+def start(settings: Dict[str, Any], data: Path, folder: Path, noise: str, seed: int) -> int:
+    """Begins to train in a fork and returns its process number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            output = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            train(settings, data, folder, noise, seed)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def run_all(args: Args, console: Console) -> List[Dict[str, Any]]:
+    """Trains what has no record yet, and returns all records in the order of the plan."""
+    folders = {key: args.work / "_".join(map(str, key)).translate(str.maketrans(" /+", "-_p")) for key in PLAN}
+    waiting = [key for key in PLAN if not (folders[key] / "record.json").exists()]
+    running: Dict[int, Tuple[str, str, int]] = {}
+    while waiting or running:
+        while waiting and len(running) < args.jobs:
+            variant, noise, seed = key = waiting.pop(0)
+            running[start({**BASE, **VARIANTS[variant]}, args.data, folders[key], noise, seed)] = key
+        child, status = os.wait()
+        key = running.pop(child)
+        if status != 0:
+            log = (folders[key] / "output.log").read_text()[-2000:]
+            raise RuntimeError(f"{folders[key].name} failed:\n{log}")
+        console.print(table([read(key, folders[key])]), len(waiting), "to go")
+    return [read(key, folder) for key, folder in folders.items()]
+
+
+def read(key: Tuple[str, str, int], folder: Path) -> Dict[str, Any]:
+    """A run's record with its summary."""
+    record = json.loads((folder / "record.json").read_text())
+    return {"variant": key[0], "noise": key[1], "seed": key[2], **summary(record), **record}
 
 
 def summary(record: Dict[str, Any]) -> Dict[str, float]:
@@ -193,14 +253,9 @@ def main(args: Args) -> None:
     """Runs the plan."""
     import hashpose_ns.methods  # noqa: F401  imported once, before the forks
     import nerfstudio.scripts.train  # noqa: F401
-    from hashpose_ns.figures import plot_pose_errors
 
-    console, runs = Console(width=160), []
-    for variant, noise, seed in PLAN:
-        folder = args.work / f"{variant.replace(' ', '')}_{noise}_{seed}"
-        record = run({**BASE, **VARIANTS[variant]}, args.data, folder, noise, seed)
-        runs.append({"variant": variant, "noise": noise, "seed": seed, **summary(record), **record})
-        console.print(table(runs[-1:]))
+    console = Console(width=160)
+    runs = run_all(args, console)
     report = {
         "command": "python benchmarks/convergence.py --data path/to/chair --output benchmarks/results",
         "machine": {"processor": processor(), "cores": os.cpu_count(), "threads_per_run": 1},
@@ -212,13 +267,41 @@ def main(args: Args) -> None:
     (args.output / "convergence.json").write_text(
         json.dumps(report, indent=None).replace('{"variant"', '\n{"variant"') + "\n"
     )
-    logs = {
-        f"{variant}, noise {noise}": [r["log"] for r in runs if (r["variant"], r["noise"]) == (variant, noise)]
-        for noise in (0.15, 0.05)
-        for variant in ("plain", "best", "best + recovery")
-    }
-    plot_pose_errors({name: log for name, log in logs.items() if log}, args.output / "convergence.png")
+    plot(runs, args.output / "convergence.png")
     console.print(table(runs))
+
+
+def plot(runs: List[Dict[str, Any]], path: Path) -> None:
+    """Rotation error over training time at noise 0.15, and at the end over the noise: plain against best."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    colors = {"plain": "tab:gray", "best": "tab:blue"}
+    names = [noise for noise in NOISES if any(r["noise"] == noise for r in runs)]
+    for variant, color in colors.items():
+        some = [r for r in runs if r["variant"] == variant]
+        for r in (r for r in some if r["noise"] == "0.15"):
+            error = [next(v for k, v in entry.items() if k in ERROR) for entry in r["log"]]
+            left.plot([entry["train_seconds"] for entry in r["log"]], error, color=color, label=variant)
+        for offset, r in enumerate(some):
+            right.plot(
+                names.index(r["noise"]) + 0.06 * (offset % 3), r["rotation_mean"], "o", color=color, label=variant
+            )
+    left.set(
+        xlabel="seconds of training", ylabel="mean rotation error [deg]", yscale="log", title="noise 0.15, 3 seeds"
+    )
+    right.set(yscale="log", title="at the end, 3 seeds each", ylabel="mean rotation error [deg]")
+    right.set_xticks(range(len(names)), names)
+    for axes in (left, right):
+        axes.axhline(0.5, color="tab:red", linewidth=0.8, linestyle="--")
+        labels = dict(zip(*axes.get_legend_handles_labels()[::-1]))
+        axes.legend(labels.values(), labels.keys())
+        axes.grid(alpha=0.3, which="both")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def table(runs: List[Dict[str, Any]]) -> Table:
