@@ -48,7 +48,7 @@ def main(args: Args) -> None:
         # nerfstudio's format holds a tenth of the images out
         size = dataclasses.replace(size, views=max(size.views, 80))
         scene = training.make_scene(Path(temporary) / "scene", size.views, size.resolution)
-        settings = {"pipeline.model.num_samples": size.samples}
+        settings = training.sample_settings(size.method, size.samples)
         if args.size == "tiny":
             settings.update({"pipeline.tto_steps": 2, "pipeline.tto_rays": 32})
         trainer = training.make_trainer(size.method, scene, Path(temporary) / "out", settings)

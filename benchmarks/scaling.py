@@ -67,7 +67,7 @@ class Subject:
             training.make_scene(scene, views, resolution)
         settings = {
             "pipeline.datamanager.train_num_rays_per_batch": values["rays"],
-            "pipeline.model.num_samples": values["samples"],
+            **training.sample_settings(size.method, values["samples"]),
         }
         self.trainer = training.make_trainer(size.method, scene, folder / "out", settings)
         self.step, self.times = training.START_STEP, []

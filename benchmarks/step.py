@@ -62,15 +62,14 @@ class Case:
 def cases(size: training.Size) -> Dict[str, Case]:
     """What is compared."""
     rays = {RAYS: size.rays}
-    samples = {**rays, "pipeline.model.num_samples": size.samples}
     found = {
-        size.method: Case(size.method, samples),
+        size.method: Case(size.method, {**rays, **training.sample_settings(size.method, size.samples)}),
         # Its proposal networks learn in one of about five steps.
         "nerfacto": Case("nerfacto", rays, steps=12),
         "barf": Case("barf" if size.samples < 128 else "barf-blender", rays),
     }
     if size.samples != 128:
-        found[f"barf, {size.samples} samples"] = Case("barf", samples)
+        found[f"barf, {size.samples} samples"] = Case("barf", {**rays, **training.sample_settings("barf", size.samples)})
     return found
 
 

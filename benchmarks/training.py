@@ -38,7 +38,7 @@ class Size:
     rays: int
     """Rays a step."""
     samples: int
-    """Samples a ray of this package's method."""
+    """Samples a ray of this package's method, and as many importance samples where it comes with any."""
     views: int
     """Images of the scene."""
     resolution: int
@@ -47,9 +47,17 @@ class Size:
 
 SIZES: Dict[str, Size] = {
     "tiny": Size("hashpose-small", rays=32, samples=8, views=10, resolution=16),
-    "small": Size("hashpose-small", rays=512, samples=32, views=40, resolution=100),
+    "small": Size("hashpose-small", rays=512, samples=24, views=40, resolution=100),
     "paper": Size("hashpose-blender", rays=1024, samples=128, views=100, resolution=400),
 }
+
+
+def sample_settings(method: str, samples: int) -> Dict[str, int]:
+    """Settings of this package's method for a number of samples."""
+    settings = {"pipeline.model.num_samples": samples}
+    if method == "hashpose-small":
+        settings["pipeline.model.num_importance_samples"] = samples
+    return settings
 
 
 def make_scene(folder: Path, views: int, resolution: int) -> Path:
