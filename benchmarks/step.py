@@ -69,7 +69,8 @@ def cases(size: training.Size) -> Dict[str, Case]:
         "barf": Case("barf" if size.samples < 128 else "barf-blender", rays),
     }
     if size.samples != 128:
-        found[f"barf, {size.samples} samples"] = Case("barf", {**rays, **training.sample_settings("barf", size.samples)})
+        few = training.sample_settings("barf", size.samples)
+        found[f"barf, {size.samples} samples"] = Case("barf", {**rays, **few})
     return found
 
 
