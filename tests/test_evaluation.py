@@ -13,7 +13,7 @@ from scenes import CHAIR
 
 from hashpose_ns.cameras.alignment import Similarity, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig
-from hashpose_ns.cameras.recovery import RecoveryConfig, focus, recover_cameras
+from hashpose_ns.cameras.recovery import PoseJudge, RecoveryConfig, focus, recover_cameras
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
@@ -208,6 +208,43 @@ def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses):
     finally:
         optimizer.pose_adjustment.data.zero_()
     assert moved == [] and not twists.any()
+
+
+def test_lost_cameras_are_judged_outside_of_masks(trained_on_true_poses, monkeypatch):
+    """A thing in front of the lens that a mask takes out makes no camera a lost one, and neither does a mask that
+    takes out everything."""
+    pipeline = trained_on_true_poses
+    dataset = pipeline.datamanager.train_dataset
+    shown = dataset.get_data
+
+    def with_thing(index, **kwargs):
+        data = dict(shown(index, **kwargs))
+        third = data["image"].shape[1] // 3
+        if index == 3:
+            data["image"] = data["image"].clone()
+            data["image"][:, :third] = torch.tensor([1.0, 0.0, 1.0, 1.0])[: data["image"].shape[-1]]
+        data["mask"] = torch.ones(*data["image"].shape[:2], 1, dtype=torch.bool)
+        data["mask"][:, :third] = index != 3
+        data["mask"][:] &= index != 8
+        return data
+
+    def unexplained(index: int) -> float:
+        pose = pipeline.model.camera_optimizer.refined_camera_to_worlds()[index : index + 1].detach()
+        return float(PoseJudge(pipeline, index, 192).losses(pose))
+
+    clean = unexplained(3)
+    monkeypatch.setattr(dataset, "get_data", with_thing)
+    assert unexplained(3) < 2 * clean
+    try:
+        assert recover_cameras(pipeline, RecoveryConfig(cameras=0.05, suspicion=3.0)) == []
+    finally:
+        pipeline.model.camera_optimizer.pose_adjustment.data.zero_()
+    monkeypatch.setattr(
+        dataset,
+        "get_data",
+        lambda index, **kwargs: {**with_thing(index, **kwargs), "mask": shown(index)["image"][..., :1] > -1},
+    )
+    assert unexplained(3) > 5 * clean, "without the mask the thing is seen"
 
 
 @pytest.mark.parametrize("side", ["world", "camera"])

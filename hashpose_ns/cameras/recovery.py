@@ -90,7 +90,8 @@ class PoseJudge:
     Args:
         pipeline: in evaluation mode.
         index: the training camera.
-        rays: random pixels that poses are judged by, always the same ones.
+        rays: random pixels that poses are judged by, outside of masks and always the same ones; none where the mask
+            leaves none.
     """
 
     def __init__(self, pipeline: "HashPosePipeline", index: int, rays: int) -> None:
@@ -103,7 +104,7 @@ class PoseJudge:
         mask = data["mask"][..., 0] > 0 if "mask" in data else torch.ones(height, width, dtype=torch.bool)
         allowed = torch.nonzero(mask)
         generator = torch.Generator().manual_seed(index)
-        pixels = allowed[torch.randint(len(allowed), (rays,), generator=generator)]
+        pixels = allowed[torch.randint(len(allowed), (rays,), generator=generator)] if len(allowed) else allowed
         self.coordinates = (pixels + 0.5).to(self.model.device)
         self.colors = self.image[pixels[:, 0], pixels[:, 1]].to(self.model.device)
 
@@ -171,9 +172,9 @@ def recover_cameras(pipeline: "HashPosePipeline", config: RecoveryConfig) -> Lis
     poses = optimizer.refined_camera_to_worlds().detach()
     candidates = [i for i in range(len(poses)) if bool(optimizer.trainable[i]) and i not in optimizer.held]
     judges = {i: PoseJudge(pipeline, i, config.rays) for i in candidates}
-    losses = {i: float(judges[i].losses(poses[i : i + 1])) for i in candidates}
+    losses = {i: float(judge.losses(poses[i : i + 1])) for i, judge in judges.items() if len(judge.coordinates)}
     limit = config.suspicion * sorted(losses.values())[len(losses) // 2] if losses else 0.0
-    suspects = sorted((i for i in candidates if losses[i] > limit), key=lambda i: -losses[i])
+    suspects = sorted((i for i in losses if losses[i] > limit), key=lambda i: -losses[i])
     moved = []
     for index in suspects[: max(round(config.cameras * len(poses)), 1)]:
         judge, tried = judges[index], hypotheses(optimizer, index, config)
