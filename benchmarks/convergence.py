@@ -9,6 +9,7 @@ Every run is a fork of this process, with one thread. A run that is complete in 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -26,8 +27,11 @@ import tyro
 from pose_runs import git
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from hashpose_ns.bench.environment import processor
+from hashpose_ns.cameras.alignment import align_poses
+from hashpose_ns.cameras.history import HISTORY_FILE, read_pose_history
 
 BASE: Dict[str, Any] = {
     "vis": "tensorboard",
@@ -226,14 +230,41 @@ def run_all(args: Args, console: Console) -> List[Dict[str, Any]]:
         if status != 0:
             log = (folders[key] / "output.log").read_text()[-2000:]
             raise RuntimeError(f"{folders[key].name} failed:\n{log}")
-        console.print(table([read(key, folders[key])]), len(waiting), "to go")
-    return [read(key, folder) for key, folder in folders.items()]
+        console.print(table([read(key, folders[key], args.data)]), len(waiting), "to go")
+    return [read(key, folder, args.data) for key, folder in folders.items()]
 
 
-def read(key: Tuple[str, str, int], folder: Path) -> Dict[str, Any]:
+def read(key: Tuple[str, str, int], folder: Path, data: Path) -> Dict[str, Any]:
     """A run's record with its summary."""
     record = json.loads((folder / "record.json").read_text())
-    return {"variant": key[0], "noise": key[1], "seed": key[2], **summary(record), **record}
+    pixels = pixel_error(folder / "hashpose-blender" / "run" / HISTORY_FILE, data)
+    return {"variant": key[0], "noise": key[1], "seed": key[2], **summary(record), "pixels": pixels, **record}
+
+
+def pixel_error(history: Path, data: Path) -> float:
+    """How far the object's points (a ball of radius 0.5 about the origin) are from where they belong in the pictures
+    of the aligned cameras, in pixels, mean over points and cameras."""
+    reference, focal = true_cameras(data)
+    refined = torch.from_numpy(read_pose_history(history)[1][-1])
+    aligned = align_poses(refined, reference).apply_to_poses(refined)
+    points = torch.randn(512, 3, generator=torch.Generator().manual_seed(0))
+    points = 0.5 * points / points.norm(dim=-1, keepdim=True) * torch.linspace(0, 1, 512)[:, None].pow(1 / 3)
+
+    def project(poses: Tensor) -> Tensor:
+        local = (points[None] - poses[:, None, :, 3]) @ poses[:, :, :3]
+        return focal * local[..., :2] / -local[..., 2:]
+
+    return float((project(aligned) - project(reference)).norm(dim=-1).mean())
+
+
+@functools.lru_cache(maxsize=1)
+def true_cameras(data: Path) -> Tuple[Tensor, float]:
+    """Camera-to-world matrices and the focal length in pixels at the runs' resolution."""
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+    cameras = BlenderDataParserConfig(data=data).setup().get_dataparser_outputs("train").cameras
+    scale = BASE["pipeline.datamanager.camera_res_scale_factor"]
+    return cameras.camera_to_worlds, float(cameras.fx[0]) * scale
 
 
 def summary(record: Dict[str, Any]) -> Dict[str, float]:
@@ -306,13 +337,18 @@ def plot(runs: List[Dict[str, Any]], path: Path) -> None:
 
 def table(runs: List[Dict[str, Any]]) -> Table:
     """A row per run."""
-    out = Table("variant", "noise", "seed", "rotation", "median", "worst", "< 0.5", "translation x100", "CPU s")
+    out = Table(
+        "variant", "noise", "seed", "rotation", "median", "worst", "< 0.5", "pixels", "translation x100", "CPU s"
+    )
     for r in runs:
         out.add_row(
             r["variant"],
             str(r["noise"]),
             str(r["seed"]),
-            *(f"{r[key]:.2f}" for key in ("rotation_mean", "rotation_median", "rotation_worst", "below_half")),
+            *(
+                f"{r[key]:.2f}"
+                for key in ("rotation_mean", "rotation_median", "rotation_worst", "below_half", "pixels")
+            ),
             f"{100 * r['translation_mean']:.2f}",
             f"{r['cpu_seconds']:.0f}",
         )
