@@ -35,8 +35,9 @@ class RecoveryConfig:
     """A camera is tried when the share of its photograph's variance that the field does not explain is this many times
     the median over cameras."""
     hypotheses: int = 256
-    """Poses a camera is tried at: a third drawn around its initial pose as widely as the other cameras have moved, a
-    third each turned about the point that all cameras look at, from where it is and from where it began."""
+    """Poses a camera is tried at: a third drawn around its initial pose as widely as the other cameras have moved, at
+    most a third where other cameras are, and the rest turned about the point that all cameras look at, from where it is
+    and from where it began."""
     angle: float = 0.6
     """Largest angle in radians of these turns."""
     rays: int = 192
@@ -156,9 +157,14 @@ def hypotheses(optimizer: PoseOptimizer, index: int, config: RecoveryConfig) -> 
     third = config.hypotheses // 3
     drawn = reach * torch.randn(third, 6, generator=generator).to(twists)
     around = corrections_to_world(exp_map_SE3(drawn), initial.expand(third, 3, 4), optimizer.config.side)
+    others = torch.randperm(len(poses), generator=generator)[:third]
+    rest, pivot = config.hypotheses - third - len(others), focus(poses)
     return torch.cat(
-        [pose_utils.multiply(around, initial.expand(third, 3, 4))]
-        + [turned(pose, focus(poses), third, config.angle, generator) for pose in (poses[index], initial)]
+        [pose_utils.multiply(around, initial.expand(third, 3, 4)), poses[others]]
+        + [
+            turned(pose, pivot, count, config.angle, generator)
+            for pose, count in ((poses[index], rest // 2), (initial, rest - rest // 2))
+        ]
     )
 
 
