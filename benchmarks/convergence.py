@@ -119,16 +119,13 @@ NOISES: Dict[str, Tuple[str, float, float]] = {
 }
 """Name -> protocol, rotation and translation of the perturbation."""
 
+SEEDS = range(3)
 PLAN: List[Tuple[str, str, int]] = [
-    *[(variant, "0.15", seed) for seed in range(3) for variant in ("plain", "best")],
-    *[
-        (variant, noise, seed)
-        for noise in NOISES
-        for seed in range(3)
-        for variant in ("plain", "best")
-        if noise != "0.15"
-    ],
-    *[(variant, "0.15", seed) for seed in range(3) for variant in VARIANTS if variant not in ("plain", "best")],
+    *[(variant, "0.15", seed) for seed in SEEDS for variant in ("plain", "best")],
+    *[(variant, noise, seed) for seed in SEEDS for noise in NOISES if noise != "0.15" for variant in ("plain", "best")],
+    *[(variant, "0.15", seed) for variant in ("plain + importance", "best - importance") for seed in SEEDS],
+    *[(variant, "0.15", seed) for seed in SEEDS for variant in VARIANTS if "best -" in variant],
+    *[(variant, "0.15", seed) for seed in SEEDS for variant in VARIANTS if "plain +" in variant],
 ]
 """Variant, noise and seed of every run."""
 
@@ -219,7 +216,7 @@ def start(settings: Dict[str, Any], data: Path, folder: Path, noise: str, seed: 
 def run_all(args: Args, console: Console) -> List[Dict[str, Any]]:
     """Trains what has no record yet, and returns all records in the order of the plan."""
     folders = {key: args.work / "_".join(map(str, key)).translate(str.maketrans(" /+", "-_p")) for key in PLAN}
-    waiting = [key for key in PLAN if not (folders[key] / "record.json").exists()]
+    waiting = [key for key in dict.fromkeys(PLAN) if not (folders[key] / "record.json").exists()]
     running: Dict[int, Tuple[str, str, int]] = {}
     while waiting or running:
         while waiting and len(running) < args.jobs:
