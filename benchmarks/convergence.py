@@ -85,7 +85,7 @@ RATES = {
 }
 IMPORTANCE = {"pipeline.model.num_samples": 24, "pipeline.model.num_importance_samples": 24}
 SETTLING = {"pipeline.model.camera_optimizer.settling.decay": 0.7}
-RECOVERY = {"recovery.at": [0.2, 0.4]}
+RECOVERY = {"recovery.at": [0.3, 0.5]}
 IDEAS = {
     "importance": IMPORTANCE,
     "edges": EDGES,
@@ -95,7 +95,7 @@ IDEAS = {
     "settling": SETTLING,
     "recovery": RECOVERY,
 }
-SHORT = {"max_num_iterations": 2250}
+SHORT = {"max_num_iterations": 2000}
 """What a run with all ideas has in the time of the plain one's 3000 steps."""
 
 
