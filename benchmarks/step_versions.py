@@ -1,7 +1,8 @@
-"""Which of two versions of the package takes less time for a training step?
+"""Which of two versions of the package, or of its settings, takes less time for a training step?
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/step_versions.py --output benchmarks/results/step_versions.json \\
-        --checkouts before=FOLDER after=.
+        --versions before=FOLDER after=.
+    ... --versions plain=. compiled=.,pipeline.model.compile=True
 
 A process for each checkout trains the same method on the same scene; they take turns of a few steps, so that a busy
 machine is busy for both. CPU time, or the wall clock where there is a GPU. The benchmark's own code is this checkout's.
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -27,8 +29,8 @@ from rich.console import Console
 class Args:
     """Settings."""
 
-    checkouts: Tuple[str, ...] = ()
-    """The versions, as NAME=FOLDER."""
+    versions: Tuple[str, ...] = ()
+    """As NAME=FOLDER of a checkout, or NAME=FOLDER,SETTING=VALUE,..."""
     size: training.SizeName = "small"
     """Sizes, as for step.py."""
     turns: int = 40
@@ -39,6 +41,8 @@ class Args:
     """JSON file to write."""
     scene: Optional[Path] = None
     """Used by the processes."""
+    settings: Tuple[str, ...] = ()
+    """Used by the processes."""
 
 
 def serve(args: Args) -> None:
@@ -48,6 +52,7 @@ def serve(args: Args) -> None:
     settings = {
         "pipeline.datamanager.train_num_rays_per_batch": size.rays,
         "pipeline.model.num_samples": size.samples,
+        **training.read_settings(args.settings),
     }
     with tempfile.TemporaryDirectory() as folder:
         trainer = training.make_trainer(size.method, args.scene, Path(folder), settings)
@@ -56,7 +61,7 @@ def serve(args: Args) -> None:
         for _ in sys.stdin:
             training.synchronize()
             begin = training.clock()
-            for _ in range(args.steps):
+            for _ in range(args.steps if step > training.START_STEP else 1):
                 step += 1
                 trainer.pipeline.model.update_to_step(step)
                 trainer.train_iteration(step)
@@ -72,26 +77,37 @@ def main(args: Args) -> None:
     load, size = os.getloadavg()[0], training.SIZES[args.size]
     workers: Dict[str, Any] = {}
     times: Dict[str, List[float]] = {}
+    first: Dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         scene = training.make_scene(Path(folder) / "scene", size.views, size.resolution)
-        for name, checkout in (pair.split("=", 1) for pair in args.checkouts):
+        for name, version in (pair.split("=", 1) for pair in args.versions):
+            checkout, *settings = version.split(",")
             command = [sys.executable, __file__, "--scene", str(scene), "--size", args.size, "--steps", str(args.steps)]
+            command += ["--settings", *settings] if settings else []
             environment = {**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "PYTHONWARNINGS": "ignore"}
             pipes: Dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             workers[name] = subprocess.Popen(command, env=environment, text=True, **pipes)
-            times[name] = []
+            times[name], first[name] = [], 0.0
         for turn in range(args.turns + 2):
             for name, worker in workers.items():
+                begin = time.perf_counter()
                 worker.stdin.write("\n")
                 worker.stdin.flush()
                 spent = float(worker.stdout.readline())
-                if turn >= 2:  # the first ones compile and allocate
+                if turn == 0:  # compiles and allocates
+                    first[name] = time.perf_counter() - begin
+                if turn >= 2:
                     times[name].append(spent)
         for worker in workers.values():
             worker.stdin.close()
             worker.wait()
     results = {
-        name: {"ms": round(statistics.median(t), 3), "ms_least": round(min(t), 3), "turns": len(t)}
+        name: {
+            "ms": round(statistics.median(t), 3),
+            "ms_least": round(min(t), 3),
+            "turns": len(t),
+            "start_s": round(first[name], 1),
+        }
         for name, t in times.items()
     }
     for name, result in results.items():
