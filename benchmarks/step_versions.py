@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -77,7 +76,6 @@ def main(args: Args) -> None:
     load, size = os.getloadavg()[0], training.SIZES[args.size]
     workers: Dict[str, Any] = {}
     times: Dict[str, List[float]] = {}
-    first: Dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         scene = training.make_scene(Path(folder) / "scene", size.views, size.resolution)
         for name, version in (pair.split("=", 1) for pair in args.versions):
@@ -87,16 +85,13 @@ def main(args: Args) -> None:
             environment = {**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "PYTHONWARNINGS": "ignore"}
             pipes: Dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             workers[name] = subprocess.Popen(command, env=environment, text=True, **pipes)
-            times[name], first[name] = [], 0.0
+            times[name] = []
         for turn in range(args.turns + 2):
             for name, worker in workers.items():
-                begin = time.perf_counter()
                 worker.stdin.write("\n")
                 worker.stdin.flush()
                 spent = float(worker.stdout.readline())
-                if turn == 0:  # compiles and allocates
-                    first[name] = time.perf_counter() - begin
-                if turn >= 2:
+                if turn >= 2:  # the first ones compile and allocate
                     times[name].append(spent)
         for worker in workers.values():
             worker.stdin.close()
