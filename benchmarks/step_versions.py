@@ -101,7 +101,6 @@ def main(args: Args) -> None:
             "ms": round(statistics.median(t), 3),
             "ms_least": round(min(t), 3),
             "turns": len(t),
-            "start_s": round(first[name], 1),
         }
         for name, t in times.items()
     }
