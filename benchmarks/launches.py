@@ -202,7 +202,7 @@ def on_the_device(trainer: Any, first: int) -> Dict[str, float]:
 def main(args: Args) -> None:
     """Counts, prints, writes."""
     load, results = os.getloadavg()[0], {}
-    settings = dict(pair.split("=", 1) for pair in args.settings)
+    settings = training.read_settings(args.settings)
     with tempfile.TemporaryDirectory() as folder:
         scene = training.make_scene(Path(folder) / "scene", views=10, resolution=16)
         for number, method in enumerate(args.methods):

@@ -13,7 +13,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional
+from typing import Any, Dict, Literal, Optional, Sequence
 
 import torch
 from pose_runs import DEMO_SCENE
@@ -125,6 +125,13 @@ def make_trainer(method: str, scene: Path, output: Path, settings: Optional[Dict
         scheduler.last_epoch = START_STEP - 1
         scheduler.step()
     return trainer
+
+
+def read_settings(pairs: Sequence[str]) -> Dict[str, Any]:
+    """Settings from dotted.path=value, the values as in YAML."""
+    import yaml
+
+    return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
 
 def _nerfacto():

@@ -6,6 +6,7 @@ import pytest
 import roma
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hashpose_ns.cameras.pose_optimizer import REFINE_KEY, PoseOptimizerConfig
 from hashpose_ns.encoding import HashEncodingConfig
@@ -13,6 +14,8 @@ from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
 from hashpose_ns.model import HashPoseModel, HashPoseModelConfig
 from hashpose_ns.optim.curriculum import CurriculumConfig
+from hashpose_ns.optim.schedules import GroupedAdam
+from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
@@ -235,6 +238,16 @@ def test_photographs_with_alpha_are_put_on_the_background_colour():
     )
 
 
+def test_metrics_of_training_steps_are_computed_where_they_are_logged():
+    model = make_model()
+    outputs, batch = {"rgb": torch.rand(10, 3)}, {"image": torch.rand(10, 3)}
+    expected = model.get_metrics_dict(outputs, batch)
+    assert expected["psnr"] > 0
+    model.is_logged = False
+    assert model.get_metrics_dict(outputs, batch) == {}
+    assert model.eval().get_metrics_dict(outputs, batch) == expected
+
+
 def test_smooth_l1_is_half_the_squared_error_of_colours():
     outputs = {"rgb": torch.rand(50, 3), "accumulation": torch.ones(50, 1)}
     target = {"image": torch.rand(50, 3)}
@@ -360,3 +373,49 @@ def test_the_grid_of_a_forward_facing_capture_holds_what_its_cameras_see():
             for disparity in (1.0, 1e-4):
                 point = torch.tensor([x, y, disparity])
                 assert ((low < point) & (point < high)).all()
+
+
+# -- what a step asks of the device ------------------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Notes all operations, and which of them Python waits for until the device is done: reads of a number, and
+    results whose size depends on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.waits = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._overloadpacket.__name__
+        self.names.append(name)
+        chosen = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if chosen or name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2"):
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_operations_notices_waits():
+    with Operations() as operations:
+        float(torch.ones(()))
+        torch.ones(3)[torch.ones(3, dtype=torch.bool)]
+        torch.ones(3)[torch.ones(2, dtype=torch.long)]
+    assert operations.waits == ["_local_scalar_dense", "index"]
+
+
+@pytest.mark.parametrize("scene, sampler", [("none", "uniform"), ("contraction", "piecewise")])
+@pytest.mark.parametrize("side", ["world", "orbit"])
+def test_a_training_step_waits_for_nothing(scene, sampler, side):
+    model = make_model(scene=scene, sampler=sampler, background_color="white", camera_optimizer={"side": side})
+    rays = TrainingRays(make_cameras(make_poses()))
+    adam = GroupedAdam(model.parameters(), lr=1e-3, fused=True)
+    pixels = torch.randint(12, (60, 3), generator=torch.Generator().manual_seed(2)) % torch.tensor([N, 12, 12])
+    before = model.camera_optimizer.pose_adjustment.detach().clone()
+    with Operations() as operations:
+        outputs = model(rays(pixels))
+        model.get_loss_dict(outputs, {"image": torch.rand(60, 4), "indices": pixels})["rgb_loss"].backward()
+        adam.step()
+    assert not torch.equal(model.camera_optimizer.pose_adjustment, before)
+    assert operations.waits == [] and "_fused_adam_" in operations.names
