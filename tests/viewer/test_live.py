@@ -29,8 +29,9 @@ def test_frustums_stand_at_the_refined_poses_at_several_steps(live_run, client):
 def test_while_training_goes_on_what_is_shown_was_there_at_some_step(live_run, client):
     shown = []
     client.on_move = lambda name, key, value: shown.append((name, key, value))
-    live_run.advance(60)
-    eventually(lambda: shows(client, live_run.now()))
+    for _ in range(3):
+        live_run.advance(20)
+        eventually(lambda: shows(client, live_run.now()))
     client.on_move = None
     frustums = [(int(name[-5:]), value) for name, key, value in shown if key == "position" and "/cameras/" in name]
     centers = torch.stack([poses[:, :, 3] for poses in live_run.refined.values()])  # [steps, N, 3]
