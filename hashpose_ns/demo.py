@@ -22,9 +22,9 @@ class Demo:
 
     output_dir: Path = Path("demo_output")
     """Where everything goes."""
-    steps: int = 4000
+    steps: int = 2500
     """Training steps."""
-    noise: float = 0.05
+    noise: float = 0.15
     """Standard deviation of the twists that perturb the poses (BARF's protocol)."""
     seed: int = 0
     """Seed of the perturbation and of training."""
@@ -38,7 +38,7 @@ class Demo:
 
         console = Console()
         output = self.output_dir.resolve()
-        run = output / "chair" / "hashpose-small" / "demo"
+        run = output / "chair" / "hashpose-object" / "demo"
         # An earlier demo's logs and checkpoints would mix with this one's.
         shutil.rmtree(run, ignore_errors=True)
         console.rule("[bold]1. Training: watch the cameras move")
@@ -87,10 +87,9 @@ class Demo:
             console.print(f"  {name}: {path}", soft_wrap=True)
 
     def train_command(self, output: Path) -> List[str]:
-        """The ns-train command: `hashpose-small`, told that the scene is an object in a box on white. The box alone
-        bounds the samples: the viewer looks at it from further away than any camera."""
+        """The ns-train command."""
         return [
-            "ns-train", "hashpose-small",
+            "ns-train", "hashpose-object",
             "--output-dir", str(output), "--experiment-name", "chair", "--timestamp", "demo",
             "--max-num-iterations", str(self.steps), "--machine.seed", str(self.seed),
             "--steps-per-eval-all-images", str(self.steps + 1), "--pipeline.eval-num-images", "4",
@@ -100,10 +99,6 @@ class Demo:
             "--pipeline.datamanager.perturbation.rotation", str(self.noise),
             "--pipeline.datamanager.perturbation.translation", str(self.noise),
             "--pipeline.datamanager.perturbation.seed", str(self.seed),
-            "--pipeline.model.scene", "none", "--pipeline.model.clip-to-box", "True",
-            "--pipeline.model.scene-box-scale", "0.8", "--pipeline.model.sampler", "uniform",
-            "--pipeline.model.near-plane", "2", "--pipeline.model.far-plane", "20",
-            "--pipeline.model.background-color", "white",
             "blender-data", "--data", str(DEMO_SCENE),
         ]  # fmt: skip
 

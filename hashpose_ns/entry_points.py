@@ -15,6 +15,7 @@ TARGETS = {
     "hashpose_blender": ("hashpose_ns.methods", "blender"),
     "hashpose_llff": ("hashpose_ns.methods", "llff"),
     "hashpose_small": ("hashpose_ns.methods", "small"),
+    "hashpose_object": ("hashpose_ns.methods", "object_"),
     "llff_data": ("hashpose_ns.data.llff_dataparser", "LLFFDataParserSpecification"),
 }
 

@@ -1,9 +1,12 @@
-"""The registered methods: `hashpose`, `hashpose-blender`, `hashpose-llff`, `hashpose-small`."""
+"""The registered methods: `hashpose`, `hashpose-blender`, `hashpose-llff`, `hashpose-small`, `hashpose-object`."""
 
 from __future__ import annotations
 
 from typing import Any, Dict
 
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
+from hashpose_ns.cameras.recovery import RecoveryConfig
+from hashpose_ns.cameras.settling import SettlingConfig
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
@@ -119,6 +122,11 @@ llff = MethodSpecification(
     description="Forward-facing captures from unknown poses: all cameras start at the identity (LLFF).",
 )
 
+
+def _small_encoding() -> HashEncodingConfig:
+    return HashEncodingConfig(num_levels=8, log2_hashmap_size=16, base_resolution=8, max_resolution=256)
+
+
 small = MethodSpecification(
     config=_trainer(
         "hashpose-small",
@@ -132,10 +140,7 @@ small = MethodSpecification(
             ),
             model=HashPoseModelConfig(
                 field=HashPoseFieldConfig(
-                    encoding=HashEncodingConfig(
-                        num_levels=8, log2_hashmap_size=16, base_resolution=8, max_resolution=256
-                    ),
-                    decoder=DecoderConfig(width=64, density_activation="exp"),
+                    encoding=_small_encoding(), decoder=DecoderConfig(width=64, density_activation="exp")
                 ),
                 curriculum=CurriculumConfig(mode="none"),
                 scene="contraction",
@@ -155,4 +160,55 @@ small = MethodSpecification(
         guard=GuardConfig(mode="report"),
     ),
     description="A laptop or CI: 16K samples a step, 8 levels, a 64-wide decoder; minutes on two CPU cores.",
+)
+
+
+def _cooled(lr: float, lr_final: float) -> Dict[str, Any]:
+    return {"optimizer": AdamConfig(lr=lr), "scheduler": ScheduleConfig(lr_final=lr_final, cooldown=0.25)}
+
+
+object_ = MethodSpecification(
+    config=_trainer(
+        "hashpose-object",
+        2_500,
+        HashPosePipelineConfig(
+            datamanager=HashPoseDataManagerConfig(
+                dataparser=BlenderDataParserConfig(),
+                train_num_rays_per_batch=512,
+                eval_num_rays_per_batch=512,
+                pixel_sampler=EdgePixelSamplerConfig(edge_fraction=0.5),
+            ),
+            model=HashPoseModelConfig(
+                field=HashPoseFieldConfig(
+                    encoding=_small_encoding(),
+                    decoder=DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
+                ),
+                camera_optimizer=PoseOptimizerConfig(
+                    side="orbit", start=0.03, warmup=0.0, settling=SettlingConfig(decay=0.7)
+                ),
+                curriculum=CurriculumConfig(window=(0.04, 0.5)),
+                scene="none",
+                scene_box_scale=0.8,
+                clip_to_box=True,
+                sampler="uniform",
+                num_samples=24,
+                num_importance_samples=24,
+                # The box alone bounds the samples: the viewer looks at it from further away than any camera.
+                near_plane=0.05,
+                far_plane=20.0,
+                background_color="white",
+            ),
+            tto_steps=50,
+            tto_rays=512,
+            tto_lr=3e-3,
+        ),
+        {"encoding": _cooled(4e-2, 4e-3), "decoder": _cooled(5e-3, 1e-3), "camera_opt": _cooled(8e-3, 1.2e-3)},
+        steps_per_save=1000,
+        steps_per_eval_batch=1000,
+        steps_per_eval_image=1000,
+        steps_per_eval_all_images=100_000,
+        recovery=RecoveryConfig(at=(0.3, 0.5)),
+        guard=GuardConfig(mode="report"),
+    ),
+    description="An object on white, seen from all around, with poses off by up to 15 degrees; minutes on a CPU.",
 )

@@ -14,8 +14,8 @@ def test_demo_leaves_what_it_announces(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     output = tmp_path / "out"
-    (output / "chair" / "hashpose-small" / "demo").mkdir(parents=True)
-    stale = output / "chair" / "hashpose-small" / "demo" / "pose_errors.jsonl"
+    (output / "chair" / "hashpose-object" / "demo").mkdir(parents=True)
+    stale = output / "chair" / "hashpose-object" / "demo" / "pose_errors.jsonl"
     stale.write_text("left by an earlier demo\n")
 
     printed = succeed("hashpose-demo", "--output-dir", output, "--steps", 12, "--viewer-port", port)
@@ -24,7 +24,7 @@ def test_demo_leaves_what_it_announces(tmp_path):
     results = json.loads((output / "results.json").read_text())["results"]
     assert f"{results['pose_error_before_rotation_deg_mean']:.2f}" in printed
     assert f"{results['pose_error_after_rotation_deg_mean']:.2f}" in printed
-    assert results["pose_error_before_rotation_deg_mean"] > 3.0
+    assert results["pose_error_before_rotation_deg_mean"] > 10.0
     steps = [json.loads(line)["step"] for line in stale.read_text().splitlines()]
     assert steps[0] == 0 and steps[-1] == 11
     for picture in ("cameras.png", "pose_errors.png", "photograph_and_render.png"):

@@ -121,7 +121,15 @@ def test_evaluation_of_captures(trained, ns_eval, tmp_path):
 def test_help_of_ns_train_as_a_command():
     process = run("ns-train", "--help")
     assert process.returncode == 0, process.stdout[-3000:]
-    for method in ("hashpose", "hashpose-blender", "hashpose-llff", "hashpose-small", "nerfacto", "splatfacto"):
+    for method in (
+        "hashpose",
+        "hashpose-blender",
+        "hashpose-llff",
+        "hashpose-small",
+        "hashpose-object",
+        "nerfacto",
+        "splatfacto",
+    ):
         assert method in process.stdout
 
 
