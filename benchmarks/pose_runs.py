@@ -66,6 +66,9 @@ CPU_FIELD = (
     "--optimizers.decoder.scheduler.lr-final 1e-3 --optimizers.camera-opt.scheduler.lr-final 1e-4 "
 )
 """Sizes and rates of hashpose-small, for the methods whose defaults are the paper's."""
+EVEN = "--pipeline.model.num-samples 32 --pipeline.model.num-importance-samples 0"
+IMPORTANCE = "--pipeline.model.num-samples 24 --pipeline.model.num-importance-samples 24"
+SAMPLES = {"default": "", "even samples": EVEN}
 LATE_DIRECTIONS = "--pipeline.model.field.decoder.direction-start 0.6 "
 COARSE_FIRST = (
     LATE_DIRECTIONS + "--optimizers.camera-opt.optimizer.lr 6e-3 "
@@ -114,6 +117,7 @@ SUITES = {
         "--pipeline.model.camera-optimizer.warmup 0.005 --optimizers.encoding.optimizer.lr 3e-3 "
         "--optimizers.camera-opt.scheduler.lr-final 5e-4",
         "llff-data --data {data}",
+        {"even samples": "", "importance samples": IMPORTANCE},
     ),
     "noise": Suite(
         "hashpose-small",
@@ -141,11 +145,13 @@ SUITES = {
         "--pipeline.datamanager.perturbation.rotation 0.022 --pipeline.datamanager.perturbation.translation 0 "
         "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000 --pipeline.eval-num-images 5",
         "nerfstudio-data --data {data} --eval-mode all",
+        SAMPLES,
     ),
     "fox_given": Suite(
         "hashpose-small",
         LATE_DIRECTIONS + "--pipeline.datamanager.camera-res-scale-factor 0.5 --max-num-iterations 6000",
         "nerfstudio-data --data {data} --eval-mode all",
+        SAMPLES,
     ),
 }
 
