@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -146,7 +147,7 @@ class Args:
     work: Path = Path("/tmp/hashpose_convergence")
     """Folder for the runs."""
     jobs: int = 2
-    """Runs at a time, each with one thread."""
+    """Runs at a time, each with one thread; 0 trains nothing and reports on the runs that are there."""
 
 
 def train(settings: Dict[str, Any], data: Path, folder: Path, noise: str, seed: int) -> None:
@@ -194,7 +195,8 @@ def train(settings: Dict[str, Any], data: Path, folder: Path, noise: str, seed: 
 
 def start(settings: Dict[str, Any], data: Path, folder: Path, noise: str, seed: int) -> int:
     """Begins to train in a fork and returns its process number."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a run that was cut off has left a log
+    folder.mkdir(parents=True)
     child = os.fork()
     if child == 0:
         code = 1
@@ -217,6 +219,9 @@ def run_all(args: Args, console: Console) -> List[Dict[str, Any]]:
     """Trains what has no record yet, and returns all records in the order of the plan."""
     folders = {key: args.work / "_".join(map(str, key)).translate(str.maketrans(" /+", "-_p")) for key in PLAN}
     waiting = [key for key in dict.fromkeys(PLAN) if not (folders[key] / "record.json").exists()]
+    if args.jobs == 0:
+        folders = {key: folder for key, folder in folders.items() if key not in waiting}
+        waiting = []
     running: Dict[int, Tuple[str, str, int]] = {}
     while waiting or running:
         while waiting and len(running) < args.jobs:
@@ -300,30 +305,32 @@ def main(args: Args) -> None:
 
 
 def plot(runs: List[Dict[str, Any]], path: Path) -> None:
-    """Rotation error over training time at noise 0.15, and at the end over the noise: plain against best."""
+    """Rotation error over steps and CPU time at noise 0.15, and at the end over the noise: plain against best."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    colors = {"plain": "tab:gray", "best": "tab:blue"}
+    figure, (over_steps, over_time, at_end) = plt.subplots(1, 3, figsize=(15, 4))
     names = [noise for noise in NOISES if any(r["noise"] == noise for r in runs)]
-    for variant, color in colors.items():
+    for variant, color in {"plain": "tab:gray", "best": "tab:blue"}.items():
         some = [r for r in runs if r["variant"] == variant]
         for r in (r for r in some if r["noise"] == "0.15"):
-            error = [next(v for k, v in entry.items() if k in ERROR) for entry in r["log"]]
-            left.plot([entry["train_seconds"] for entry in r["log"]], error, color=color, label=variant)
-        for offset, r in enumerate(some):
-            right.plot(
-                names.index(r["noise"]) + 0.06 * (offset % 3), r["rotation_mean"], "o", color=color, label=variant
-            )
-    left.set(
-        xlabel="seconds of training", ylabel="mean rotation error [deg]", yscale="log", title="noise 0.15, 3 seeds"
-    )
-    right.set(yscale="log", title="at the end, 3 seeds each", ylabel="mean rotation error [deg]")
-    right.set_xticks(range(len(names)), names)
-    for axes in (left, right):
+            errors = [next(v for k, v in entry.items() if k in ERROR) for entry in r["log"]]
+            # The log's clock is the wall's, of a machine with other jobs; the run's CPU time is spread along it.
+            scale = r["cpu_seconds"] / r["log"][-1]["train_seconds"]
+            over_steps.plot([entry["step"] for entry in r["log"]], errors, color=color, label=variant)
+            seconds = [scale * entry["train_seconds"] for entry in r["log"]]
+            over_time.plot(seconds, errors, color=color, label=variant)
+        for r in some:
+            place = names.index(r["noise"]) + 0.08 * (r["seed"] - 1)
+            at_end.plot(place, r["rotation_mean"], "o", color=color, label=variant)
+    over_steps.set(xlabel="step", ylabel="mean rotation error [deg]", title="noise 0.15, 3 seeds")
+    over_time.set(xlabel="CPU seconds", title="the same")
+    at_end.set(xlabel="noise that poses start from", title="at the end, 3 seeds each")
+    at_end.set_xticks(range(len(names)), names)
+    for axes in (over_steps, over_time, at_end):
+        axes.set_yscale("log")
         axes.axhline(0.5, color="tab:red", linewidth=0.8, linestyle="--")
         labels = dict(zip(*axes.get_legend_handles_labels()[::-1]))
         axes.legend(labels.values(), labels.keys())

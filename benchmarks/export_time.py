@@ -1,6 +1,6 @@
 """Seconds that each export of 1000 cameras takes beyond loading the run; JSON with machine and commit.
 
-    python benchmarks/export_time.py --output benchmarks/results
+python benchmarks/export_time.py --output benchmarks/results
 """
 
 from __future__ import annotations
