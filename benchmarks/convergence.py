@@ -96,7 +96,7 @@ IDEAS = {
     "settling": SETTLING,
     "recovery": RECOVERY,
 }
-SHORT = {"max_num_iterations": 2000}
+SHORT = {"max_num_iterations": 2400}
 """What a run with all ideas has in the time of the plain one's 3000 steps."""
 
 
