@@ -264,3 +264,16 @@ def test_groups_with_the_same_rate_take_one_launch_and_get_the_bits_that_single_
     assert one["param_groups"] == other["param_groups"]
     for index, state in other["state"].items():
         assert all(torch.equal(one["state"][index][name], value) for name, value in state.items())
+
+
+def test_hooks_run_once_a_step_whoever_else_has_made_an_adam():
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # from then on Adam's own step runs hooks
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdamConfig(lr=0.1).setup([parameter])
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    assert calls == ["before", "after"]
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.9))
