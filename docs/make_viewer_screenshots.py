@@ -36,7 +36,7 @@ class Screenshots:
 
     output_dir: Path = ROOT / "docs" / "images"
     """Where they go."""
-    steps: int = 4000
+    steps: int = 2500
     """Training steps of the demo."""
     middle: int = 400
     """Step of the second picture."""
