@@ -125,7 +125,8 @@ SEEDS = range(3)
 PLAN: List[Tuple[str, str, int]] = [
     *[(variant, "0.15", seed) for seed in SEEDS for variant in ("best", "plain", "best, 2000 steps")],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in ("plain + importance", "best - importance")],
-    *[(variant, noise, seed) for seed in SEEDS for noise in NOISES for variant in ("best", "plain")],
+    *[(variant, noise, seed) for seed in SEEDS for noise in list(NOISES)[:-2] for variant in ("best", "plain")],
+    *[(variant, noise, seed) for seed in SEEDS for noise in list(NOISES)[-2:] for variant in ("best", "plain")],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in VARIANTS if "best -" in variant],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in VARIANTS if "plain +" in variant],
 ]
@@ -328,7 +329,7 @@ def plot(runs: List[Dict[str, Any]], path: Path) -> None:
             at_end.plot(place, r["rotation_mean"], "o", color=color, label=variant)
     over_steps.set(xlabel="step", ylabel="mean rotation error [deg]", title="noise 0.15, 3 seeds")
     over_time.set(xlabel="CPU seconds", title="the same")
-    at_end.set(xlabel="noise that poses start from", title="at the end, 3 seeds each")
+    at_end.set(xlabel="noise that poses start from", title="at the end, a point for each seed")
     at_end.set_xticks(range(len(names)), names)
     for axes in (over_steps, over_time, at_end):
         axes.set_yscale("log")
