@@ -210,6 +210,13 @@ def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses):
     assert moved == [] and not twists.any()
 
 
+@pytest.mark.parametrize("settings", [{"at": (0.3, 1.0)}, {"hypotheses": 2}, {"steps": 2}, {"rays": 5}])
+def test_a_search_that_cannot_be_made_is_refused(settings):
+    RecoveryConfig(at=(0.3, 0.5)).validate()
+    with pytest.raises(HashPoseError, match="recovery"):
+        RecoveryConfig(**settings).validate()
+
+
 def test_lost_cameras_are_judged_outside_of_masks(trained_on_true_poses, monkeypatch):
     """A thing in front of the lens that a mask takes out makes no camera a lost one, and neither does a mask that
     takes out everything."""
