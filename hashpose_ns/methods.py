@@ -19,6 +19,7 @@ from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
 from hashpose_ns.pipeline import HashPosePipelineConfig
 from hashpose_ns.trainer import HashPoseTrainerConfig
 from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.types import MethodSpecification
@@ -123,43 +124,64 @@ llff = MethodSpecification(
 )
 
 
-def _small_encoding() -> HashEncodingConfig:
-    return HashEncodingConfig(num_levels=8, log2_hashmap_size=16, base_resolution=8, max_resolution=256)
-
-
-small = MethodSpecification(
-    config=_trainer(
-        "hashpose-small",
-        4_000,
+def _small_trainer(
+    method_name: str,
+    steps: int,
+    dataparser: DataParserConfig,
+    decoder: DecoderConfig,
+    optimizers: Dict[str, Any],
+    recovery: RecoveryConfig,
+    **model: Any,
+) -> HashPoseTrainerConfig:
+    """What a CPU trains in minutes: few rays and samples, a small grid."""
+    return _trainer(
+        method_name,
+        steps,
         HashPosePipelineConfig(
             datamanager=HashPoseDataManagerConfig(
-                dataparser=NerfstudioDataParserConfig(),
+                dataparser=dataparser,
                 train_num_rays_per_batch=512,
                 eval_num_rays_per_batch=512,
                 pixel_sampler=EdgePixelSamplerConfig(edge_fraction=0.5),
             ),
             model=HashPoseModelConfig(
                 field=HashPoseFieldConfig(
-                    encoding=_small_encoding(), decoder=DecoderConfig(width=64, density_activation="exp")
+                    encoding=HashEncodingConfig(
+                        num_levels=8, log2_hashmap_size=16, base_resolution=8, max_resolution=256
+                    ),
+                    decoder=decoder,
                 ),
-                curriculum=CurriculumConfig(mode="none"),
-                scene="contraction",
-                sampler="piecewise",
                 num_samples=24,
                 num_importance_samples=24,
+                **model,
             ),
             tto_steps=50,
             tto_rays=512,
             tto_lr=3e-3,
         ),
-        _optimizers(1e-2, 1e-3, 1e-2, 1e-3, 3e-3, 1e-4),
+        optimizers,
         steps_per_save=1000,
         steps_per_eval_batch=1000,
         steps_per_eval_image=1000,
         steps_per_eval_all_images=100_000,
+        recovery=recovery,
         guard=GuardConfig(mode="report"),
+    )
+
+
+small = MethodSpecification(
+    config=_small_trainer(
+        "hashpose-small",
+        4_000,
+        NerfstudioDataParserConfig(),
+        DecoderConfig(width=64, density_activation="exp"),
+        _optimizers(1e-2, 1e-3, 1e-2, 1e-3, 3e-3, 1e-4),
+        RecoveryConfig(),
+        curriculum=CurriculumConfig(mode="none"),
+        scene="contraction",
+        sampler="piecewise",
     ),
-    description="A laptop or CI: 16K samples a step, 8 levels, a 64-wide decoder; minutes on two CPU cores.",
+    description="A laptop or CI: 12K samples a step, 8 levels, a 64-wide decoder; minutes on two CPU cores.",
 )
 
 
@@ -168,47 +190,23 @@ def _cooled(lr: float, lr_final: float) -> Dict[str, Any]:
 
 
 object_ = MethodSpecification(
-    config=_trainer(
+    config=_small_trainer(
         "hashpose-object",
         2_500,
-        HashPosePipelineConfig(
-            datamanager=HashPoseDataManagerConfig(
-                dataparser=BlenderDataParserConfig(),
-                train_num_rays_per_batch=512,
-                eval_num_rays_per_batch=512,
-                pixel_sampler=EdgePixelSamplerConfig(edge_fraction=0.5),
-            ),
-            model=HashPoseModelConfig(
-                field=HashPoseFieldConfig(
-                    encoding=_small_encoding(),
-                    decoder=DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
-                ),
-                camera_optimizer=PoseOptimizerConfig(
-                    side="orbit", start=0.03, warmup=0.0, settling=SettlingConfig(decay=0.7)
-                ),
-                curriculum=CurriculumConfig(window=(0.04, 0.5)),
-                scene="none",
-                scene_box_scale=0.8,
-                clip_to_box=True,
-                sampler="uniform",
-                num_samples=24,
-                num_importance_samples=24,
-                # The box alone bounds the samples: the viewer looks at it from further away than any camera.
-                near_plane=0.05,
-                far_plane=20.0,
-                background_color="white",
-            ),
-            tto_steps=50,
-            tto_rays=512,
-            tto_lr=3e-3,
-        ),
+        BlenderDataParserConfig(),
+        DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
         {"encoding": _cooled(4e-2, 4e-3), "decoder": _cooled(5e-3, 1e-3), "camera_opt": _cooled(8e-3, 1.2e-3)},
-        steps_per_save=1000,
-        steps_per_eval_batch=1000,
-        steps_per_eval_image=1000,
-        steps_per_eval_all_images=100_000,
-        recovery=RecoveryConfig(at=(0.3, 0.5)),
-        guard=GuardConfig(mode="report"),
+        RecoveryConfig(at=(0.3, 0.5)),
+        camera_optimizer=PoseOptimizerConfig(side="orbit", start=0.03, warmup=0.0, settling=SettlingConfig(decay=0.7)),
+        curriculum=CurriculumConfig(window=(0.04, 0.5)),
+        scene="none",
+        scene_box_scale=0.8,
+        clip_to_box=True,
+        sampler="uniform",
+        # The box alone bounds the samples: the viewer looks at it from further away than any camera.
+        near_plane=0.05,
+        far_plane=20.0,
+        background_color="white",
     ),
     description="An object on white, seen from all around, with poses off by up to 15 degrees; minutes on a CPU.",
 )
