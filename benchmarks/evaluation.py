@@ -33,6 +33,8 @@ class Args:
     """`small`: hashpose-small, 100x100; `paper`: hashpose-blender, 400x400; `tiny` to try the script."""
     at_once: Tuple[int, ...] = (1, 4, 8)
     """Numbers of held-out cameras to optimise at once."""
+    chunks: Tuple[int, ...] = (512, 4096)
+    """Rays to render at once, beside as many as the model chooses by memory."""
     rounds: int = 3
     """Turns."""
     output: Optional[Path] = None
@@ -58,9 +60,13 @@ def main(args: Args) -> None:
         poses = pipeline.aligned_eval_poses()
         indices = spread(len(poses), max(args.at_once))
 
-        def render() -> None:
-            for index in indices:
-                pipeline.model.get_outputs_for_camera(pipeline.eval_cameras([index], poses))
+        def render(chunk: int) -> Callable[[], None]:
+            def run() -> None:
+                pipeline.model.config.eval_num_rays_per_chunk = chunk
+                for index in indices:
+                    pipeline.model.get_outputs_for_camera(pipeline.eval_cameras([index], poses))
+
+            return run
 
         def optimize(count: int) -> Callable[[], None]:
             def run() -> None:
@@ -69,7 +75,10 @@ def main(args: Args) -> None:
 
             return run
 
-        variants = {"rendering": render}
+        variants = {
+            f"rendering, {f'{chunk} rays' if chunk else 'as many rays as memory allows'} at once": render(chunk)
+            for chunk in (0, *args.chunks)
+        }
         variants.update({f"test-time optimisation, {count} at once": optimize(count) for count in args.at_once})
         seconds: Dict[str, List[float]] = defaultdict(list)
         for repeat in range(args.rounds + 1):
@@ -80,6 +89,8 @@ def main(args: Args) -> None:
                 training.synchronize()
                 if repeat:  # the first round warms up
                     seconds[name].append((training.clock() - begin) / len(indices))
+        pipeline.model.config.eval_num_rays_per_chunk = 0
+        rays_by_memory = pipeline.model.rays_per_chunk()
     results = {name: {"seconds": statistics.median(times), "least": min(times)} for name, times in seconds.items()}
     Console().print(f"Seconds an image of {size.resolution}x{size.resolution}, {torch.get_num_threads()} threads:")
     for name, result in results.items():
@@ -90,6 +101,7 @@ def main(args: Args) -> None:
             "tto_steps": config.tto_steps,
             "tto_rays": config.tto_rays,
             "images": len(indices),
+            "rays_by_memory": rays_by_memory,
             "clock": training.CLOCK,
         }
         memory = training.memory_mb()

@@ -42,7 +42,7 @@ def _trainer(method_name: str, steps: int, pipeline: HashPosePipelineConfig, opt
         mixed_precision=False,
         pipeline=pipeline,
         optimizers=optimizers,
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 13, default_composite_depth=False),
+        viewer=ViewerConfig(default_composite_depth=False),
         vis="viewer+tensorboard",
         **kwargs,
     )

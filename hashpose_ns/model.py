@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
+from hashpose_ns.chunks import bytes_per_sample, rays_that_fit, render_in_chunks
 from hashpose_ns.compiled import CompiledForTraining
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import FieldConfig, HashPoseField, HashPoseFieldConfig, SceneWarp
@@ -81,8 +82,8 @@ class HashPoseModelConfig(ModelConfig):
     compile: bool = False
     """Compile decoder and rendering of training batches with `torch.compile`, on an NVIDIA GPU as CUDA graphs. The
     first step then takes up to a minute. Where it does not work, a line says so and training goes on without."""
-    eval_num_rays_per_chunk: int = 4096
-    """Rays per chunk when rendering images."""
+    eval_num_rays_per_chunk: int = 0
+    """Rays per chunk when rendering images. 0: as many as memory allows."""
 
 
 class PoseRefiningModel(Model):
@@ -148,6 +149,10 @@ class PoseRefiningModel(Model):
         with torch.no_grad():
             camera.camera_to_worlds = self.camera_optimizer.apply_to_camera(camera)
         return super().get_outputs_for_camera(camera, obb_box)
+
+    def rays_per_chunk(self) -> int:
+        """Rays to render at once, without gradients."""
+        return self.config.eval_num_rays_per_chunk
 
     def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """PSNR of the batch's rays; nothing in training steps that nobody logs."""
@@ -293,6 +298,20 @@ class HashPoseModel(PoseRefiningModel):
         if not self.training:
             outputs["depth"] = self.renderer_depth(weights=weights, ray_samples=samples)
         return outputs
+
+    def rays_per_chunk(self) -> int:
+        """Rays to render at once, without gradients; by the memory that is there, unless a number was set."""
+        config = self.config
+        if config.eval_num_rays_per_chunk > 0:
+            return config.eval_num_rays_per_chunk
+        uses_bfloat16 = isinstance(self.field, HashPoseField) and self.field.uses_bfloat16(self.device)
+        samples = max(config.num_samples, config.num_importance_samples)
+        return rays_that_fit(samples * bytes_per_sample(self.field, uses_bfloat16), self.device)
+
+    @torch.no_grad()
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
+        """Renders a camera's rays [height, width] chunk by chunk; results as in `get_outputs`."""
+        return render_in_chunks(self, camera_ray_bundle, self.rays_per_chunk(), self.device)
 
     def _compiled(self, samples: RaySamples) -> Tuple[Tensor, ...]:
         """Colours and accumulations of a training batch, by the compiled shading."""

@@ -116,7 +116,7 @@ class PoseJudge:
         truth = model.renderer_rgb.blend_background(self.colors)
         variance = truth.var(dim=0).mean().clamp(min=1e-4)
         found = []
-        for some in poses.split(max(model.config.eval_num_rays_per_chunk // rays, 1)):
+        for some in poses.split(max(model.rays_per_chunk() // rays, 1)):
             cameras = self.cameras_at(some)
             bundle = cameras.generate_rays(
                 camera_indices=torch.arange(len(some), device=model.device).repeat_interleave(rays)[:, None],

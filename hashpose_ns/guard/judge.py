@@ -155,12 +155,11 @@ def _loss(model: HashPoseModel, cameras: Cameras, pixels: Pixels, part: slice) -
 
 
 @torch.no_grad()
-def _block_errors(
-    model: HashPoseModel, cameras: Cameras, pixels: SplitPixels, chunk: int = 4096
-) -> Float[Tensor, "num_blocks"]:
+def _block_errors(model: HashPoseModel, cameras: Cameras, pixels: SplitPixels) -> Float[Tensor, "num_blocks"]:
     model.eval()
     model.field.train()  # each image's own appearance embedding, where there are embeddings; nothing else
     errors = []
+    chunk = model.rays_per_chunk()
     for begin in range(0, len(pixels.held_out.cameras), chunk):
         outputs, colors = _predict(model, cameras, pixels.held_out, slice(begin, begin + chunk))
         target = model.renderer_rgb.blend_background(colors)
