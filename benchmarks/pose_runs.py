@@ -69,6 +69,7 @@ CPU_FIELD = (
 EVEN = "--pipeline.model.num-samples 32 --pipeline.model.num-importance-samples 0"
 IMPORTANCE = "--pipeline.model.num-samples 24 --pipeline.model.num-importance-samples 24"
 SAMPLES = {"default": "", "even samples": EVEN}
+SAMPLES_OF_LLFF = {"even samples": "", "importance samples": IMPORTANCE}
 LATE_DIRECTIONS = "--pipeline.model.field.decoder.direction-start 0.6 "
 COARSE_FIRST = (
     LATE_DIRECTIONS + "--optimizers.camera-opt.optimizer.lr 6e-3 "
@@ -80,6 +81,13 @@ NOISY_CHAIR = (
     "--pipeline.model.curriculum.mode lr --pipeline.model.curriculum.window 0.05 0.5 " + COARSE_FIRST
 )
 """NeRF-Synthetic chair at 100x100 with all 100 training views; --data is the scene's folder at 400x400."""
+FERN = (
+    CPU_FIELD + "--pipeline.datamanager.camera-res-scale-factor 0.25 --max-num-iterations 12000 "
+    "--pipeline.datamanager.pixel-sampler.edge-fraction 0 --pipeline.model.curriculum.mode none "
+    "--pipeline.model.field.decoder.direction-start 0.6 --pipeline.model.camera-optimizer.start 0.005 "
+    "--pipeline.model.camera-optimizer.warmup 0.005 --optimizers.encoding.optimizer.lr 3e-3 "
+    "--optimizers.camera-opt.scheduler.lr-final 5e-4 "
+)
 
 SUITES = {
     "readings": Suite(
@@ -109,15 +117,12 @@ SUITES = {
         "--pipeline.model.curriculum.window 0.02 0.2 --pipeline.eval-num-images 25",
         BLENDER,
     ),
-    "fern": Suite(
+    "fern": Suite("hashpose-llff", FERN, "llff-data --data {data}", SAMPLES_OF_LLFF),
+    "fern_given": Suite(
         "hashpose-llff",
-        CPU_FIELD + "--pipeline.datamanager.camera-res-scale-factor 0.25 --max-num-iterations 12000 "
-        "--pipeline.datamanager.pixel-sampler.edge-fraction 0 --pipeline.model.curriculum.mode none "
-        "--pipeline.model.field.decoder.direction-start 0.6 --pipeline.model.camera-optimizer.start 0.005 "
-        "--pipeline.model.camera-optimizer.warmup 0.005 --optimizers.encoding.optimizer.lr 3e-3 "
-        "--optimizers.camera-opt.scheduler.lr-final 5e-4",
+        FERN + "--pipeline.datamanager.initial-poses given",
         "llff-data --data {data}",
-        {"even samples": "", "importance samples": IMPORTANCE},
+        SAMPLES_OF_LLFF,
     ),
     "noise": Suite(
         "hashpose-small",
