@@ -20,7 +20,7 @@ from hashpose_ns.cameras.recovery import RecoveryConfig, recover_cameras
 from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.host import keep_freed_memory
-from hashpose_ns.optim.schedules import ScheduleConfig
+from hashpose_ns.optim.schedules import ScheduleConfig, moments
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
@@ -149,14 +149,14 @@ class HashPoseTrainer(Trainer):
 
     def _recover_cameras(self, step: int) -> None:
         """Puts lost cameras back; Adam forgets where they were going."""
-        if self.pipeline.model.camera_optimizer.config.mode == "off":
+        poses = self.pipeline.model.camera_optimizer
+        if poses.config.mode == "off":
             return
         self.pipeline.eval()
         moved = recover_cameras(self.pipeline, self.config.recovery)
         self.pipeline.train()
-        for state in self.optimizers.optimizers["camera_opt"].state.values():
-            for moment in (value for value in state.values() if value.ndim == 2):
-                moment[moved] = 0.0
+        for moment in moments(self.optimizers.optimizers["camera_opt"], poses.pose_adjustment):
+            moment[moved] = 0.0
         CONSOLE.print(f"step {step:6d}  lost cameras put elsewhere: {len(moved)} {moved or ''}")
 
     def _look_whether_settled(self, step: int) -> None:

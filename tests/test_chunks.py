@@ -47,7 +47,7 @@ def make_rays() -> RayBundle:
     return cameras.generate_rays(camera_indices=0, keep_shape=True)
 
 
-@pytest.mark.parametrize("chunk", [0, 1, 257, HEIGHT * WIDTH, 10_000])
+@pytest.mark.parametrize("chunk", [0, 7, 257, HEIGHT * WIDTH, 10_000])
 def test_an_image_does_not_depend_on_the_chunks(chunk):
     model = make_model(num_importance_samples=8, eval_num_rays_per_chunk=chunk)
     with torch.no_grad():

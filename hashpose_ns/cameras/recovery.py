@@ -14,6 +14,7 @@ from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, corrections_to_wor
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import poses as pose_utils
+from nerfstudio.utils.rich_utils import get_progress
 
 if TYPE_CHECKING:
     from hashpose_ns.pipeline import HashPosePipeline
@@ -29,7 +30,7 @@ class RecoveryConfig:
 
     at: Tuple[float, ...] = ()
     """Fractions of training at which lost cameras are looked for; empty never looks."""
-    cameras: float = 0.05
+    cameras: float = 0.2
     """Fraction of the cameras that are tried at most, those of the largest loss."""
     suspicion: float = 3.0
     """A camera is tried when the share of its photograph's variance that the field does not explain is this many times
@@ -172,18 +173,20 @@ def recover_cameras(pipeline: "HashPosePipeline", config: RecoveryConfig) -> Lis
     losses = {i: float(judge.losses(poses[i : i + 1])) for i, judge in judges.items() if len(judge.coordinates)}
     limit = config.suspicion * sorted(losses.values())[len(losses) // 2] if losses else 0.0
     suspects = sorted((i for i in losses if losses[i] > limit), key=lambda i: -losses[i])
+    suspects = suspects[: max(round(config.cameras * len(poses)), 1)]
     moved, right = [], 0
-    for index in suspects[: max(round(config.cameras * len(poses)), 1)]:
-        judge, tried = judges[index], hypotheses(optimizer, index, config)
-        # Losses of poses ten degrees off say little; where optimisation takes them says much.
-        tried, _ = judge.optimized(tried, config.steps, config.rays // 6, config.lr)
-        tried, _ = judge.optimized(tried[:12], config.steps, config.rays // 2, config.lr / 2)
-        tried, found = judge.optimized(tried[:3], config.steps, config.rays // 2, config.lr / 2)
-        if float(found[0]) < GAIN * losses[index]:
-            optimizer.set_refined(index, tried[0])
-            moved.append(index)
-        else:
-            right += 1
-            if right == 2:  # whoever follows is less suspicious still
-                break
+    with get_progress("Looking for lost cameras", suffix="cameras") as progress:
+        for index in progress.track(suspects):
+            judge, tried = judges[index], hypotheses(optimizer, index, config)
+            # Losses of poses ten degrees off say little; where optimisation takes them says much.
+            tried, _ = judge.optimized(tried, config.steps, config.rays // 6, config.lr)
+            tried, _ = judge.optimized(tried[:12], config.steps, config.rays // 2, config.lr / 2)
+            tried, found = judge.optimized(tried[:3], config.steps, config.rays // 2, config.lr / 2)
+            if float(found[0]) < GAIN * losses[index]:
+                optimizer.set_refined(index, tried[0])
+                moved.append(index)
+            else:
+                right += 1
+                if right == 2:  # whoever follows is less suspicious still
+                    break
     return moved

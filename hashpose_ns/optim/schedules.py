@@ -11,6 +11,7 @@ from typing import Callable, List, Optional, Tuple, Type
 
 import torch
 import tyro
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -41,6 +42,12 @@ class AdamConfig(OptimizerConfig):
             return self._target(params, lr=self.lr, eps=self.eps, betas=tuple(self.betas), fused=True)
         except ValueError as error:
             raise HashPoseError(f"Adam's settings are out of range: {error}.") from error
+
+
+def moments(optimizer: Optimizer, parameter: Tensor) -> List[Tensor]:
+    """What Adam remembers of a parameter's elements, in its shape; nothing before its first step."""
+    remembered = optimizer.state.get(parameter, {}).values()
+    return [value for value in remembered if isinstance(value, Tensor) and value.shape == parameter.shape]
 
 
 class GroupedAdam(torch.optim.Adam):

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.optim.schedules import moments
 
 
 class PoseActions:
@@ -101,9 +102,7 @@ class PoseActions:
 
     def _moments(self) -> List[Tensor]:
         """What the optimizer remembers of each camera, a row each."""
-        state = self._adam.state.get(self.poses.pose_adjustment, {}) if self._adam is not None else {}
-        shape = self.poses.pose_adjustment.shape
-        return [value for value in state.values() if isinstance(value, Tensor) and value.shape == shape]
+        return moments(self._adam, self.poses.pose_adjustment) if self._adam is not None else []
 
     def _forget(self, index: int) -> None:
         for moment in self._moments():
