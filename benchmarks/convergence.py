@@ -1,5 +1,5 @@
 """Fewer steps and a larger basin: trains variants x noise x seeds on chair at small scale. Writes convergence.json,
-a table and a figure.
+a table and two figures.
 
     python benchmarks/convergence.py --data path/to/chair --output benchmarks/results
 
@@ -145,7 +145,7 @@ class Args:
     data: Path
     """NeRF-Synthetic chair at 400x400."""
     output: Path
-    """Folder for convergence.json and convergence.png."""
+    """Folder for convergence.json, convergence.png and convergence_ideas.png."""
     work: Path = Path("/tmp/hashpose_convergence")
     """Folder for the runs."""
     jobs: int = 2
@@ -303,7 +303,28 @@ def main(args: Args) -> None:
         json.dumps(report, indent=None).replace('{"variant"', '\n{"variant"') + "\n"
     )
     plot(runs, args.output / "convergence.png")
+    plot_ideas(runs, args.output / "convergence_ideas.png")
     console.print(table(runs))
+
+
+def curve(run: Dict[str, Any]) -> Tuple[List[float], List[float], List[float]]:
+    """Steps, CPU seconds and mean rotation errors of a run's log."""
+    errors = [next(value for key, value in entry.items() if key in ERROR) for entry in run["log"]]
+    # The log's clock is the wall's, of a machine with other jobs; the run's CPU time is spread along it.
+    scale = run["cpu_seconds"] / run["log"][-1]["train_seconds"]
+    return [e["step"] for e in run["log"]], [scale * e["train_seconds"] for e in run["log"]], errors
+
+
+def finish(figure: Any, panels: Any, path: Path) -> None:
+    """Axes of errors, legends and the file."""
+    for axes in panels:
+        axes.set_yscale("log")
+        axes.axhline(0.5, color="tab:red", linewidth=0.8, linestyle="--")
+        labels = dict(zip(*axes.get_legend_handles_labels()[::-1]))
+        axes.legend(labels.values(), labels.keys(), fontsize="small")
+        axes.grid(alpha=0.3, which="both")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def plot(runs: List[Dict[str, Any]], path: Path) -> None:
@@ -318,11 +339,8 @@ def plot(runs: List[Dict[str, Any]], path: Path) -> None:
     for variant, color in {"plain": "tab:gray", "best": "tab:blue"}.items():
         some = [r for r in runs if r["variant"] == variant]
         for r in (r for r in some if r["noise"] == "0.15"):
-            errors = [next(v for k, v in entry.items() if k in ERROR) for entry in r["log"]]
-            # The log's clock is the wall's, of a machine with other jobs; the run's CPU time is spread along it.
-            scale = r["cpu_seconds"] / r["log"][-1]["train_seconds"]
-            over_steps.plot([entry["step"] for entry in r["log"]], errors, color=color, label=variant)
-            seconds = [scale * entry["train_seconds"] for entry in r["log"]]
+            steps, seconds, errors = curve(r)
+            over_steps.plot(steps, errors, color=color, label=variant)
             over_time.plot(seconds, errors, color=color, label=variant)
         for r in some:
             place = names.index(r["noise"]) + 0.08 * (r["seed"] - 1)
@@ -331,14 +349,29 @@ def plot(runs: List[Dict[str, Any]], path: Path) -> None:
     over_time.set(xlabel="CPU seconds", title="the same")
     at_end.set(xlabel="noise that poses start from", title="at the end, a point for each seed")
     at_end.set_xticks(range(len(names)), names)
-    for axes in (over_steps, over_time, at_end):
-        axes.set_yscale("log")
-        axes.axhline(0.5, color="tab:red", linewidth=0.8, linestyle="--")
-        labels = dict(zip(*axes.get_legend_handles_labels()[::-1]))
-        axes.legend(labels.values(), labels.keys())
-        axes.grid(alpha=0.3, which="both")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    finish(figure, (over_steps, over_time, at_end), path)
+
+
+def plot_ideas(runs: List[Dict[str, Any]], path: Path) -> None:
+    """At noise 0.15, over steps and over CPU time, geometric means over seeds: each idea alone and each left out."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(14, 9), sharey=True)
+    for row, prefix, reference in ((panels[0], "plain + ", "plain"), (panels[1], "best - ", "best")):
+        variants = [v for v in VARIANTS if v.startswith(prefix) or v == reference]
+        for index, variant in enumerate(variants):
+            curves = [curve(r) for r in runs if r["variant"] == variant and r["noise"] == "0.15"]
+            if not curves:
+                continue
+            steps, seconds, errors = torch.tensor(curves, dtype=torch.float64).unbind(dim=1)
+            style = {"color": "black" if variant == reference else f"C{index}", "label": variant}
+            row[0].plot(steps[0], errors.log().mean(0).exp(), **style)
+            row[1].plot(seconds.mean(0), errors.log().mean(0).exp(), **style)
+        row[0].set(xlabel="step", ylabel="mean rotation error [deg]")
+        row[1].set(xlabel="CPU seconds")
+    panels[0, 0].set_title("noise 0.15: plain, and each idea alone")
+    panels[1, 0].set_title("best, and each idea left out")
+    finish(figure, panels.flat, path)
 
 
 def table(runs: List[Dict[str, Any]]) -> Table:

@@ -122,8 +122,7 @@ class PoseRefiningModel(Model):
     def update_to_step(self, step: int) -> None:
         """Sets everything that depends on the step of training."""
         self.progress[0] = step
-        optimizer = self.camera_optimizer
-        optimizer.active = optimizer.config.mode != "off" and optimizer.rate_factor(step / self.total_steps) > 0
+        self.camera_optimizer.set_progress(step / self.total_steps)
 
     def restore_progress(self) -> None:
         """After a checkpoint was loaded: the step and length of training it was made at."""

@@ -163,7 +163,7 @@ class HashPoseTrainer(Trainer):
         """Once a window, while poses move: lowers their rate where they tremble only, and says when they stop."""
         optimizer = self.pipeline.model.camera_optimizer
         settling, progress = optimizer.settling, step / self.total_steps
-        if settling is None or not optimizer.active or progress < optimizer.config.start + optimizer.config.warmup:
+        if settling is None or not optimizer.active or progress < optimizer.free_from:
             return
         if step % max(round(settling.config.window * self.total_steps), 1) == 0:
             settling.look(optimizer.pose_adjustment, optimizer.trainable)

@@ -40,6 +40,9 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     poses off."""
     warmup: float = 0.02
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
+    rotation_start: float = 0.0
+    """Fraction of training before which cameras are shifted only, along their axes or the world's, and not turned. Where
+    photographs lie far from where poses put them, shifts bring them there; turns made before that lead astray."""
     settling: SettlingConfig = field(default_factory=SettlingConfig)
     """Lowers the rate of poses that have arrived, and in the end stops them."""
     frozen_cameras: Tuple[str, ...] = ()
@@ -121,8 +124,10 @@ class PoseOptimizer(CameraOptimizer):
         self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
         self.register_buffer("trainable", trainable.to(device), persistent=False)
         self.active = config.mode != "off"
-        """Whether poses receive gradients now; the model switches it by the step. Standing still means no gradient
+        """Whether poses receive gradients now, see `set_progress`. Standing still means no gradient
         at all: Adam's moments would remember zeros."""
+        self.turns = True
+        """Whether rotations receive gradients now."""
         self.paused = False
         """Whether somebody stopped all poses by hand. Belongs to the running process and not to a checkpoint."""
         self.held: Set[int] = set()
@@ -130,6 +135,18 @@ class PoseOptimizer(CameraOptimizer):
         self.settling = Settling(config.settling, num_cameras).to(device) if config.settling.decay != 1 else None
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
             raise HashPoseError("camera-optimizer.start and .warmup are fractions of training; their sum is at most 1.")
+        if not 0 <= config.rotation_start < 1:
+            raise HashPoseError("camera-optimizer.rotation-start is a fraction of training, below 1.")
+
+    def set_progress(self, progress: float) -> None:
+        """Tells how far training is, as a fraction of it."""
+        self.active = self.config.mode != "off" and self.rate_factor(progress) > 0
+        self.turns = progress >= self.config.rotation_start
+
+    @property
+    def free_from(self) -> float:
+        """Fraction of training from which poses move at their full rate in all their parameters."""
+        return max(self.config.start + self.config.warmup, self.config.rotation_start)
 
     def rate_factor(self, progress: float) -> float:
         """Factor on the poses' learning rate at a fraction of training; 0 before `start` and when they have settled."""
@@ -159,13 +176,16 @@ class PoseOptimizer(CameraOptimizer):
 
     def _moving_twists(self) -> Float[Tensor, "num_cameras 6"]:
         """The corrections, without gradient where poses stand still: all of them, or those that are held."""
+        twists = self.pose_adjustment
         if self.paused or not self.active:
-            return self.pose_adjustment.detach()
+            return twists.detach()
+        if not self.turns:
+            twists = torch.cat([twists[:, :3], twists[:, 3:].detach()], dim=-1)
         if not self.held:
-            return self.pose_adjustment
-        held = torch.zeros(self.num_cameras, 1, dtype=torch.bool, device=self.pose_adjustment.device)
+            return twists
+        held = torch.zeros(self.num_cameras, 1, dtype=torch.bool, device=twists.device)
         held[sorted(self.held)] = True
-        return torch.where(held, self.pose_adjustment.detach(), self.pose_adjustment)
+        return torch.where(held, twists.detach(), twists)
 
     @torch.no_grad()
     def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
