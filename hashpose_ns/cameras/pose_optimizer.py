@@ -41,8 +41,8 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     warmup: float = 0.02
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
     rotation_start: float = 0.0
-    """Fraction of training before which cameras are shifted only, along their axes or the world's, and not turned. Where
-    photographs lie far from where poses put them, shifts bring them there; turns made before that lead astray."""
+    """Fraction of training before which cameras are shifted only, and not turned. Where pictures lie far from where
+    poses put them, shifts bring them there, and turns made before that lead astray."""
     settling: SettlingConfig = field(default_factory=SettlingConfig)
     """Lowers the rate of poses that have arrived, and in the end stops them."""
     frozen_cameras: Tuple[str, ...] = ()

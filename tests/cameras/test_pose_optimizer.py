@@ -193,6 +193,26 @@ def test_poses_that_stand_still_get_no_gradient_at_all():
     assert not torch.equal(bundle.origins, before), "the rays are those of the poses reached so far"
 
 
+@pytest.mark.parametrize("side", ["world", "camera", "orbit"])
+def test_cameras_are_shifted_before_they_are_turned(side):
+    """A step of plain descent on all 12 numbers of the poses: first rotations stay to the bit, later nothing does."""
+    optimizer = make(torch.zeros(N, 6), side=side, start=0.0, warmup=0.0, rotation_start=0.3)
+    initial = optimizer.initial_camera_to_worlds
+    descent = torch.optim.SGD(optimizer.parameters(), lr=1e-2)
+    target = random_poses(N).roll(1, dims=0)
+    for progress, turns in ((0.0, False), (0.29, False), (0.3, True), (1.0, True)):
+        optimizer.set_progress(progress)
+        descent.zero_grad()
+        (optimizer.refined_camera_to_worlds() - target).square().sum().backward()
+        descent.step()
+        refined = optimizer.refined_camera_to_worlds().detach()
+        angles = roma.rotmat_geodesic_distance(refined[:, :, :3].double(), initial[:, :, :3].double())
+        assert (angles.min() > 1e-4) if turns else (angles.max() < 1e-6)
+        assert (refined[:, :, 3] - initial[:, :, 3]).norm(dim=-1).min() > 1e-4
+    with pytest.raises(HashPoseError, match="rotation-start is a fraction"):
+        make(rotation_start=1.0)
+
+
 # -- frozen cameras ----------------------------------------------------------------------------------------------------
 
 
