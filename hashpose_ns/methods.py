@@ -196,7 +196,7 @@ object_ = MethodSpecification(
         BlenderDataParserConfig(),
         DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
         {"encoding": _cooled(4e-2, 4e-3), "decoder": _cooled(5e-3, 1e-3), "camera_opt": _cooled(8e-3, 1.2e-3)},
-        RecoveryConfig(at=(0.3, 0.5)),
+        RecoveryConfig(at=(0.3, 0.45, 0.6)),
         camera_optimizer=PoseOptimizerConfig(side="orbit", start=0.03, warmup=0.0, settling=SettlingConfig(decay=0.7)),
         curriculum=CurriculumConfig(window=(0.04, 0.5)),
         scene="none",
