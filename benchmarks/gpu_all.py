@@ -124,7 +124,7 @@ def main(args: Args) -> None:
         # Its folder has checkpoints and logs; only its JSON is wanted.
         work = Path(temporary) / "chair"
         command = [sys.executable, str(here / "gpu_chair.py"), "--data", str(args.data), "--output", str(work)]
-        command += ["--steps", str(steps), "--eval-images", "2" if tiny else "10", "--no-tests"]
+        command += ["--steps", str(steps), "--eval-images", "2" if tiny else "10", "--no-tests", "--recipes", "paper"]
         if tiny:
             small = {"datamanager.train-num-rays-per-batch": 32, "model.num-samples": 8, "tto-steps": 2}
             command += ["--flags=" + " ".join(f"--pipeline.{key} {value}" for key, value in small.items())]

@@ -8,6 +8,7 @@ prints a table. Not run on a GPU so far: no number in this repository comes from
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Literal, Tuple
 
 import torch
 import tyro
@@ -29,6 +30,22 @@ PLUGINS = {
     "NERFSTUDIO_METHOD_CONFIGS": "hashpose-blender=hashpose_ns.methods:blender",
     "PYTHONWARNINGS": "ignore",
 }
+
+RECIPES = {
+    "paper": "",
+    "best": "--pipeline.model.num-samples 64 --pipeline.model.num-importance-samples 64 --recovery.at 0.3 0.45 0.6 "
+    "--pipeline.datamanager.pixel-sampler.edge-fraction 0.5 --pipeline.model.curriculum.window 0.04 0.5 "
+    "--pipeline.model.clip-to-box True --pipeline.model.scene-box-scale 0.8 "
+    "--pipeline.model.camera-optimizer.side orbit --pipeline.model.camera-optimizer.start 0.03 "
+    "--pipeline.model.camera-optimizer.warmup 0 --pipeline.model.camera-optimizer.settling.decay 0.7 "
+    "--pipeline.model.field.decoder.direction-start 0.6 "
+    "--optimizers.encoding.optimizer.lr 4e-2 --optimizers.encoding.scheduler.lr-final 4e-3 "
+    "--optimizers.encoding.scheduler.cooldown 0.25 --optimizers.decoder.optimizer.lr 1e-3 "
+    "--optimizers.decoder.scheduler.lr-final 1e-4 --optimizers.decoder.scheduler.cooldown 0.25 "
+    "--optimizers.camera-opt.optimizer.lr 8e-3 --optimizers.camera-opt.scheduler.lr-final 1e-3 "
+    "--optimizers.camera-opt.scheduler.cooldown 0.25",
+}
+"""Name -> flags. `best` is what benchmarks/convergence.py found at small scale, with a rate for the larger decoder."""
 
 
 @dataclass
@@ -43,6 +60,8 @@ class Args:
     """Training steps; the paper takes 200 000."""
     seeds: Tuple[int, ...] = (0,)
     """Seeds of the perturbation and of training."""
+    recipes: Tuple[Literal["paper", "best"], ...] = ("paper", "best")
+    """The preset as it is, and with what a study at small scale found (docs/convergence.md)."""
     eval_images: int = 25
     """Held-out images to score, of 200."""
     tests: bool = True
@@ -61,21 +80,22 @@ def run(command: List[str], log: Path) -> Tuple[int, float]:
     return code, time.perf_counter() - begin
 
 
-def train_and_evaluate(args: Args, seed: int) -> Dict:
+def train_and_evaluate(args: Args, recipe: str, seed: int) -> Dict:
     """One training by `ns-train hashpose-blender` and its ns-eval."""
-    name, work = f"seed_{seed}", args.output / "runs"
+    name, work = f"{recipe}_{seed}", args.output / "runs"
     train = [
         *(sys.executable, "-m", "nerfstudio.scripts.train", "hashpose-blender", "--output-dir", str(work)),
         *("--experiment-name", name, "--timestamp", "run", "--machine.seed", str(seed), "--vis", "tensorboard"),
         *("--max-num-iterations", str(args.steps), "--pipeline.datamanager.perturbation.seed", str(seed)),
         *("--pipeline.eval-num-images", str(args.eval_images), "--logging.local-writer.enable", "False"),
         *("--steps-per-eval-batch", "0", "--steps-per-eval-image", "0", "--steps-per-eval-all-images", "0"),
+        *shlex.split(RECIPES[recipe]),
         *shlex.split(args.flags),
         *("blender-data", "--data", str(args.data)),
     ]
     folder = work / name / "hashpose-blender" / "run"
     code, seconds = run(train, args.output / f"{name}_train.log")
-    result: Dict = {"seed": seed, "command": train, "exit_code": code, "wall_seconds": seconds}
+    result: Dict = {"recipe": recipe, "seed": seed, "command": train, "exit_code": code, "wall_seconds": seconds}
     if code:
         return result
     log = [json.loads(line) for line in (folder / "pose_errors.jsonl").read_text().splitlines()]
@@ -104,15 +124,16 @@ def main(args: Args) -> None:
             [sys.executable, "-m", "pytest", str(REPOSITORY / "tests" / "encoding")], args.output / "encoding_tests.log"
         )
     table = Table(title=f"hashpose-blender on {device}, {args.steps} steps")
-    columns = ("seed", "ms a step", "rotation [deg]", "translation x100", "PSNR aligned", "PSNR optimised")
+    columns = ("recipe", "seed", "ms a step", "rotation [deg]", "translation x100", "PSNR aligned", "PSNR optimised")
     for column in columns:
         table.add_column(column)
-    for seed in args.seeds:
-        result = train_and_evaluate(args, seed)
+    for recipe, seed in itertools.product(args.recipes, args.seeds):
+        result = train_and_evaluate(args, recipe, seed)
         report["runs"].append(result)
         (args.output / "gpu_chair.json").write_text(json.dumps(report, indent=1))
         scores = result.get("results", {})
         table.add_row(
+            recipe,
             str(seed),
             f"{result.get('ms_per_step', float('nan')):.2f}",
             f"{scores.get('pose_error_after_rotation_deg_mean', float('nan')):.3f}",
