@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -177,6 +177,8 @@ class Args:
     """Folder for the runs."""
     jobs: int = 2
     """Runs at a time."""
+    variants: Tuple[str, ...] = ()
+    """Only these of the suite's variants."""
 
 
 def run(suite: Suite, args: Args, variant: str, seed: int) -> Tuple[str, int, List[str], List[Dict[str, float]]]:
@@ -207,6 +209,8 @@ def main(args: Args) -> None:
     from hashpose_ns.figures import plot_pose_errors
 
     console, suite = Console(), SUITES[args.suite]
+    if args.variants:
+        suite = replace(suite, variants={name: suite.variants[name] for name in args.variants})
     pairs = [(variant, seed) for seed in range(args.seeds) for variant in suite.variants]
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(run, suite, args, variant, seed) for variant, seed in pairs]
