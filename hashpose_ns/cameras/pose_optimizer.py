@@ -124,10 +124,11 @@ class PoseOptimizer(CameraOptimizer):
         self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
         self.register_buffer("trainable", trainable.to(device), persistent=False)
         self.active = config.mode != "off"
-        """Whether poses receive gradients now, see `set_progress`. Standing still means no gradient
-        at all: Adam's moments would remember zeros."""
+        """Whether poses receive gradients now, see `set_progress`. Standing still means no gradient at all: Adam's
+        moments would remember zeros."""
         self.turns = True
-        """Whether rotations receive gradients now."""
+        """Whether rotations receive gradients now. Before, theirs are zero, as shifts are part of the same parameter;
+        Adam remembers that, and for some 50 steps turns up to twice as fast as its rate says."""
         self.paused = False
         """Whether somebody stopped all poses by hand. Belongs to the running process and not to a checkpoint."""
         self.held: Set[int] = set()

@@ -195,7 +195,7 @@ def test_poses_that_stand_still_get_no_gradient_at_all():
 
 @pytest.mark.parametrize("side", ["world", "camera", "orbit"])
 def test_cameras_are_shifted_before_they_are_turned(side):
-    """A step of plain descent on all 12 numbers of the poses: first rotations stay to the bit, later nothing does."""
+    """Steps of plain descent on all 12 numbers of the poses: at first no camera turns, later all do."""
     optimizer = make(torch.zeros(N, 6), side=side, start=0.0, warmup=0.0, rotation_start=0.3)
     initial = optimizer.initial_camera_to_worlds
     descent = torch.optim.SGD(optimizer.parameters(), lr=1e-2)
