@@ -119,6 +119,8 @@ def plot_pose_errors(logs: Dict[str, Sequence[Sequence[Dict[str, float]]]], path
             for axis, measure, scale in ((axes[0], "rotation_deg", 1.0), (axes[1], "translation", 100.0)):
                 for statistic, style in statistics.items():
                     values = [scale * record[f"{prefix}{measure}_{statistic}"] for record in records]
+                    # Poses that have not moved yet are rounding away from where they were.
+                    values = [value if value > 1e-6 else float("nan") for value in values]
                     label = f"{name}, {statistic}" if alone else name if seed == 0 else None
                     axis.plot(steps, values, style, color=color, label=label, linewidth=1.3)
     axes[0].set_ylabel("rotation error [deg]")
