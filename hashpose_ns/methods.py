@@ -208,5 +208,5 @@ object_ = MethodSpecification(
         far_plane=20.0,
         background_color="white",
     ),
-    description="An object on white, seen from all around, with poses off by up to 15 degrees; minutes on a CPU.",
+    description="An object on white, seen from all around, with poses off by up to 20 degrees; minutes on a CPU.",
 )
