@@ -346,9 +346,9 @@ def plot(runs: List[Dict[str, Any]], path: Path) -> None:
 
     figure, (over_steps, over_time, at_end) = plt.subplots(1, 3, figsize=(15, 4))
     names = [noise for noise in NOISES if any(r["noise"] == noise for r in runs)]
-    for variant, color in {"plain": "tab:gray", "best": "tab:blue"}.items():
+    for variant, color in {"plain": "tab:gray", "best": "tab:blue", "best, shifts first": "tab:green"}.items():
         some = [r for r in runs if r["variant"] == variant]
-        for r in (r for r in some if r["noise"] == "0.15"):
+        for r in (r for r in some if r["noise"] == "0.15" and variant in ("plain", "best")):
             steps, seconds, errors = curve(r)
             over_steps.plot(steps, errors, color=color, label=variant)
             over_time.plot(seconds, errors, color=color, label=variant)
