@@ -24,15 +24,8 @@ def make_model(**settings) -> HashPoseModel:
     torch.manual_seed(0)
     encoding = HashEncodingConfig(num_levels=4, max_resolution=32, log2_hashmap_size=10, init_scale=1.0)
     field = HashPoseFieldConfig(encoding=encoding, decoder=DecoderConfig(width=32, precision="float32"))
-    settings = {
-        "scene": "none",
-        "sampler": "uniform",
-        "near_plane": 1.0,
-        "far_plane": 5.0,
-        "num_samples": 8,
-        **settings,
-    }
-    return build(HashPoseModelConfig(field=field, **settings))
+    box = {"scene": "none", "sampler": "uniform", "near_plane": 1.0, "far_plane": 5.0}
+    return build(HashPoseModelConfig(field=field, num_samples=8, **box, **settings))
 
 
 def build(config: HashPoseModelConfig) -> HashPoseModel:
