@@ -104,6 +104,8 @@ SHIFTS = {
 }
 """For cameras that are shifted so far that their pictures lie beside the object: shifts before turns, in a box that has
 room for what they show."""
+GUARDED = {"guard.mode": "report", "guard.fallback_at": [0.3, 0.75]}
+"""Poses that refinement does not make better go back to where they started; hashpose-object's setting."""
 SHORT = {"max_num_iterations": 2400}
 """Steps where there are ideas; the plain recipe has 3000."""
 
@@ -117,6 +119,7 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "plain": {},
     **{f"plain + {idea}": together([idea]) for idea in IDEAS if idea != "settling"},
     "best": together(list(IDEAS)),
+    "best, guarded": {**together(list(IDEAS)), **GUARDED},
     "best, shifts first": {**together(list(IDEAS)), **SHIFTS},
     "best, 2000 steps": {**together(list(IDEAS)), "max_num_iterations": 2000},
     **{f"best - {idea}": together([other for other in IDEAS if other != idea]) for idea in IDEAS},
@@ -125,7 +128,7 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
 
 NOISES: Dict[str, Tuple[str, float, float]] = {
     "true poses": ("barf", 0.0, 0.0),
-    **{str(noise): ("barf", noise, noise) for noise in (0.05, 0.1, 0.15, 0.2, 0.3)},
+    **{str(noise): ("barf", noise, noise) for noise in (0.006, 0.012, 0.05, 0.1, 0.15, 0.2, 0.3)},
     "L2G .07/.5": ("l2g", 0.07, 0.5),
 }
 """Name -> protocol, rotation and translation of the perturbation."""
@@ -137,6 +140,7 @@ PLAN: List[Tuple[str, str, int]] = [
     *[(variant, "L2G .07/.5", seed) for seed in SEEDS for variant in ("best, shifts first", "plain")],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in VARIANTS if "best -" in variant],
     *[(variant, noise, seed) for seed in SEEDS for noise in NOISES for variant in ("best", "plain")],
+    *[("best, guarded", noise, seed) for seed in SEEDS for noise in NOISES],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in VARIANTS if "plain +" in variant],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in ("best, 2000 steps", "best, shifts first")],
 ]
@@ -337,6 +341,11 @@ def finish(figure: Any, panels: Any, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+COLORS = {"plain": "tab:gray", "best": "tab:blue", "best, guarded": "tab:orange", "best, shifts first": "tab:green"}
+LEAST = 0.1
+"""Where the figure's logarithmic axis has poses that did not move [deg]."""
+
+
 def plot(runs: List[Dict[str, Any]], path: Path) -> None:
     """Rotation error over steps and CPU time at noise 0.15, and at the end over the noise: plain against best."""
     import matplotlib
@@ -344,9 +353,9 @@ def plot(runs: List[Dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (over_steps, over_time, at_end) = plt.subplots(1, 3, figsize=(15, 4))
+    figure, (over_steps, over_time, at_end) = plt.subplots(1, 3, figsize=(17, 4.5), width_ratios=(3, 3, 4))
     names = [noise for noise in NOISES if any(r["noise"] == noise for r in runs)]
-    for variant, color in {"plain": "tab:gray", "best": "tab:blue", "best, shifts first": "tab:green"}.items():
+    for variant, color in COLORS.items():
         some = [r for r in runs if r["variant"] == variant]
         for r in (r for r in some if r["noise"] == "0.15" and variant in ("plain", "best")):
             steps, seconds, errors = curve(r)
@@ -354,10 +363,10 @@ def plot(runs: List[Dict[str, Any]], path: Path) -> None:
             over_time.plot(seconds, errors, color=color, label=variant)
         for r in some:
             place = names.index(r["noise"]) + 0.08 * (r["seed"] - 1)
-            at_end.plot(place, r["rotation_mean"], "o", color=color, label=variant)
+            at_end.plot(place, max(r["rotation_mean"], LEAST), "o", color=color, label=variant)
     over_steps.set(xlabel="step", ylabel="mean rotation error [deg]", title="noise 0.15, 3 seeds")
     over_time.set(xlabel="CPU seconds", title="the same")
-    at_end.set(xlabel="noise that poses start from", title="at the end, a point for each seed")
+    at_end.set(xlabel="noise that poses start from", title=f"at the end, a point for each seed; 0 is drawn at {LEAST}")
     at_end.set_xticks(range(len(names)), names)
     finish(figure, (over_steps, over_time, at_end), path)
 

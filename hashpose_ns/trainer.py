@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Optional, Tuple, Type
+from typing import List, Optional, Sequence, Set, Tuple, Type
 
 import torch
 from torch import Tensor
@@ -128,7 +128,9 @@ class HashPoseTrainer(Trainer):
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         """One step, with its learning rates per level and, now and then, the pose errors."""
         begin = time.perf_counter()
-        if step in {round(fraction * self.total_steps) for fraction in self.config.recovery.at}:
+        if self.config.guard.mode != "off" and step in self._steps_at(self.config.guard.fallback_at):
+            self._fall_back_unless_helped(step)
+        if step in self._steps_at(self.config.recovery.at):
             self._recover_cameras(step)
         self.pipeline.model.is_logged = step_check(step, self.config.logging.steps_per_log, run_at_zero=True)
         output = super().train_iteration(step)
@@ -147,10 +149,28 @@ class HashPoseTrainer(Trainer):
             self._log_poses(step, float(output[0]))
         return output
 
+    def _steps_at(self, fractions: Sequence[float]) -> Set[int]:
+        return {round(fraction * self.total_steps) for fraction in fractions}
+
+    def _fall_back_unless_helped(self, step: int) -> None:
+        """Puts cameras back where they started, where that is the better place. A guard that cannot judge puts nothing
+        back."""
+        if self.pipeline.model.camera_optimizer.config.mode == "off":
+            return
+        from hashpose_ns.guard.fallback import fall_back_unless_helped
+
+        guard, adam = self.config.guard, self.optimizers.optimizers["camera_opt"]
+        last = step == max(self._steps_at(guard.fallback_at))
+        try:
+            said = fall_back_unless_helped(self.pipeline, adam, guard, last)
+        except (HashPoseError, RuntimeError) as error:
+            said = f"no verdict. {one_line(error)}"
+        CONSOLE.print(f"step {step:6d}  guard: {said}", soft_wrap=True)
+
     def _recover_cameras(self, step: int) -> None:
         """Puts lost cameras back; Adam forgets where they were going."""
         poses = self.pipeline.model.camera_optimizer
-        if poses.config.mode == "off":
+        if poses.config.mode == "off" or poses.rate_scale == 0:
             return
         self.pipeline.eval()
         moved = recover_cameras(self.pipeline, self.config.recovery)

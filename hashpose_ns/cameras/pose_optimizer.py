@@ -101,6 +101,8 @@ class PoseOptimizer(CameraOptimizer):
     initial_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
     reference_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
     trainable: Tensor
+    fallen_back: Float[Tensor, ""]
+    """Factor on the poses' learning rate since cameras were put back to their initial poses; 1 where they were not."""
 
     def __init__(
         self,
@@ -123,6 +125,14 @@ class PoseOptimizer(CameraOptimizer):
         self.register_buffer("initial_camera_to_worlds", initial_camera_to_worlds.clone().float().to(device))
         self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
         self.register_buffer("trainable", trainable.to(device), persistent=False)
+        self.register_buffer("fallen_back", torch.ones((), device=device))
+        # The same as a number: it is asked for every step, and reading a GPU's buffer waits for it.
+        self.rate_scale = 1.0
+        # Checkpoints from before there was such a factor are as good as any.
+        self.register_load_state_dict_pre_hook(
+            lambda module, state, prefix, *_: state.setdefault(f"{prefix}fallen_back", module.fallen_back)
+        )
+        self.register_load_state_dict_post_hook(lambda module, _: module._restore())
         self.active = config.mode != "off"
         """Whether poses receive gradients now, see `set_progress`. Standing still means no gradient at all: Adam's
         moments would remember zeros."""
@@ -139,6 +149,24 @@ class PoseOptimizer(CameraOptimizer):
         if not 0 <= config.rotation_start < 1:
             raise HashPoseError("camera-optimizer.rotation-start is a fraction of training, below 1.")
 
+    def _restore(self) -> None:
+        self.rate_scale = float(self.fallen_back)
+
+    @torch.no_grad()
+    def fall_back(self, rate: float) -> None:
+        """Puts all cameras that nobody holds back to their initial poses.
+
+        Args:
+            rate: factor on their learning rate from then on; 0 keeps them there.
+        """
+        going = [index for index in range(self.num_cameras) if index not in self.held]
+        self.pose_adjustment[going] = 0.0
+        self.fallen_back *= rate
+        self._restore()
+        self.active = self.active and rate > 0
+        if self.settling is not None:
+            self.settling.forget()
+
     def set_progress(self, progress: float) -> None:
         """Tells how far training is, as a fraction of it."""
         self.active = self.config.mode != "off" and self.rate_factor(progress) > 0
@@ -150,13 +178,13 @@ class PoseOptimizer(CameraOptimizer):
         return max(self.config.start + self.config.warmup, self.config.rotation_start)
 
     def rate_factor(self, progress: float) -> float:
-        """Factor on the poses' learning rate at a fraction of training; 0 before `start` and when they have settled."""
+        """Factor on the poses' learning rate at a fraction of training; 0 before `start`, when they have settled, and
+        where they were put back for good."""
         if progress < self.config.start:
             return 0.0
         settled = self.settling.factor if self.settling is not None else 1.0
-        return settled * (
-            min((progress - self.config.start) / self.config.warmup, 1.0) if self.config.warmup > 0 else 1.0
-        )
+        warm = min((progress - self.config.start) / self.config.warmup, 1.0) if self.config.warmup > 0 else 1.0
+        return self.rate_scale * settled * warm
 
     def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
         """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""

@@ -57,6 +57,11 @@ class Settling(nn.Module):
         self.count, self.settled = 0, 0
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
 
+    def forget(self) -> None:
+        """As if poses had never been looked at: they begin anew."""
+        self.looks.zero_()
+        self._restore()
+
     def _restore(self) -> None:
         self.count, self.settled = self.looks.tolist()
 

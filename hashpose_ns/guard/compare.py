@@ -14,7 +14,7 @@ from hashpose_ns.errors import HashPoseError
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.judge import compare_errors
 from hashpose_ns.guard.report import CameraReport, GuardReport
-from hashpose_ns.guard.verdict import ALPHA, Verdict, decide
+from hashpose_ns.guard.verdict import ALPHA, Verdict, can_decide, decide
 
 if TYPE_CHECKING:
     from hashpose_ns.pipeline import HashPosePipeline
@@ -68,7 +68,7 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
     refined = optimizer.refined_camera_to_worlds().detach()
     verdict = compare_poses(pipeline, optimizer.initial_camera_to_worlds, refined, steps, config)
     uncertainty = pose_covariances(pipeline, max(min(ALL_RAYS // len(refined), 512), 64))
-    psnr_initial, psnr_refined = (-10 * mse.clamp(min=1e-12).log10() for mse in (verdict.first, verdict.second))
+    psnr_initial, psnr_refined = verdict.psnrs()
     gains, hurt = psnr_refined - psnr_initial, verdict.hurt_cameras
     rotation_deg, translation = uncertainty.rotation_deg, uncertainty.translation
     names = optimizer.image_names or [str(index) for index in range(len(refined))]
@@ -85,32 +85,34 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
         )
         for index, name in enumerate(names)
     ]
-    gain = float(gains.mean())
+    kept = not bool(optimizer.pose_adjustment.any())
     return GuardReport(
-        verdict=verdict.verdict,
-        sentence=in_words(verdict, gain),
+        verdict="kept" if kept else verdict.verdict,
+        sentence="all cameras are where training started" if kept else in_words(verdict),
         step=int(model.progress[0]),
         psnr_initial=float(psnr_initial.mean()),
         psnr_refined=float(psnr_refined.mean()),
-        psnr_gain=gain,
+        psnr_gain=float(gains.mean()),
         log_ratio=verdict.log_ratio,
         p_helped=verdict.p_helped,
         p_hurt=verdict.p_hurt,
         hurt_cameras=[camera.name for camera in cameras if camera.hurt],
         cameras=cameras,
-        settings={**dataclasses.asdict(config), "steps": steps},
+        settings={**dataclasses.asdict(config), "steps": steps, "fallback_at": list(config.fallback_at)},
         seconds=round(time.perf_counter() - begin, 3),
     )
 
 
-def in_words(verdict: Verdict, gain: float) -> str:
+def in_words(verdict: Verdict) -> str:
     """What held-out pixels say, in one sentence without its full stop."""
     count = len(verdict.first)
+    before, after = verdict.psnrs()
+    gain = float((after - before).mean())
     fit = f"held-out pixels of {count} images fit {'better' if gain >= 0 else 'worse'} by {abs(gain):.2f} dB"
     p = min(verdict.p_helped, verdict.p_hurt)
     if verdict.verdict != "undecided":
         return f"{fit} at the refined poses (p = {p:.1g})"
-    if 0.5**count > ALPHA / 2:
+    if not can_decide(count):
         return f"{fit} at the refined poses, but {count} images are too few to tell"
     if p < ALPHA / 2:
         return f"{fit} at the refined poses, too little to matter"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Tuple
 
 from hashpose_ns.errors import HashPoseError
 
@@ -19,6 +19,13 @@ class GuardConfig:
     """`report`: after training, judge by held-out pixels whether refinement made the poses better than those it started
     from, and write the verdict to guard.json in the run's folder. On where poses of one's own are refined (`hashpose`,
     `hashpose-small`), off in the methods of protocols, whose poses are known."""
+    fallback_at: Tuple[float, ...] = ()
+    """Fractions of training at which poses are judged on the way, if `mode` is not off. Where refined poses fit
+    held-out pixels worse than those training started from, cameras go back there, and are refined on more gently. At
+    the last of these fractions they go back also where they fit no better; they then stay there, and the rest of
+    training is the field's. Empty never looks."""
+    fallback_rate: float = 0.1
+    """Factor on the poses' learning rate each time that cameras have gone back, but for the last."""
     steps: int = 0
     """Steps that the judging field is trained on both sets of poses; it then takes half as many on each. 0 takes 5 % of
     training's, at least 200 and at most 2000."""
@@ -37,6 +44,10 @@ class GuardConfig:
             raise HashPoseError("The guard needs at least 2 rays, and no negative steps: --guard.steps, --guard.rays.")
         if not (0 < self.held_out < 1 and 0 < self.block < 1):
             raise HashPoseError("The guard's held-out and block are fractions between 0 and 1.")
+        if not all(0 < fraction < 1 for fraction in self.fallback_at):
+            raise HashPoseError("guard.fallback-at holds fractions of training, between 0 and 1.")
+        if not 0 <= self.fallback_rate <= 1:
+            raise HashPoseError("guard.fallback-rate is a factor between 0 and 1.")
 
     def steps_for(self, training_steps: int) -> int:
         """Steps on both sets of poses, where training took so many."""

@@ -43,8 +43,8 @@ class CameraReport:
 class GuardReport:
     """Whether refinement helped, judged without ground truth."""
 
-    verdict: Literal["helped", "hurt", "undecided"]
-    """Over all cameras."""
+    verdict: Literal["helped", "hurt", "undecided", "kept"]
+    """Over all cameras. `kept`: they are where training started, as refinement on the way did not help."""
     sentence: str
     """What held-out pixels say, in words, without a full stop."""
     step: int
@@ -74,9 +74,10 @@ class GuardReport:
     """Of the file's format."""
 
     def metrics(self) -> Dict[str, float]:
-        """Flat floats as in ns-eval's JSON; `guard_verdict` is 1 for helped, 0 for undecided, -1 for hurt."""
+        """Flat floats as in ns-eval's JSON; `guard_verdict` is 1 for helped, 0 for undecided and kept, -1 for hurt."""
         return {
-            "guard_verdict": float({"helped": 1, "undecided": 0, "hurt": -1}[self.verdict]),
+            "guard_verdict": float({"helped": 1, "undecided": 0, "kept": 0, "hurt": -1}[self.verdict]),
+            "guard_kept": float(self.verdict == "kept"),
             "guard_psnr_initial": self.psnr_initial,
             "guard_psnr_refined": self.psnr_refined,
             "guard_psnr_gain": self.psnr_gain,
@@ -106,6 +107,7 @@ class GuardReport:
             "helped": ("refinement helped", "green"),
             "hurt": ("REFINEMENT MADE THE POSES WORSE", "bold red"),
             "undecided": ("undecided whether refinement helped", "yellow"),
+            "kept": ("the poses you gave were kept, as refined ones did not fit better", "green"),
         }[self.verdict]
         CONSOLE.print(Text(f"Guard: {said}; {self.sentence}.", style=color), soft_wrap=True)
         if self.verdict == "hurt":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import List, Literal
+from typing import List, Literal, Tuple
 
 import numpy as np
 import torch
@@ -54,6 +54,16 @@ class Verdict:
         """Indices of cameras that fit worse at the second poses, by more than chance and LEAST_CAMERA_EFFECT."""
         worse = self.second > self.first * math.exp(LEAST_CAMERA_EFFECT)
         return torch.nonzero((self.p_camera_hurt < ALPHA) & worse).flatten().tolist()
+
+    def psnrs(self) -> Tuple[Float[Tensor, "num_cameras"], Float[Tensor, "num_cameras"]]:
+        """PSNR in dB of each camera's held-out pixels, at the first poses and at the second."""
+        first, second = (-10 * mse.clamp(min=1e-12).log10() for mse in (self.first, self.second))
+        return first, second
+
+
+def can_decide(num_cameras: int) -> bool:
+    """Whether so many cameras can be enough: the rarest outcome for fewer than 6 is not rare enough."""
+    return 0.5**num_cameras <= ALPHA / 2
 
 
 def decide(errors: HeldOutErrors) -> Verdict:

@@ -39,6 +39,8 @@ class PoseReading:
     """Cameras held by hand."""
     paused: bool
     """Whether all poses are stopped by hand."""
+    rate_scale: float
+    """`PoseOptimizer.rate_scale`: below 1 where the guard put cameras back to their initial poses."""
 
     @classmethod
     @torch.no_grad()
@@ -49,7 +51,8 @@ class PoseReading:
             poses.initial_camera_to_worlds,
             poses.reference_camera_to_worlds,
         )
-        return cls(step, *(tensor.detach().cpu().clone() for tensor in tensors), frozenset(poses.held), poses.paused)
+        copies = (tensor.detach().cpu().clone() for tensor in tensors)
+        return cls(step, *copies, frozenset(poses.held), poses.paused, poses.rate_scale)
 
 
 @dataclass(frozen=True, eq=False)

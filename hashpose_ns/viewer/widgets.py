@@ -124,6 +124,9 @@ def status_text(state: PoseState, total_steps: int, psnr: float, more: Sequence[
         lines.append(f"{name} {what} {mean:.3g}{unit} (median {median:.3g}, worst {worst:.3g})")
     if state.paused:
         lines.append("**Poses are paused.**")
+    if state.rate_scale < 1:
+        then = f"are refined on at {state.rate_scale:.2g} of the rate" if state.rate_scale > 0 else "stay there"
+        lines.append(f"Refined poses did not fit better: cameras are back where they started, and {then}.")
     if state.held:
         lines.append(f"Held: {len(state.held)} cameras.")
     lines += [text for text in more if text]

@@ -324,7 +324,8 @@ def test_delay_and_warm_up_of_the_rate():
 
 def test_initial_and_reference_poses_are_part_of_the_checkpoint():
     optimizer = make()
-    assert {"initial_camera_to_worlds", "reference_camera_to_worlds", "pose_adjustment"} == set(optimizer.state_dict())
+    saved = {"initial_camera_to_worlds", "reference_camera_to_worlds", "pose_adjustment", "fallen_back"}
+    assert saved == set(optimizer.state_dict())
     other = PoseOptimizer(PoseOptimizerConfig(), N, "cpu", random_poses(seed=9), random_poses(seed=10), NAMES)
     other.load_state_dict(optimizer.state_dict())
     assert torch.equal(other.initial_camera_to_worlds, optimizer.initial_camera_to_worlds)

@@ -21,6 +21,7 @@ from hashpose_ns.field import HashPoseFieldConfig
 from hashpose_ns.guard.cli import entrypoint
 from hashpose_ns.guard.compare import compare_poses, run_guard
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.guard.fallback import fall_back_unless_helped
 from hashpose_ns.guard.judge import judge_config
 from hashpose_ns.guard.report import GuardReport, hurt_sentence, read_report, read_verdict
 from hashpose_ns.model import HashPoseModelConfig
@@ -199,9 +200,84 @@ def test_metrics_are_flat_floats(report):
     assert metrics["guard_hurt_cameras"] == 2
     codes = {
         verdict: dataclasses.replace(report, verdict=verdict).metrics()["guard_verdict"]
-        for verdict in ("helped", "undecided", "hurt")
+        for verdict in ("helped", "undecided", "kept", "hurt")
     }
-    assert codes == {"helped": 1.0, "undecided": 0.0, "hurt": -1.0}
+    assert codes == {"helped": 1.0, "undecided": 0.0, "kept": 0.0, "hurt": -1.0}
+    assert dataclasses.replace(report, verdict="kept").metrics()["guard_kept"] == 1.0 and metrics["guard_kept"] == 0.0
+
+
+# -- on the way --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refining(pipeline, true_poses):
+    """Sets where training started and where refinement has led; the pipeline, Adam in its stride, and the rate."""
+    optimizer = pipeline.model.camera_optimizer
+    adam = torch.optim.Adam([optimizer.pose_adjustment], lr=1e-3)
+
+    def begin(initial: torch.Tensor, refined: torch.Tensor):
+        optimizer.initial_camera_to_worlds.copy_(initial)
+        for index, pose in enumerate(refined):
+            optimizer.set_refined(index, pose)
+        optimizer.set_progress(0.5)
+        optimizer.pose_adjustment.grad = torch.ones_like(optimizer.pose_adjustment)
+        adam.step()
+        return optimizer, adam
+
+    pipeline.model.set_training_length(20)
+    yield begin
+    optimizer.initial_camera_to_worlds.copy_(true_poses)
+    optimizer.load_state_dict({**optimizer.state_dict(), "fallen_back": torch.ones(())})
+    optimizer.held.clear()
+    with torch.no_grad():
+        optimizer.pose_adjustment.zero_()
+
+
+def fall_back(pipeline, adam, last: bool = False) -> str:
+    return fall_back_unless_helped(pipeline, adam, GuardConfig(rays=256, steps=STEPS, fallback_rate=0.25), last)
+
+
+def test_poses_that_got_worse_go_back_and_are_refined_gently(pipeline, true_poses, refining):
+    optimizer, adam = refining(true_poses, wrong(true_poses))
+    optimizer.held.add(3)
+    held = optimizer.refined_camera_to_worlds()[3].detach().clone()
+    said = fall_back(pipeline, adam)
+    assert "worse" in said and "back where they started" in said and "0.25" in said
+    refined = optimizer.refined_camera_to_worlds().detach()
+    others = [index for index in range(len(refined)) if index != 3]
+    torch.testing.assert_close(refined[others], true_poses[others], rtol=0, atol=0)
+    torch.testing.assert_close(refined[3], held, rtol=0, atol=0)
+    assert adam.param_groups[0]["lr"] == 0.25e-3 and optimizer.rate_factor(0.9) == 0.25 and optimizer.active
+    assert not adam.state[optimizer.pose_adjustment]["exp_avg"].any()
+
+
+def test_at_the_last_look_they_stay_there(pipeline, true_poses, refining):
+    optimizer, adam = refining(true_poses, wrong(true_poses))
+    assert "stay there" in fall_back(pipeline, adam, last=True)
+    optimizer.set_progress(0.55)
+    assert not optimizer.active and optimizer.rate_factor(0.9) == 0.0
+    assert not optimizer.refined_camera_to_worlds().requires_grad
+
+
+def test_poses_that_got_better_go_on_as_if_nobody_had_looked(pipeline, true_poses, refining):
+    optimizer, adam = refining(wrong(true_poses), true_poses)
+    twists, random = optimizer.pose_adjustment.detach().clone(), torch.get_rng_state()
+    said = fall_back(pipeline, adam, last=True)
+    assert "better" in said and "back" not in said
+    torch.testing.assert_close(optimizer.pose_adjustment.detach(), twists, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert optimizer.active and adam.param_groups[0]["lr"] == 1e-3
+    assert adam.state[optimizer.pose_adjustment]["exp_avg"].any()
+
+
+def test_what_was_put_back_is_part_of_checkpoints_and_may_be_missing_there(pipeline, true_poses, refining):
+    optimizer, adam = refining(true_poses, wrong(true_poses))
+    fall_back(pipeline, adam)
+    saved = {name: value.clone() for name, value in optimizer.state_dict().items()}
+    optimizer.fall_back(0.0)
+    optimizer.load_state_dict(saved)
+    assert optimizer.rate_factor(0.9) == 0.25
+    optimizer.load_state_dict({name: value for name, value in saved.items() if name != "fallen_back"})
 
 
 # -- the commands ------------------------------------------------------------------------------------------------------
@@ -238,6 +314,31 @@ def test_training_judges_its_poses_and_evaluation_repeats_the_verdict(ns_train, 
 
     checkpoints(run)[-1].rename(run / "nerfstudio_models" / "step-000000029.ckpt")  # as after more training
     assert read_verdict(run) is None
+
+
+def harmful(ns_train, folder: Path, *more):
+    """Trains from true poses at a rate that throws them far away."""
+    return train(
+        *(ns_train, folder, 30, "--pipeline.datamanager.initial-poses", "given", "--guard.mode", "report"),
+        *("--optimizers.camera-opt.optimizer.lr", 0.1, "--pipeline.model.camera-optimizer.start", 0.0),
+        *("--guard.steps", 20, *more),
+    )
+
+
+def test_training_keeps_poses_that_it_would_harm(ns_train, ns_eval, tmp_path):
+    run = tmp_path / "chair" / "hashpose-blender" / "run"
+    outcome = harmful(ns_train, tmp_path, "--guard.fallback-at", 0.6)
+    assert outcome.code == 0, outcome.output
+    assert "step     18  guard:" in outcome.output and "back where they started, and stay there" in outcome.output
+    results = tmp_path / "results.json"
+    assert ns_eval("--load-config", run / "config.yml", "--output-path", results).code == 0
+    metrics = json.loads(results.read_text())["results"]
+    assert metrics["pose_change_rotation_deg_max"] < 1e-4 and metrics["pose_change_center_max"] < 1e-6
+    assert metrics["guard_kept"] == 1.0 and read_verdict(run).verdict == "kept"
+    assert "poses you gave were kept" in outcome.output
+
+    outcome = harmful(ns_train, tmp_path / "off", "--guard.fallback-at", 0.3, "--guard.mode", "off")
+    assert outcome.code == 0 and "back where they started" not in outcome.output
 
 
 def test_a_run_that_is_not_there_is_one_sentence(in_process, tmp_path):

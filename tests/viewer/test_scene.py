@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from hashpose_ns.viewer.scene import (
 )
 from hashpose_ns.viewer.state import PoseReading, PoseState, PoseTracks
 from hashpose_ns.viewer.tubes import frustum_edges, tubes_glb
+from hashpose_ns.viewer.widgets import status_text
 from nerfstudio.cameras.cameras import Cameras
 
 ALL = {"refined": True, "initial": True, "reference": True, "moved": True, "paths": True}
@@ -260,3 +262,13 @@ def test_history_of_another_scene_is_left_alone(tmp_path):
     tracks = PoseTracks(Path(tmp_path), from_file=False)
     assert not tracks.update(history, make_poses(5).reference_camera_to_worlds) and tracks.steps == []
     assert not tracks.update(None, make_poses(5).reference_camera_to_worlds)
+
+
+def test_the_panel_says_when_cameras_were_put_back():
+    poses = make_poses(8)
+    assert "where they started" not in status_text(state_of(poses), 100, math.nan, [])
+    poses.fall_back(0.1)
+    assert "back where they started, and are refined on at 0.1" in status_text(state_of(poses), 100, math.nan, [])
+    poses.fall_back(0.0)
+    text = status_text(state_of(poses), 100, math.nan, [])
+    assert "and stay there" in text and state_of(poses).movement.rotation_deg.max() < 1e-3
