@@ -104,7 +104,7 @@ SHIFTS = {
 }
 """For cameras that are shifted so far that their pictures lie beside the object: shifts before turns, in a box that has
 room for what they show."""
-GUARDED = {"guard.mode": "report", "guard.fallback_at": [0.3, 0.75]}
+GUARDED = {"guard.mode": "report", "guard.fallback_at": [0.3, 0.55]}
 """Poses that refinement does not make better go back to where they started; hashpose-object's setting."""
 SHORT = {"max_num_iterations": 2400}
 """Steps where there are ideas; the plain recipe has 3000."""
@@ -128,7 +128,7 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
 
 NOISES: Dict[str, Tuple[str, float, float]] = {
     "true poses": ("barf", 0.0, 0.0),
-    **{str(noise): ("barf", noise, noise) for noise in (0.006, 0.012, 0.05, 0.1, 0.15, 0.2, 0.3)},
+    **{str(noise): ("barf", noise, noise) for noise in (0.006, 0.05, 0.1, 0.15, 0.2, 0.3)},
     "L2G .07/.5": ("l2g", 0.07, 0.5),
 }
 """Name -> protocol, rotation and translation of the perturbation."""
@@ -140,7 +140,7 @@ PLAN: List[Tuple[str, str, int]] = [
     *[(variant, "L2G .07/.5", seed) for seed in SEEDS for variant in ("best, shifts first", "plain")],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in VARIANTS if "best -" in variant],
     *[(variant, noise, seed) for seed in SEEDS for noise in NOISES for variant in ("best", "plain")],
-    *[("best, guarded", noise, seed) for seed in SEEDS for noise in NOISES],
+    *[("best, guarded", noise, seed) for seed in SEEDS for noise in NOISES if noise not in ("0.1", "0.2")],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in VARIANTS if "plain +" in variant],
     *[(variant, "0.15", seed) for seed in SEEDS for variant in ("best, 2000 steps", "best, shifts first")],
 ]

@@ -68,7 +68,7 @@ CPU_FIELD = (
 """Sizes and rates of hashpose-small, for the methods whose defaults are the paper's."""
 EVEN = "--pipeline.model.num-samples 32 --pipeline.model.num-importance-samples 0"
 IMPORTANCE = "--pipeline.model.num-samples 24 --pipeline.model.num-importance-samples 24"
-GUARDED = " --guard.mode report --guard.fallback-at 0.3 0.75"
+GUARDED = " --guard.mode report --guard.fallback-at 0.3 0.55"
 SAMPLES = {"default": "", "even samples": EVEN, "guarded": GUARDED}
 SAMPLES_OF_LLFF = {"even samples": "", "importance samples": IMPORTANCE}
 LATE_DIRECTIONS = "--pipeline.model.field.decoder.direction-start 0.6 "

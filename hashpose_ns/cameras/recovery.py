@@ -174,6 +174,8 @@ def recover_cameras(pipeline: "HashPosePipeline", config: RecoveryConfig) -> Lis
     limit = config.suspicion * sorted(losses.values())[len(losses) // 2] if losses else 0.0
     suspects = sorted((i for i in losses if losses[i] > limit), key=lambda i: -losses[i])
     suspects = suspects[: max(round(config.cameras * len(poses)), 1)]
+    if not suspects:
+        return []
     moved, right = [], 0
     with get_progress("Looking for lost cameras", suffix="cameras") as progress:
         for index in progress.track(suspects):
