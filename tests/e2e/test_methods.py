@@ -24,18 +24,9 @@ def trained(ns_train, tmp_path):
     def train(method: str, data, *arguments):
         outcome = ns_train(
             *(method, "--output-dir", tmp_path / "out", "--experiment-name", "e", "--timestamp", "t", "--data", data),
-            *(
-                "--guard.steps",
-                4,
-                "--guard.rays",
-                64,
-                "--max-num-iterations",
-                STEPS,
-                "--steps-per-save",
-                4,
-                "--pipeline.model.camera-optimizer.start",
-                0,
-            ),
+            # The poses are right: on the way they would go back
+            *("--guard.fallback-at", "--guard.steps", 4, "--guard.rays", 64, "--max-num-iterations", STEPS),
+            *("--steps-per-save", 4, "--pipeline.model.camera-optimizer.start", 0),
             *("--logging.local-writer.enable", "False", *NO_EVAL, *FEW_RAYS, *arguments),
         )
         assert outcome.code == 0, outcome.output[-3000:]
