@@ -355,14 +355,14 @@ def plot(runs: List[Dict[str, Any]], path: Path) -> None:
 
     figure, (over_steps, over_time, at_end) = plt.subplots(1, 3, figsize=(17, 4.5), width_ratios=(3, 3, 4))
     names = [noise for noise in NOISES if any(r["noise"] == noise for r in runs)]
-    for variant, color in COLORS.items():
+    for index, (variant, color) in enumerate(COLORS.items()):
         some = [r for r in runs if r["variant"] == variant]
         for r in (r for r in some if r["noise"] == "0.15" and variant in ("plain", "best")):
             steps, seconds, errors = curve(r)
             over_steps.plot(steps, errors, color=color, label=variant)
             over_time.plot(seconds, errors, color=color, label=variant)
         for r in some:
-            place = names.index(r["noise"]) + 0.08 * (r["seed"] - 1)
+            place = names.index(r["noise"]) + 0.18 * (index - 1.5) + 0.05 * (r["seed"] - 1)
             at_end.plot(place, max(r["rotation_mean"], LEAST), "o", color=color, label=variant)
     over_steps.set(xlabel="step", ylabel="mean rotation error [deg]", title="noise 0.15, 3 seeds")
     over_time.set(xlabel="CPU seconds", title="the same")
