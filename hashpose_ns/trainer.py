@@ -161,6 +161,7 @@ class HashPoseTrainer(Trainer):
 
         guard, adam = self.config.guard, self.optimizers.optimizers["camera_opt"]
         last = step == max(self._steps_at(guard.fallback_at))
+        CONSOLE.print(f"step {step:6d}  guard: judging the refined poses by held-out pixels ...")
         try:
             said = fall_back_unless_helped(self.pipeline, adam, guard, last)
         except (HashPoseError, RuntimeError) as error:
