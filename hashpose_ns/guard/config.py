@@ -18,7 +18,7 @@ class GuardConfig:
     mode: Literal["off", "report"] = "off"
     """`report`: after training, judge by held-out pixels whether refinement made the poses better than those it started
     from, and write the verdict to guard.json in the run's folder. On where poses of one's own are refined (`hashpose`,
-    `hashpose-small`), off in the methods of protocols, whose poses are known."""
+    `hashpose-small`, `hashpose-object`), off in the methods of protocols, whose poses are known."""
     fallback_at: Tuple[float, ...] = ()
     """Fractions of training at which poses are judged on the way, if `mode` is not off. Where refined poses fit
     held-out pixels worse than those training started from, cameras go back there, and are refined on more gently. At

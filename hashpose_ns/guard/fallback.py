@@ -31,6 +31,8 @@ def fall_back_unless_helped(pipeline: "HashPosePipeline", adam: Optimizer, confi
         What was found and done, in words.
     """
     optimizer = pipeline.model.camera_optimizer
+    if not bool(optimizer.pose_adjustment.any()):
+        return "poses are where they started"
     steps = config.steps_for(int(pipeline.model.progress[1]))
     refined = optimizer.refined_camera_to_worlds().detach()
     verdict = compare_poses(pipeline, optimizer.initial_camera_to_worlds, refined, steps, config)

@@ -118,7 +118,8 @@ def test_judging_leaves_everything_as_it_was(pipeline, true_poses):
 
 
 def test_settings_out_of_range_are_refused(pipeline, true_poses):
-    for setting in ({"rays": 1}, {"held_out": 1.0}, {"block": 0.0}, {"steps": -1}):
+    outside = ({"rays": 1}, {"held_out": 1.0}, {"block": 0.0}, {"steps": -1}, {"fallback_at": (0.3, 1.0)})
+    for setting in (*outside, {"fallback_rate": 1.5}):
         with pytest.raises(HashPoseError):
             GuardConfig(**setting).validate()
     with pytest.raises(HashPoseError, match="fractions"):
@@ -211,7 +212,8 @@ def test_metrics_are_flat_floats(report):
 
 @pytest.fixture
 def refining(pipeline, true_poses):
-    """Sets where training started and where refinement has led; the pipeline, Adam in its stride, and the rate."""
+    """Sets where training started and where refinement has led; returns the camera optimizer and its Adam, which has
+    taken a step."""
     optimizer = pipeline.model.camera_optimizer
     adam = torch.optim.Adam([optimizer.pose_adjustment], lr=1e-3)
 
@@ -257,6 +259,14 @@ def test_at_the_last_look_they_stay_there(pipeline, true_poses, refining):
     optimizer.set_progress(0.55)
     assert not optimizer.active and optimizer.rate_factor(0.9) == 0.0
     assert not optimizer.refined_camera_to_worlds().requires_grad
+
+
+def test_poses_that_have_not_moved_yet_are_not_held_back(pipeline, true_poses, refining):
+    optimizer, adam = refining(true_poses, true_poses)
+    with torch.no_grad():
+        optimizer.pose_adjustment.zero_()
+    fall_back(pipeline, adam, last=True)
+    assert optimizer.active and optimizer.rate_factor(0.9) == 1.0
 
 
 def test_poses_that_got_better_go_on_as_if_nobody_had_looked(pipeline, true_poses, refining):
