@@ -88,6 +88,9 @@ class HashPosePipeline(VanillaPipeline):
         state = {key.removeprefix("module."): value for key, value in loaded_state.items()}
         state = {key.removeprefix("_model.").removeprefix("module."): v for key, v in state.items() if "_model." in key}
         expected = self.model.state_dict()
+        key = "camera_optimizer.fallen_back"  # checkpoints from before there was one are as good as any
+        if key in expected:
+            state.setdefault(key, expected[key])
         key = "camera_optimizer.initial_camera_to_worlds"
         if key in state and len(state[key]) != len(expected[key]):
             raise HashPoseError(

@@ -128,10 +128,6 @@ class PoseOptimizer(CameraOptimizer):
         self.register_buffer("fallen_back", torch.ones((), device=device))
         # The same as a number: it is asked for every step, and reading a GPU's buffer waits for it.
         self.rate_scale = 1.0
-        # Checkpoints from before there was such a factor are as good as any.
-        self.register_load_state_dict_pre_hook(
-            lambda module, state, prefix, *_: state.setdefault(f"{prefix}fallen_back", module.fallen_back)
-        )
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
         self.active = config.mode != "off"
         """Whether poses receive gradients now, see `set_progress`. Standing still means no gradient at all: Adam's
