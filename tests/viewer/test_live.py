@@ -8,6 +8,8 @@ import torch
 from client import Client, eventually
 from conftest import NUM_CAMERAS
 
+from hashpose_ns.viewer.boundary import RenderMachines
+
 TOLERANCE = 1e-5
 
 
@@ -100,7 +102,8 @@ def test_a_browser_that_leaves_while_nerfstudio_looks_at_it_does_not_end_trainin
     eventually(lambda: len(viewer.render_statemachines) == 1)
     (machine,) = viewer.render_statemachines.values()
     monkeypatch.setattr(viewer, "last_step", -(10**9))  # it is time to render for everybody
-    monkeypatch.setattr(viewer, "render_statemachines", {-1: machine})  # but somebody is not there any more
+    # But somebody is not there any more; of our kind, as a late message of the client that is there looks it up too
+    monkeypatch.setattr(viewer, "render_statemachines", RenderMachines({-1: machine}))
     live_run.advance(2)
     monkeypatch.undo()
     live_run.advance(1)
