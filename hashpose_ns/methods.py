@@ -48,6 +48,11 @@ def _trainer(method_name: str, steps: int, pipeline: HashPosePipelineConfig, opt
     )
 
 
+def _guard() -> GuardConfig:
+    """Where poses are somebody's own: a verdict at the end, and a way back for those that do not get better."""
+    return GuardConfig(mode="report", fallback_at=(0.3, 0.55))
+
+
 hashpose = MethodSpecification(
     config=_trainer(
         "hashpose",
@@ -61,7 +66,7 @@ hashpose = MethodSpecification(
         _optimizers(1e-2, 1e-4, 1e-3, 1e-4, 1e-3, 1e-5),
         steps_per_save=2000,
         steps_per_eval_all_images=30_000,
-        guard=GuardConfig(mode="report", fallback_at=(0.3, 0.55)),
+        guard=_guard(),
     ),
     description="Captures with imperfect poses: refines cameras and a hash-grid field together.",
 )
@@ -165,7 +170,7 @@ def _small_trainer(
         steps_per_eval_image=1000,
         steps_per_eval_all_images=100_000,
         recovery=recovery,
-        guard=GuardConfig(mode="report", fallback_at=(0.3, 0.55)),
+        guard=_guard(),
     )
 
 

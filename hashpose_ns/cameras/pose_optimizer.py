@@ -148,6 +148,11 @@ class PoseOptimizer(CameraOptimizer):
     def _restore(self) -> None:
         self.rate_scale = float(self.fallen_back)
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether any camera is elsewhere than training started."""
+        return bool(self.pose_adjustment.any())
+
     @torch.no_grad()
     def fall_back(self, rate: float) -> None:
         """Puts all cameras that nobody holds back to their initial poses.

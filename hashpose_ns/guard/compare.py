@@ -47,6 +47,20 @@ def compare_poses(
     return decide(compare_errors(pipeline, initial, aligned, steps, config))
 
 
+def judge_refinement(pipeline: "HashPosePipeline", config: GuardConfig) -> Verdict:
+    """Judges a pipeline's refined poses, as they are now, against those its training started from.
+
+    Args:
+        pipeline: as in `compare_poses`.
+        config: settings.
+    """
+    model = pipeline.model
+    optimizer = model.camera_optimizer
+    refined = optimizer.refined_camera_to_worlds().detach()
+    steps = config.steps_for(int(model.progress[1]))
+    return compare_poses(pipeline, optimizer.initial_camera_to_worlds, refined, steps, config)
+
+
 def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
     """Judges a pipeline's refined poses against those its training started from.
 
@@ -63,15 +77,12 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
     from hashpose_ns.cameras.uncertainty import pose_covariances
 
     begin = time.perf_counter()
-    training_steps = int(model.progress[1])
-    steps = config.steps_for(training_steps)
-    refined = optimizer.refined_camera_to_worlds().detach()
-    verdict = compare_poses(pipeline, optimizer.initial_camera_to_worlds, refined, steps, config)
-    uncertainty = pose_covariances(pipeline, max(min(ALL_RAYS // len(refined), 512), 64))
+    verdict = judge_refinement(pipeline, config)
+    uncertainty = pose_covariances(pipeline, max(min(ALL_RAYS // len(verdict.first), 512), 64))
     psnr_initial, psnr_refined = verdict.psnrs()
     gains, hurt = psnr_refined - psnr_initial, verdict.hurt_cameras
     rotation_deg, translation = uncertainty.rotation_deg, uncertainty.translation
-    names = optimizer.image_names or [str(index) for index in range(len(refined))]
+    names = optimizer.image_names or [str(index) for index in range(len(verdict.first))]
     cameras = [
         CameraReport(
             name=name,
@@ -85,7 +96,7 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
         )
         for index, name in enumerate(names)
     ]
-    kept = not bool(optimizer.pose_adjustment.any())
+    kept = not optimizer.has_moved
     return GuardReport(
         verdict="kept" if kept else verdict.verdict,
         sentence="all cameras are where training started" if kept else in_words(verdict),
@@ -98,7 +109,11 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
         p_hurt=verdict.p_hurt,
         hurt_cameras=[camera.name for camera in cameras if camera.hurt],
         cameras=cameras,
-        settings={**dataclasses.asdict(config), "steps": steps, "fallback_at": list(config.fallback_at)},
+        settings={
+            **dataclasses.asdict(config),
+            "steps": config.steps_for(int(model.progress[1])),
+            "fallback_at": list(config.fallback_at),
+        },
         seconds=round(time.perf_counter() - begin, 3),
     )
 

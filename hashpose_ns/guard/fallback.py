@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
-from hashpose_ns.guard.compare import compare_poses, in_words
+from hashpose_ns.guard.compare import in_words, judge_refinement
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.guard.report import back_sentence
 from hashpose_ns.guard.verdict import can_decide
 from hashpose_ns.optim.schedules import moments
 
@@ -31,14 +32,12 @@ def fall_back_unless_helped(pipeline: "HashPosePipeline", adam: Optimizer, confi
         What was found and done, in words.
     """
     optimizer = pipeline.model.camera_optimizer
-    if not bool(optimizer.pose_adjustment.any()):
+    if not optimizer.has_moved:
         return "poses are where they started"
-    steps = config.steps_for(int(pipeline.model.progress[1]))
-    refined = optimizer.refined_camera_to_worlds().detach()
-    verdict = compare_poses(pipeline, optimizer.initial_camera_to_worlds, refined, steps, config)
+    verdict = judge_refinement(pipeline, config)
     found = in_words(verdict)
-    going = verdict.verdict == "hurt" or (last and verdict.verdict == "undecided" and can_decide(len(refined)))
-    if not going:
+    no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
+    if verdict.verdict != "hurt" and not (last and no_better):
         return found
     rate = 0.0 if last else config.fallback_rate
     optimizer.fall_back(rate)
@@ -46,5 +45,4 @@ def fall_back_unless_helped(pipeline: "HashPosePipeline", adam: Optimizer, confi
         moment.zero_()
     for group in adam.param_groups:  # the schedule hears of it a step later
         group["lr"] *= rate
-    what = f"are refined on at {rate:g} of the rate" if rate > 0 else "stay there"
-    return f"{found}; cameras are back where they started, and {what}"
+    return f"{found}; {back_sentence(rate)}"

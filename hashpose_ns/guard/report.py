@@ -119,6 +119,16 @@ class GuardReport:
             CONSOLE.print(Text(f"Guard: {hurt_sentence(self.hurt_cameras)}.", style="yellow"), soft_wrap=True)
 
 
+def back_sentence(rate: float) -> str:
+    """Says that cameras were put back, and what comes then.
+
+    Args:
+        rate: factor on their learning rate from then on.
+    """
+    then = f"are refined on at {rate:g} of the rate" if rate > 0 else "stay there"
+    return f"cameras are back where they started, and {then}"
+
+
 def hurt_sentence(names: List[str], most: int = 8) -> str:
     """Names the cameras that fit worse than before, without the folder that all their images are in."""
     common = os.path.commonpath([os.path.dirname(name) for name in names])

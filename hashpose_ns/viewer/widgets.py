@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from hashpose_ns.guard.report import hurt_sentence
+from hashpose_ns.guard.report import back_sentence, hurt_sentence
 from hashpose_ns.viewer.colors import ColorScale
 from hashpose_ns.viewer.curves import KINDS
 from hashpose_ns.viewer.export_now import FORMATS
@@ -125,8 +125,7 @@ def status_text(state: PoseState, total_steps: int, psnr: float, more: Sequence[
     if state.paused:
         lines.append("**Poses are paused.**")
     if state.rate_scale < 1:
-        then = f"are refined on at {state.rate_scale:.2g} of the rate" if state.rate_scale > 0 else "stay there"
-        lines.append(f"Refined poses did not fit better: cameras are back where they started, and {then}.")
+        lines.append(f"Refined poses did not fit better: {back_sentence(state.rate_scale)}.")
     if state.held:
         lines.append(f"Held: {len(state.held)} cameras.")
     lines += [text for text in more if text]
