@@ -22,6 +22,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from hashpose_ns.atomic import whole_file
 from hashpose_ns.encoding.backends import Backend
 from hashpose_ns.encoding.grid import READINGS, Grid
 
@@ -107,19 +108,14 @@ def _build(compiler: Sequence[str], target: Path) -> None:
     Raises:
         BuildError: If no variant of the flags compiles.
     """
-    handle, temporary = tempfile.mkstemp(prefix=target.stem, suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    try:
+    with whole_file(target) as path:
         for number, variant in enumerate(VARIANTS):
             try:
-                _run([*compiler, *FLAGS, *variant, str(SOURCE), "-o", temporary])
-                break
+                _run([*compiler, *FLAGS, *variant, str(SOURCE), "-o", str(path)])
+                return
             except BuildError:
                 if number == len(VARIANTS) - 1:
                     raise
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=None)

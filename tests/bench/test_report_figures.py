@@ -16,7 +16,8 @@ from hashpose_ns.bench.reporting.runs import find_runs
 from hashpose_ns.bench.reporting.tables import make_groups
 from hashpose_ns.bench.reporting.views import psnr, read_pair
 from hashpose_ns.cameras.alignment import align_poses
-from hashpose_ns.cameras.history import HISTORY_FILE, PoseHistory
+from hashpose_ns.runs.files import HISTORY_FILE
+from hashpose_ns.runs.history import PoseHistory
 
 
 def log(folder, records):

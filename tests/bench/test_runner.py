@@ -19,8 +19,8 @@ from tiny_suites import InThisProcess, write_suite
 
 from hashpose_ns.bench import cli, command, files, runner
 from hashpose_ns.bench.runner import Task, look_at, prepare
-from hashpose_ns.cameras.history import read_pose_history
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.runs.history import read_pose_history
 
 BENCH = [sys.executable, "-m", "hashpose_ns.bench.cli"]
 

@@ -65,7 +65,7 @@ def wrong(poses: torch.Tensor, noise: float = 0.1) -> torch.Tensor:
 
 
 def compare(pipeline, initial, refined, steps: int = STEPS, **config):
-    return compare_poses(pipeline, initial, refined, steps, GuardConfig(rays=256, **config))
+    return compare_poses(pipeline.scene, initial, refined, steps, GuardConfig(rays=256, **config))
 
 
 # -- pairs of poses ----------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def report(pipeline) -> GuardReport:
     optimizer = pipeline.model.camera_optimizer
     with torch.no_grad():
         optimizer.pose_adjustment[[1, 2]] = 0.3 * torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
-    report = run_guard(pipeline, GuardConfig(rays=256, steps=STEPS))
+    report = run_guard(pipeline.scene, GuardConfig(rays=256, steps=STEPS))
     with torch.no_grad():
         optimizer.pose_adjustment.zero_()
     return report
@@ -236,7 +236,7 @@ def refining(pipeline, true_poses):
 
 
 def fall_back(pipeline, adam, last: bool = False) -> str:
-    return fall_back_unless_helped(pipeline, adam, GuardConfig(rays=256, steps=STEPS, fallback_rate=0.25), last)
+    return fall_back_unless_helped(pipeline.scene, adam, GuardConfig(rays=256, steps=STEPS, fallback_rate=0.25), last)
 
 
 def test_poses_that_got_worse_go_back_and_are_refined_gently(pipeline, true_poses, refining):

@@ -59,7 +59,7 @@ class LiveRun:
         self.trainer.setup()
         self.poses = self.trainer.pipeline.model.camera_optimizer
         self.adam = self.trainer.optimizers.optimizers["camera_opt"]
-        self.live = self.trainer.pipeline.model.pose_panel.live
+        self.live = self.trainer.pipeline.pose_panel.live
         self.refined: Dict[int, torch.Tensor] = {}
         """Step -> refined poses after it."""
         self._target = 0
