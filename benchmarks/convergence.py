@@ -32,7 +32,8 @@ from torch import Tensor
 
 from hashpose_ns.bench.environment import processor
 from hashpose_ns.cameras.alignment import align_poses
-from hashpose_ns.cameras.history import HISTORY_FILE, read_pose_history
+from hashpose_ns.runs.files import HISTORY_FILE
+from hashpose_ns.runs.history import read_pose_history
 
 BASE: Dict[str, Any] = {
     "vis": "tensorboard",

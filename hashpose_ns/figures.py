@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -82,15 +81,6 @@ def plot_cameras(
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def read_pose_log(path: Path) -> List[Dict[str, float]]:
-    """The records of a run's pose_errors.jsonl, by step; of records of the same step the last one."""
-    records = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        records[record["step"]] = record
-    return [records[step] for step in sorted(records)]
 
 
 def plot_pose_errors(logs: Dict[str, Sequence[Sequence[Dict[str, float]]]], path: Path, title: str = "") -> None:

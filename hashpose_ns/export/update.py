@@ -14,12 +14,12 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.export.colmap import check_names, world_to_camera
+from hashpose_ns.export.exported import FROZEN
 from hashpose_ns.export.frame import flip_axes
-from hashpose_ns.export.poses import FROZEN
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 
 if TYPE_CHECKING:
-    from hashpose_ns.export.poses import ExportedCameras
+    from hashpose_ns.export.exported import ExportedCameras
 
 SAME_ROTATION_DEG, SAME_CENTER = 0.1, 1e-3
 """A model's poses are those the run was given when no camera is off by more than this angle, and this fraction of the

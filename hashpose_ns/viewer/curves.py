@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from hashpose_ns.runs.files import read_pose_log
 from hashpose_ns.viewer.colors import CURVES, sequential
 from hashpose_ns.viewer.state import PoseState, PoseTracks
 
@@ -118,11 +119,7 @@ def psnr_figure(training: Sequence[Tuple[int, Tensor]], run: Path, log: bool) ->
         run: the run's folder.
         log: whether the axis is logarithmic.
     """
-    from hashpose_ns.figures import read_pose_log
-    from hashpose_ns.trainer import POSE_LOG
-
-    path = run / POSE_LOG
-    records = read_pose_log(path) if path.is_file() else []
+    records = read_pose_log(run)
     training = list(training)
     values = torch.stack([error for _, error in training]).tolist() if training else []  # one wait for the device
     errors = [(step, value) for (step, _), value in zip(training, values)]

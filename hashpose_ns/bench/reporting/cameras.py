@@ -20,7 +20,8 @@ from hashpose_ns.bench.reporting.curves import STYLE, load_cameras, save
 from hashpose_ns.bench.reporting.runs import BenchRun
 from hashpose_ns.bench.reporting.tables import Group, Row
 from hashpose_ns.cameras.alignment import align_poses
-from hashpose_ns.cameras.history import HISTORY_FILE, read_pose_history
+from hashpose_ns.runs.files import HISTORY_FILE
+from hashpose_ns.runs.history import read_pose_history
 from hashpose_ns.figures import AFTER, BEFORE, GAP, TRUE, frustum_lines
 
 COLUMNS = 4
