@@ -202,7 +202,7 @@ class PoseOptimizer(CameraOptimizer):
 
     def _moving_twists(self) -> Float[Tensor, "num_cameras 6"]:
         """The corrections, without gradient where poses stand still: all of them, or those that are held."""
-        twists = self.pose_adjustment
+        twists: Tensor = self.pose_adjustment
         if self.paused or not self.active:
             return twists.detach()
         if not self.turns:

@@ -143,11 +143,23 @@ def _library() -> Tuple[Optional[ctypes.CDLL], Optional[str]]:
         return None, f"the compiled kernel cannot be loaded ({error})"
 
 
+def _kernel() -> ctypes.CDLL:
+    """The loaded kernel.
+
+    Raises:
+        BuildError: If there is none, which `CppBackend.unsupported` says beforehand.
+    """
+    library, reason = _library()
+    if library is None:
+        raise BuildError(reason)
+    return library
+
+
 def _load(path: Path) -> ctypes.CDLL:
     """Loads a built kernel and declares its functions."""
     library = ctypes.CDLL(str(path))
     pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-    common = [ctypes.c_int64, number, number, number, pointer, pointer, pointer, pointer, number]
+    common: List[type] = [ctypes.c_int64, number, number, number, pointer, pointer, pointer, pointer, number]
     library.hashpose_forward.argtypes = [*common, pointer]
     library.hashpose_backward.argtypes = [*common, pointer, number, real, pointer, pointer, pointer]
     library.hashpose_forward.restype = library.hashpose_backward.restype = number
@@ -178,7 +190,7 @@ class CppBackend(Backend):
     def forward(self, x: Tensor, tables: Sequence[Tensor], grid: Grid) -> Tensor:
         out = x.new_empty(x.shape[0], grid.num_levels * grid.features_per_level)
         tables = [table.contiguous() for table in tables]
-        status = _library()[0].hashpose_forward(*_common(x, tables, grid), out.data_ptr())
+        status = _kernel().hashpose_forward(*_common(x, tables, grid), out.data_ptr())
         assert status == 0
         return out
 
@@ -195,7 +207,7 @@ class CppBackend(Backend):
         x_grad = torch.empty_like(x) if x_needs_grad else None
         # The kernel clears them: each by the thread that fills it.
         table_grads = [torch.empty_like(table) if need else None for table, need in zip(tables, table_needs_grad)]
-        status = _library()[0].hashpose_backward(
+        status = _kernel().hashpose_backward(
             *_common(x, tables, grid),
             grad_output.data_ptr(),
             READINGS.index(grid.gradient),

@@ -87,7 +87,7 @@ class SmoothedHashEncoding(Encoding):
         self.config = config
         self.num_dims = num_dims
         self.num_levels = config.num_levels
-        self.out_dim = config.num_levels * config.features_per_level
+        self.out_dim: int = config.num_levels * config.features_per_level
         self.resolutions: List[int] = level_resolutions(
             config.num_levels, config.base_resolution, config.max_resolution
         )
