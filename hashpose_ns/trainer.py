@@ -23,6 +23,7 @@ from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
+from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
 from hashpose_ns.runs.files import (
     CONFIG,
     HISTORY_FILE,
@@ -48,6 +49,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     _target: Type = field(default_factory=lambda: HashPoseTrainer)
     steps_per_pose_log: int = 500
     """Steps between pose errors, and the PSNR of some held-out pixels, on the console and in TensorBoard."""
+    pipeline: HashPosePipelineConfig = field(default_factory=HashPosePipelineConfig)
+    """Images, field and poses."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Judges without ground truth whether refinement helped."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
@@ -69,6 +72,7 @@ class HashPoseTrainer(Trainer):
     errors over training."""
 
     config: HashPoseTrainerConfig
+    pipeline: HashPosePipeline
 
     def __init__(self, config: HashPoseTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         if config.machine.device_type == "cuda" and not torch.cuda.is_available():

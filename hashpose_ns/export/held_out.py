@@ -38,11 +38,11 @@ def optimized_held_out_cameras(
             pose, how = aligned[index : index + 1], ALIGNED
             if scene.test_time.steps > 0:
                 optimized = next(candidates).to(pose)
-                errors = [
+                before, after = (
                     image_error(scene.renderer, scene.held_out, index, candidate[0], 2 * RAYS_PER_IMAGE)
                     for candidate in (pose, optimized)
-                ]
-                if None in errors or errors[1] < errors[0]:
+                )
+                if before is not None and after is not None and after < before:
                     pose, how = optimized, OPTIMIZED
             poses.append(pose)
             moved_by.append(how)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Collection, List, Literal, Optional, Sequence
 
@@ -42,8 +42,14 @@ class _Chosen:
 
     def __add__(self, other: _Chosen) -> _Chosen:
         """Both, one after the other."""
-        parts = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return _Chosen(*(torch.cat(part) if isinstance(part[0], Tensor) else part[0] + part[1] for part in parts))
+        return _Chosen(
+            self.splits + other.splits,
+            self.indices + other.indices,
+            torch.cat([self.learned, other.learned]),
+            torch.cat([self.start, other.start]),
+            torch.cat([self.given, other.given]),
+            self.refined_by + other.refined_by,
+        )
 
 
 def exported_cameras(
@@ -77,8 +83,8 @@ def exported_cameras(
 
     def files(of: Callable[[DataparserOutputs], Optional[Sequence[Path]]]) -> Optional[List[Path]]:
         """A file of each image, absolute; None if a split has none."""
-        lists = {"train": of(outputs), "eval": of(scene.held_out_outputs) if with_held_out else ()}
-        if any(not lists[kind] for kind in set(chosen.splits)):
+        lists = {"train": of(outputs) or (), "eval": (of(scene.held_out_outputs) or ()) if with_held_out else ()}
+        if not all(lists[kind] for kind in set(chosen.splits)):
             return None
         found = (lists[kind][index] for kind, index in zip(chosen.splits, chosen.indices))
         return [Path(os.path.normpath(path.absolute())) for path in found]

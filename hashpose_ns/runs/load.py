@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.runs.files import checkpoints
 
-if TYPE_CHECKING:
-    from nerfstudio.engine.trainer import TrainerConfig
-    from nerfstudio.pipelines.base_pipeline import Pipeline
-
 
 def load_trained_pipeline(
     load_config: Path, load_points: bool = False, test_mode: Literal["inference", "val"] = "inference"
-) -> "Pipeline":
+) -> Any:
     """Load a run in nerfstudio's inference mode, with the images at full resolution, or as it was trained.
 
     Args:
@@ -25,7 +21,7 @@ def load_trained_pipeline(
         test_mode: `val` reads the images as training did.
 
     Returns:
-        The run's pipeline, with the last checkpoint loaded; `scene` of it is a
+        The run's pipeline, with the last checkpoint loaded. Its `scene` is a
         `hashpose_ns.photometry.scene.PosedScene`.
 
     Raises:
@@ -35,7 +31,7 @@ def load_trained_pipeline(
         raise HashPoseError(f"There is no file {load_config}; --load-config takes the config.yml of a trained run.")
     run = load_config.resolve().parent
 
-    def adapt(config: "TrainerConfig") -> "TrainerConfig":
+    def adapt(config: Any) -> Any:
         # The checkpoint's place is put together from these four, as they were at training time
         config.output_dir = run.parent.parent.parent
         config.experiment_name, config.method_name, config.timestamp = run.parent.parent.name, run.parent.name, run.name
