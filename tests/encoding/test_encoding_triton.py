@@ -19,12 +19,13 @@ from hashpose_ns.encoding.triton import interpreted
 
 HERE = Path(__file__).parent
 
-CAPABILITIES = [75, 80, 86, 89, 90, 100, 120]
 VARIANTS = {
     "features": ("encode_kernel", {}),
     "table gradient": ("table_gradient_kernel", {}),
     "x gradient": ("x_gradient_kernel", {"READING": 3}),
 }
+TARGETS = [(name, capability) for name in VARIANTS for capability in (75, 90, 120)]
+TARGETS += [("table gradient", capability) for capability in (80, 86, 89, 100)]  # atomics differ most from chip to chip
 OTHERS = [
     ("encode_kernel", {"FEATURES": 8}),
     ("encode_kernel", {"FEATURES": 1, "DIMS": 2}),
@@ -138,8 +139,7 @@ def assert_nothing_spilled(code: Compiled) -> None:
 
 
 @compiles
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant, capability", TARGETS)
 def test_kernels_compile_for_gpus(variant, capability, tmp_path, monkeypatch):
     """With vector access, without spills, and with 64 bits where an offset grows with the number of points."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))

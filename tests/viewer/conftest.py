@@ -85,6 +85,12 @@ class LiveRun:
         self.trainer.training_state = "training"
         eventually(lambda: len(self.refined) >= self._target and self.trainer.training_state == "paused")
 
+    def go_round(self) -> None:
+        """Returns when the viewer's thread has done all that it has to do now."""
+        for _ in range(2):  # it wakes up after the first time, and the second time it is through with that
+            self.live._wake.set()
+            eventually(lambda: not self.live._wake.is_set())
+
     def is_shown(self) -> bool:
         """Whether the panel has caught up."""
         shown = self.live.state
