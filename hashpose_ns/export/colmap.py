@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Literal, Optional, Sequence, Tuple
 
 import numpy as np
 import roma
@@ -18,6 +18,9 @@ from hashpose_ns.export.points import ExportedPoints
 from hashpose_ns.export.projection import project
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
+
+if TYPE_CHECKING:
+    import pycolmap
 
 
 def write_colmap_model(
@@ -50,7 +53,7 @@ def write_colmap_model(
     """
     if not len(camera_to_worlds) == len(cameras) == len(names):
         raise ValueError(f"There are {len(camera_to_worlds)} poses, {len(cameras)} cameras and {len(names)} names.")
-    check_names(names, format)
+    check_names(names, format)  # before anything takes time
     intrinsics, fisheye = frame_intrinsics(cameras), is_fisheye(cameras)
     # One model for all perspective cameras: nerfstudio's colmap dataparser reads no mixtures
     distorted = any(colmap_model(values, kind)[0] == "OPENCV" for values, kind in zip(intrinsics, fisheye))
@@ -76,8 +79,78 @@ def write_colmap_model(
             id=i + 1, qvec=qvec, tvec=tvec, camera_id=camera_ids[i], name=name, xys=pixels, point3D_ids=seen + 1
         )
     points3d = {} if points is None else _points3d(points, [seen for _, seen in observations])
-    colmap_utils.write_model(colmap_cameras, images, points3d, path=str(directory), ext=f".{format}")
+    return write_model(directory, colmap_cameras, images, points3d, format)
+
+
+def write_model(
+    directory: Path,
+    cameras: Dict[int, colmap_utils.Camera],
+    images: Dict[int, colmap_utils.Image],
+    points: Dict[int, colmap_utils.Point3D],
+    format: Literal["bin", "txt"],
+) -> List[Path]:
+    """Writes cameras.*, images.* and points3D.* by pycolmap or, without it, by nerfstudio.
+
+    Args:
+        directory: an existing folder.
+        cameras: by id.
+        images: by id.
+        points: by id.
+        format: COLMAP's binary or text format.
+
+    Returns:
+        The three files.
+
+    Raises:
+        HashPoseError: if the format, or without pycolmap nerfstudio's writer, cannot hold a name.
+    """
+    check_names([image.name for image in images.values()], format)
+    if _has_pycolmap():
+        reconstruction = _reconstruction(cameras, images, points)
+        {"bin": reconstruction.write_binary, "txt": reconstruction.write_text}[format](directory)
+        for part in ("rigs", "frames"):  # each image its own, as readers take it without these files
+            (directory / f"{part}.{format}").unlink(missing_ok=True)
+    else:
+        colmap_utils.write_model(cameras, images, points, path=str(directory), ext=f".{format}")
     return [directory / f"{part}.{format}" for part in ("cameras", "images", "points3D")]
+
+
+def _has_pycolmap() -> bool:
+    try:
+        import pycolmap  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _reconstruction(
+    cameras: Dict[int, colmap_utils.Camera],
+    images: Dict[int, colmap_utils.Image],
+    points: Dict[int, colmap_utils.Point3D],
+) -> pycolmap.Reconstruction:
+    """A model as pycolmap has it."""
+    import pycolmap
+
+    model = pycolmap.Reconstruction()
+    for key, camera in cameras.items():
+        model.add_camera_with_trivial_rig(
+            pycolmap.Camera(
+                camera_id=key, model=camera.model, width=camera.width, height=camera.height, params=camera.params
+            )
+        )
+    for key, image in images.items():
+        seen = [
+            pycolmap.Point2D(xy) if point < 0 else pycolmap.Point2D(xy, point)
+            for xy, point in zip(image.xys, image.point3D_ids)
+        ]
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(np.roll(image.qvec, -1)), image.tvec)
+        model.add_image_with_trivial_frame(
+            pycolmap.Image(image.name, pycolmap.Point2DList(seen), camera_id=image.camera_id, image_id=key), pose
+        )
+    for key, point in points.items():
+        track = pycolmap.Track([pycolmap.TrackElement(*pair) for pair in zip(point.image_ids, point.point2D_idxs)])
+        model.add_point3D_with_id(key, pycolmap.Point3D(xyz=point.xyz, color=point.rgb, error=point.error, track=track))
+    return model
 
 
 def world_to_camera(
@@ -132,5 +205,8 @@ def check_names(names: Sequence[str], format: str) -> None:
         if format == "txt" and any(character.isspace() for character in name):
             raise HashPoseError(f"COLMAP's text format cannot hold the white space in {name!r}; use --format bin.")
         # nerfstudio's binary writer packs one byte per character
-        if format == "bin" and not name.isascii():
-            raise HashPoseError(f"The binary format cannot hold the letters of {name!r}; use --format txt.")
+        if format == "bin" and not name.isascii() and not _has_pycolmap():
+            raise HashPoseError(
+                f"Without pycolmap the letters of {name!r} cannot be written in the binary format; "
+                'pip install "hashpose[colmap]", or use --format txt.'
+            )

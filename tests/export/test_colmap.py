@@ -1,5 +1,7 @@
 """COLMAP models, read back by pycolmap and by nerfstudio's colmap dataparser."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hashpose_ns.export.colmap import write_colmap_model
 from hashpose_ns.export.points import ExportedPoints
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 
 PERSPECTIVE = [0.05, -0.08, 0.0, 0.0, -0.001, 0.002]
 FISHEYE = [0.05, -0.02, 0.004, -0.001, 0.0, 0.0]
@@ -206,14 +209,46 @@ def test_names_a_format_would_garble_are_refused(tmp_path, helpers, pycolmap):
     poses, cameras = helpers.poses(2), helpers.cameras(2)
     with pytest.raises(HashPoseError, match="white space in 'a b.png'; use --format bin"):
         write_colmap_model(tmp_path, poses, cameras, ["a b.png", "c.png"], format="txt")
-    with pytest.raises(HashPoseError, match="letters of 'ä.png'; use --format txt"):
-        write_colmap_model(tmp_path, poses, cameras, ["ä.png", "c.png"], format="bin")
     with pytest.raises(HashPoseError, match="unique image names"):
         write_colmap_model(tmp_path, poses, cameras, ["a", "a"])
     assert list(tmp_path.iterdir()) == []
-    # and each of the formats recommended instead holds the name
-    for name, format in (("a b.png", "bin"), ("ä.png", "txt")):
-        folder = tmp_path / format
+    # and the format recommended instead holds the name
+    write_colmap_model(tmp_path, poses, cameras, ["a b.png", "c.png"], format="bin")
+    assert set(images_by_name(pycolmap.Reconstruction(str(tmp_path)))) == {"a b.png", "c.png"}
+
+
+@pytest.mark.parametrize("format", ["bin", "txt"])
+def test_names_with_other_letters(tmp_path, helpers, pycolmap, monkeypatch, format):
+    """Read by pycolmap and by nerfstudio; without pycolmap they can only be written as text."""
+    names = ["Gänsefüßchen.png", "日本/富士.png"]
+    write_colmap_model(tmp_path, helpers.poses(2), helpers.cameras(2), names, format=format)
+    assert {i + 1: name for i, name in enumerate(names)} == {
+        key: image.name for key, image in pycolmap.Reconstruction(str(tmp_path)).images.items()
+    }
+    read = colmap_utils.read_images_binary if format == "bin" else colmap_utils.read_images_text
+    assert [image.name for image in read(tmp_path / f"images.{format}").values()] == names
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    (tmp_path / "without").mkdir()
+    if format == "txt":
+        write_colmap_model(tmp_path / "without", helpers.poses(2), helpers.cameras(2), names, format="txt")
+        assert [image.name for image in read(tmp_path / "without/images.txt").values()] == names
+    else:
+        with pytest.raises(HashPoseError, match=r'letters of .* pip install "hashpose\[colmap\]", or use --format txt'):
+            write_colmap_model(tmp_path / "without", helpers.poses(2), helpers.cameras(2), names, format="bin")
+        assert not any((tmp_path / "without").iterdir())
+
+
+@pytest.mark.parametrize("distortion", [None, PERSPECTIVE])
+def test_the_file_is_the_same_without_pycolmap(tmp_path, helpers, pycolmap, monkeypatch, distortion):
+    rng = np.random.default_rng(1)
+    seen_by = np.unique(np.stack([rng.integers(0, 40, 120), rng.integers(0, 6, 120)], axis=1), axis=0)
+    colors = rng.integers(0, 256, (40, 3)).astype(np.uint8)
+    points = ExportedPoints(rng.uniform(-0.4, 0.4, (40, 3)), colors, rng.uniform(0, 2, 40), seen_by)
+    poses, cameras, names = to_opencv(helpers.orbit(6)), helpers.cameras(6, False, distortion), list("fedcba")
+    files = {}
+    for folder in (tmp_path / "with", tmp_path / "without"):
         folder.mkdir()
-        write_colmap_model(folder, poses, cameras, [name, "c.png"], format=format)
-        assert set(images_by_name(pycolmap.Reconstruction(str(folder)))) == {name, "c.png"}
+        files[folder.name] = write_colmap_model(folder, poses, cameras, names, points)
+        monkeypatch.setitem(sys.modules, "pycolmap", None)
+    for one, other in zip(files["with"], files["without"], strict=True):
+        assert one.read_bytes() == other.read_bytes() != b""
