@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Literal, Optional, Sequence, Tuple
+from typing import Dict, List, Literal, Optional, Sequence, Tuple
 
 import numpy as np
 import roma
@@ -18,9 +19,6 @@ from hashpose_ns.export.points import ExportedPoints
 from hashpose_ns.export.projection import project
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
-
-if TYPE_CHECKING:
-    import pycolmap
 
 
 def write_colmap_model(
@@ -89,7 +87,9 @@ def write_model(
     points: Dict[int, colmap_utils.Point3D],
     format: Literal["bin", "txt"],
 ) -> List[Path]:
-    """Writes cameras.*, images.* and points3D.* by pycolmap or, without it, by nerfstudio.
+    """Writes cameras.*, images.* and points3D.*, the binary ones byte for byte as pycolmap does.
+
+    pycolmap's own writer is not used: on a full disk it cuts files off without an error.
 
     Args:
         directory: an existing folder.
@@ -102,55 +102,29 @@ def write_model(
         The three files.
 
     Raises:
-        HashPoseError: if the format, or without pycolmap nerfstudio's writer, cannot hold a name.
+        HashPoseError: if the format cannot hold a name.
+        OSError: if the files cannot be written.
     """
     check_names([image.name for image in images.values()], format)
-    if _has_pycolmap():
-        reconstruction = _reconstruction(cameras, images, points)
-        {"bin": reconstruction.write_binary, "txt": reconstruction.write_text}[format](directory)
-        for part in ("rigs", "frames"):  # each image its own, as readers take it without these files
-            (directory / f"{part}.{format}").unlink(missing_ok=True)
+    files = [directory / f"{part}.{format}" for part in ("cameras", "images", "points3D")]
+    if format == "txt":
+        writers = colmap_utils.write_cameras_text, colmap_utils.write_images_text, colmap_utils.write_points3D_text
     else:
-        colmap_utils.write_model(cameras, images, points, path=str(directory), ext=f".{format}")
-    return [directory / f"{part}.{format}" for part in ("cameras", "images", "points3D")]
+        writers = colmap_utils.write_cameras_binary, _write_images_binary, colmap_utils.write_points3D_binary
+    for content, write, path in zip((cameras, images, points), writers, files):
+        write(content, path)
+    return files
 
 
-def _has_pycolmap() -> bool:
-    try:
-        import pycolmap  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def _reconstruction(
-    cameras: Dict[int, colmap_utils.Camera],
-    images: Dict[int, colmap_utils.Image],
-    points: Dict[int, colmap_utils.Point3D],
-) -> pycolmap.Reconstruction:
-    """A model as pycolmap has it."""
-    import pycolmap
-
-    model = pycolmap.Reconstruction()
-    for key, camera in cameras.items():
-        model.add_camera_with_trivial_rig(
-            pycolmap.Camera(
-                camera_id=key, model=camera.model, width=camera.width, height=camera.height, params=camera.params
-            )
-        )
-    for key, image in images.items():
-        seen = [
-            pycolmap.Point2D(xy) if point < 0 else pycolmap.Point2D(xy, point)
-            for xy, point in zip(image.xys, image.point3D_ids)
-        ]
-        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(np.roll(image.qvec, -1)), image.tvec)
-        model.add_image_with_trivial_frame(
-            pycolmap.Image(image.name, pycolmap.Point2DList(seen), camera_id=image.camera_id, image_id=key), pose
-        )
-    for key, point in points.items():
-        track = pycolmap.Track([pycolmap.TrackElement(*pair) for pair in zip(point.image_ids, point.point2D_idxs)])
-        model.add_point3D_with_id(key, pycolmap.Point3D(xyz=point.xyz, color=point.rgb, error=point.error, track=track))
-    return model
+def _write_images_binary(images: Dict[int, colmap_utils.Image], path: Path) -> None:
+    """images.bin with any names; nerfstudio's writer of this name fails on those that are not ASCII."""
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(images)))
+        for image in images.values():
+            file.write(struct.pack("<i7di", image.id, *image.qvec, *image.tvec, image.camera_id))
+            file.write(image.name.encode("utf-8") + b"\0" + struct.pack("<Q", len(image.point3D_ids)))
+            xy = np.reshape(image.xys, (-1, 2))
+            file.write(np.rec.fromarrays([*xy.T, image.point3D_ids], formats=["<f8", "<f8", "<i8"]).tobytes())
 
 
 def world_to_camera(
@@ -204,9 +178,3 @@ def check_names(names: Sequence[str], format: str) -> None:
     for name in names:
         if format == "txt" and any(character.isspace() for character in name):
             raise HashPoseError(f"COLMAP's text format cannot hold the white space in {name!r}; use --format bin.")
-        # nerfstudio's binary writer packs one byte per character
-        if format == "bin" and not name.isascii() and not _has_pycolmap():
-            raise HashPoseError(
-                f"Without pycolmap the letters of {name!r} cannot be written in the binary format; "
-                'pip install "hashpose[colmap]", or use --format txt.'
-            )
