@@ -153,5 +153,5 @@ def show_limits(axes: Axes, limits: Float[np.ndarray, "2 2"], margin: float = 0.
         margin: kept free around, as a fraction of the larger side.
     """
     free = margin * np.ptp(limits, axis=0).max() + 1e-9
-    axes.set(xlim=limits[:, 0] + [-free, free], ylim=limits[:, 1] + [-free, free], aspect="equal")
-    axes.set_axis_off()
+    axes.set(xlim=limits[:, 0] + [-free, free], ylim=limits[:, 1] + [-free, free], aspect="equal", xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
