@@ -36,10 +36,9 @@ def check_video_settings(
 
 def frame_positions(num_records: int, fps: float, seconds: float, hold_start: float, hold_end: float) -> np.ndarray:
     """Which record each frame shows, in fractions of a record: the first, all at an even pace, the last."""
-    still_start, moving, still_end = (round(fps * length) for length in (hold_start, seconds, hold_end))
+    start, moving, end = (round(fps * length) for length in (hold_start, seconds, hold_end))
     last = num_records - 1
-    moving = np.linspace(0, last, max(moving, 2))
-    return np.concatenate([np.zeros(still_start), moving, np.full(still_end, last)])
+    return np.concatenate([np.zeros(start), np.linspace(0, last, max(moving, 2)), np.full(end, last)])
 
 
 def draw_frames(drawing: ReplayDrawing, positions: np.ndarray) -> Iterator[Frame]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, List, Optional, Tuple, Union
 
 import numpy as np
 from jaxtyping import Float
@@ -136,12 +136,12 @@ def frustum_collection(
     """Pyramids as lines for matplotlib, to be added to axes that `show_limits` prepared."""
     from matplotlib.collections import LineCollection
 
-    return LineCollection(list(frustum_segments(view, points)), colors=color, linewidths=width, **options)
+    return LineCollection(frustum_segments(view, points), colors=color, linewidths=width, **options)
 
 
-def frustum_segments(view: View, points: Float[np.ndarray, "num_cameras 5 3"]) -> Float[np.ndarray, "n 2 2"]:
+def frustum_segments(view: View, points: Float[np.ndarray, "num_cameras 5 3"]) -> List[Float[np.ndarray, "2 2"]]:
     """The projected edges of pyramids."""
-    return view.project(points)[:, FRUSTUM_EDGES].reshape(-1, 2, 2)
+    return list(view.project(points)[:, FRUSTUM_EDGES].reshape(-1, 2, 2))
 
 
 def show_limits(axes: Axes, limits: Float[np.ndarray, "2 2"], margin: float = 0.02) -> None:

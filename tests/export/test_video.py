@@ -176,7 +176,7 @@ def test_a_frame_shows_cameras_where_they_are(make_run):
 
     def distances(points, color):
         """Of each edge's middle from a colour, at the nearest of the nine pixels about it."""
-        middles = frustum_segments(drawing.views.oblique(), points).mean(axis=1)
+        middles = np.mean(frustum_segments(drawing.views.oblique(), points), axis=1)
         pixels = drawing.scene.transData.transform(middles) * [1, -1] + [0, 540]
         middles = np.floor(pixels).astype(int)
         near = [image[v - 1 : v + 2, u - 1 : u + 2].reshape(-1, 3) - rgb(color) for u, v in middles]
