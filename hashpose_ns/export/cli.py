@@ -71,13 +71,16 @@ class ExportVideo:
         title = f"{run.parent.parent.name}: {len(replay.start)} cameras" if self.title is None else self.title
         drawing = ReplayDrawing(replay, self.size, title, self.orbit_degrees)
         positions = frame_positions(len(replay.steps), *lengths)
-        with replaced_file(self.output_path, self.overwrite) as path:
-            frames = draw_frames(drawing, positions)
-            frames = iter(track(frames, "Drawing", total=len(positions), console=CONSOLE, transient=True))
-            if path.suffix.lower() == ".gif":
-                write_gif(frames, path, self.fps)
-            else:
-                write_mp4(frames, path, self.fps)
+        frames = draw_frames(drawing, positions)
+        frames = iter(track(frames, "Drawing", total=len(positions), console=CONSOLE, transient=True))
+        try:
+            with replaced_file(self.output_path, self.overwrite) as path:
+                if path.suffix.lower() == ".gif":
+                    write_gif(frames, path, self.fps)
+                else:
+                    write_mp4(frames, path, self.size, self.fps)
+        except OSError as error:
+            raise HashPoseError(f"{self.output_path} could not be written ({error.strerror or error}).") from error
         CONSOLE.print(
             f"Wrote {len(positions)} frames of {len(replay.start)} cameras over steps {replay.steps[0]:.0f} to "
             f"{replay.steps[-1]:.0f}, {self.output_path.stat().st_size / 1e6:.2f} MB: {self.output_path}",

@@ -137,7 +137,7 @@ def world_to_camera(
 
 def _observations(
     cameras: Cameras, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], points: Optional[ExportedPoints]
-) -> List[Tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, "n"]]]:
+) -> List[Tuple[Float[np.ndarray, "_ 2"], Int[np.ndarray, "_"]]]:
     """For each image, where it shows points, and which, in rising order."""
     if points is None or points.seen_by is None:
         return [(np.zeros((0, 2)), np.zeros(0, dtype=np.int64))] * len(camera_to_worlds)
@@ -150,7 +150,7 @@ def _observations(
     return list(zip(np.split(pixels.numpy()[rows], ends), np.split(point.numpy()[rows], ends)))
 
 
-def _points3d(points: ExportedPoints, seen: List[Int[np.ndarray, "n"]]) -> Dict[int, colmap_utils.Point3D]:
+def _points3d(points: ExportedPoints, seen: List[Int[np.ndarray, "_"]]) -> Dict[int, colmap_utils.Point3D]:
     """COLMAP's points, with tracks of what each image sees."""
     point = np.concatenate(seen)
     image_ids = np.concatenate([np.full(len(part), i + 1) for i, part in enumerate(seen)])

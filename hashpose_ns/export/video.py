@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterable, Iterator, Tuple
 
@@ -35,10 +36,9 @@ def check_video_settings(
 
 def frame_positions(num_records: int, fps: float, seconds: float, hold_start: float, hold_end: float) -> np.ndarray:
     """Which record each frame shows, in fractions of a record: the first, all at an even pace, the last."""
-    still_start, moving, still_end = (round(fps * length) for length in (hold_start, seconds, hold_end))
+    start, moving, end = (round(fps * length) for length in (hold_start, seconds, hold_end))
     last = num_records - 1
-    moving = np.linspace(0, last, max(moving, 2))
-    return np.concatenate([np.zeros(still_start), moving, np.full(still_end, last)])
+    return np.concatenate([np.zeros(start), np.linspace(0, last, max(moving, 2)), np.full(end, last)])
 
 
 def draw_frames(drawing: ReplayDrawing, positions: np.ndarray) -> Iterator[Frame]:
@@ -47,28 +47,31 @@ def draw_frames(drawing: ReplayDrawing, positions: np.ndarray) -> Iterator[Frame
         yield drawing.frame(float(position), index / max(len(positions) - 1, 1))
 
 
-def write_mp4(frames: Iterable[Frame], path: Path, fps: float) -> None:
-    """Writes H.264 in the pixel format that every player takes, by the encoder in PyAV's wheel.
+def write_mp4(frames: Iterable[Frame], path: Path, size: Tuple[int, int], fps: float) -> None:
+    """Writes H.264 by the encoder in PyAV's wheel, in the pixel format that every player takes.
 
     Raises:
         HashPoseError: if this machine's PyAV was built without the encoder.
     """
-    import imageio.v3 as imageio
+    import av
 
-    with imageio.imopen(path, "w", plugin="pyav", options={"movflags": "faststart"}) as film:
-        try:
-            film.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
-        except Exception as error:  # PyAV has renamed the class of this one
-            raise HashPoseError(
-                "PyAV has no H.264 encoder here; write a .gif, or install PyAV from its wheel."
-            ) from error
+    try:
+        av.codec.Codec("libx264", "w")
+    except Exception as error:  # PyAV has renamed the class of this one
+        raise HashPoseError("PyAV has no H.264 encoder here; write a .gif, or install PyAV from its wheel.") from error
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "20"}
         for frame in frames:
-            film.write_frame(frame)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write_gif(frames: Iterator[Frame], path: Path, fps: float) -> None:
-    """Writes a GIF that repeats for ever. All frames have the palette of the first, so that still parts cost nothing;
-    with imageio's, one per frame, files are four times as large."""
+    """Writes a GIF that repeats for ever. All frames have the palette of the first; with one for each, as Pillow and
+    imageio would have it, files are four times as large."""
     from PIL import Image
 
     first = Image.fromarray(next(frames)).quantize(GIF_COLORS, method=Image.Quantize.MAXCOVERAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from itertools import count
@@ -176,7 +177,7 @@ def test_a_frame_shows_cameras_where_they_are(make_run):
 
     def distances(points, color):
         """Of each edge's middle from a colour, at the nearest of the nine pixels about it."""
-        middles = frustum_segments(drawing.views.oblique(), points).mean(axis=1)
+        middles = np.mean(frustum_segments(drawing.views.oblique(), points), axis=1)
         pixels = drawing.scene.transData.transform(middles) * [1, -1] + [0, 540]
         middles = np.floor(pixels).astype(int)
         near = [image[v - 1 : v + 2, u - 1 : u + 2].reshape(-1, 3) - rgb(color) for u, v in middles]
@@ -313,24 +314,25 @@ def test_failure_half_way_leaves_everything_as_it_was(tmp_path, perturbed_run, e
 
 
 def test_no_encoder_is_said(tmp_path, perturbed_run, export, monkeypatch, capsys):
-    opened = av.open
+    def without(name, mode):
+        raise ValueError(name)
 
-    class Container:
-        """PyAV's, without the encoder; its own methods cannot be replaced."""
-
-        def __init__(self, *args, **kwargs):
-            self.container = opened(*args, **kwargs)
-
-        def add_stream(self, *args, **kwargs):
-            return self.container.add_stream("no_such_encoder")
-
-        def __getattr__(self, name):
-            return getattr(self.container, name)
-
-    monkeypatch.setattr("imageio.plugins.pyav.av.open", Container)
+    monkeypatch.setattr(av.codec, "Codec", without)
     assert export(perturbed_run, "film.mp4") == 1
     assert "write a .gif" in capsys.readouterr().out
     assert not (tmp_path / "film.mp4").exists()
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.gif"])
+def test_a_full_disk_is_one_sentence(tmp_path, perturbed_run, export, monkeypatch, capsys, name):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(video, "write_mp4" if name.endswith("mp4") else "write_gif", full)
+    assert export(perturbed_run, name) == 1
+    output = capsys.readouterr().out
+    assert output == f"Error: {tmp_path / name} could not be written (No space left on device).\n"
+    assert not (tmp_path / name).exists()
 
 
 def test_the_log_of_psnr_may_be_missing_or_short(perturbed_run):
