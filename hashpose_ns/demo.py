@@ -117,7 +117,8 @@ class Demo:
     @staticmethod
     def _figures(run: Path, cameras: Path, curve: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
-        from hashpose_ns.figures import plot_cameras, plot_pose_errors, read_pose_log
+        from hashpose_ns.plotting.figures import plot_cameras, plot_pose_errors
+        from hashpose_ns.runs.files import read_pose_log
         from nerfstudio.utils.eval_utils import eval_setup
 
         _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="inference")
@@ -128,7 +129,7 @@ class Demo:
             optimizer.reference_camera_to_worlds,
             cameras,
         )
-        plot_pose_errors({"chair": [read_pose_log(run / "pose_errors.jsonl")]}, curve)
+        plot_pose_errors({"chair": [read_pose_log(run)]}, curve)
 
     @staticmethod
     def _table(results: Dict[str, float]):

@@ -18,7 +18,8 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import Similarity, align_poses, centers_coincide, pose_errors
 from hashpose_ns.cameras.history import HISTORY_FILE, read_pose_history
 from hashpose_ns.errors import HashPoseError, one_line
-from hashpose_ns.figures import AFTER, BEFORE, TRUE, read_pose_log
+from hashpose_ns.plotting.figures import AFTER, BEFORE, TRUE
+from hashpose_ns.runs.files import CHECKPOINTS, last_checkpoint, read_pose_log
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -99,8 +100,7 @@ def load_replay(run: Path, align: Align = "reference") -> Replay:
         Curve(f"mean rotation {what}", steps, np.array([float(error.rotation_deg.mean()) for error in errors]), "°"),
         Curve(f"mean centre {what}", steps, np.array([float(error.center.mean()) for error in errors]), ""),
     ]
-    log = run / "pose_errors.jsonl"
-    psnr = {r["step"]: r["held_out_psnr"] for r in read_pose_log(log) if "held_out_psnr" in r} if log.is_file() else {}
+    psnr = {record["step"]: record["held_out_psnr"] for record in read_pose_log(run) if "held_out_psnr" in record}
     if len(psnr) > 1:
         curves.append(Curve("held-out PSNR", np.array([*psnr]), np.array([*psnr.values()]), " dB", from_zero=False))
 
@@ -134,11 +134,11 @@ def _similarities(
 
 def _start_and_reference(run: Path, first: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
     """Both from the latest checkpoint; the first record, and nothing, where no checkpoint has been saved yet."""
-    checkpoints = sorted((run / "nerfstudio_models").glob("step-*.ckpt"))
-    if not checkpoints:
+    checkpoint = last_checkpoint(run / CHECKPOINTS)
+    if checkpoint is None:
         return first, None
     try:
-        state = torch.load(checkpoints[-1], map_location="cpu", weights_only=True, mmap=True)["pipeline"]
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["pipeline"]
         (start,), (reference,) = (
             [
                 value.double()
@@ -148,7 +148,7 @@ def _start_and_reference(run: Path, first: Tensor) -> Tuple[Tensor, Optional[Ten
             for name in ("initial", "reference")
         )
     except Exception as error:  # whatever a damaged or foreign file makes torch raise
-        raise HashPoseError(f"The checkpoint {checkpoints[-1]} cannot be read: {one_line(error)}.") from error
+        raise HashPoseError(f"The checkpoint {checkpoint} cannot be read: {one_line(error)}.") from error
     if not first.shape == start.shape == reference.shape:
         raise HashPoseError(f"The poses recorded in {run} are not those of its checkpoint: {len(first)}, {len(start)}.")
     return start, None if torch.allclose(start, reference, atol=1e-6) else reference

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Iterable, Iterator, Tuple
 import numpy as np
 
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.figures import AFTER, BEFORE, TRUE
+from hashpose_ns.plotting.figures import AFTER, BEFORE, TRUE
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,7 +18,7 @@ from PIL import Image
 from hashpose_ns.cameras.alignment import align_poses, pose_errors
 from hashpose_ns.cameras.history import HISTORY_FILE, PoseHistory
 from hashpose_ns.export import cli, replay, video
-from hashpose_ns.figures import AFTER, BEFORE, TRUE
+from hashpose_ns.plotting.figures import AFTER, BEFORE, TRUE
 
 STEPS = [0, 1, 4, 9, 16, 25, 36, 49]
 
