@@ -11,7 +11,6 @@ values do not change what there is to compute.
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import tempfile
 from collections import defaultdict
@@ -22,6 +21,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 import torch
 import training
 import tyro
+from record import write_record
 from rich.console import Console
 
 
@@ -45,7 +45,7 @@ def main(args: Args) -> None:
     """Measures, prints, writes."""
     from hashpose_ns.evaluation import optimized_eval_cameras, spread
 
-    load, size = os.getloadavg()[0], training.SIZES[args.size]
+    size = training.SIZES[args.size]
     with tempfile.TemporaryDirectory() as temporary:
         # nerfstudio's format holds a tenth of the images out
         size = dataclasses.replace(size, views=max(size.views, 80))
@@ -105,9 +105,7 @@ def main(args: Args) -> None:
             "clock": training.CLOCK,
         }
         memory = training.memory_mb()
-        training.write_record(
-            args.output, load, size=args.size, **vars(size), **asked, results=results, memory_mb=memory
-        )
+        write_record(args.output, size=args.size, **vars(size), **asked, results=results, memory_mb=memory)
 
 
 if __name__ == "__main__":

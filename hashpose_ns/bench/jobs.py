@@ -7,12 +7,14 @@ run's folder, a share of the cores or a GPU of its own, and an end when the runn
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Protocol
+from typing import Any, Dict, Iterator, Literal, Optional, Protocol
 
 from hashpose_ns.bench.files import LOG
 from hashpose_ns.errors import HashPoseError
@@ -66,6 +68,7 @@ class DoRun:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
                 os.dup2(log.fileno(), stream.fileno())
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # being stopped is no failure; files are written whole
         if self.runner is not None:
             threading.Thread(target=end_with, args=(self.runner,), daemon=True).start()
         from hashpose_ns.bench import worker
@@ -130,8 +133,20 @@ class Jobs:
         """
         if self.cluster.kind == "slurm":
             return self.executor.submit(DoRun({"OMP_NUM_THREADS": str(self.cluster.cpus)}), str(folder))
-        job = self.executor.submit(DoRun(self._share(slot), os.getpid()), str(folder))
-        return job
+        with self._errors_to_file():
+            return self.executor.submit(DoRun(self._share(slot), os.getpid()), str(folder))
+
+    @contextmanager
+    def _errors_to_file(self) -> Iterator[None]:
+        """Errors of processes started here go to a file: submitit's print a traceback when they are cancelled."""
+        kept = os.dup(2)
+        with open(Path(self.executor.folder) / "errors.txt", "ab") as file:
+            os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
     def _share(self, slot: int) -> Dict[str, str]:
         """A GPU in turn where there are several, and a share of the cores."""

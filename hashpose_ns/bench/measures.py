@@ -95,7 +95,9 @@ def _poses(pipeline: HashPosePipeline, which: Union[str, float], seed: int) -> P
         frame = Similarity(torch.tensor(1.3).double(), rotation * torch.linalg.det(rotation), torch.ones(3).double())
         return frame.apply_to_poses(reference)
     if isinstance(which, str):
-        raise HashPoseError(f"The guard cannot judge poses '{which}'; give initial, refined, reference, frame or degrees.")
+        raise HashPoseError(
+            f"The guard cannot judge poses '{which}'; give initial, refined, reference, frame or degrees."
+        )
     deviation = which / 57.2958 / 1.596  # of each component: the mean length of a normal vector is 1.596 deviations
     return perturb_poses(reference, PerturbationConfig(rotation=deviation, translation=deviation, seed=seed))
 

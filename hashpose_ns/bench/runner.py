@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Deque, Dict, Iterator, List, Literal, Optional, Protocol, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from hashpose_ns.bench import files
@@ -23,7 +23,7 @@ from hashpose_ns.runs.files import last_record, last_step, read_json, write_json
 
 State = Literal["done", "resume", "new"]
 POLL_SECONDS = 0.5
-PATIENCE = 15.0
+PATIENCE = 6.0
 """Seconds that runs get to end when they are stopped."""
 
 

@@ -163,8 +163,8 @@ class Suite(Layer):
     scale: str = "own"
     """Name of the scale it is meant for; `--scale` takes another."""
     scenes: Dict[str, Union[str, List[str], Dict[str, Flags]]]
-    """Name -> folder, several of which the first that exists is taken, or both `folder` and `flags`. `{data}` stands for
-    `--data`, and `demo` for the packaged scene."""
+    """Name -> folder (of several the first that exists), or both `folder` and `flags`. `{data}` stands for `--data`,
+    `demo` for the packaged scene."""
     presets: List[Union[str, Dict[str, Any]]]
     """Names of presets, or presets of its own, written as in presets.yaml with their `name`."""
     seeds: Union[int, List[int]] = 1
@@ -500,9 +500,7 @@ def expand(
                 read[source] = flags()
             except HashPoseError as error:
                 raise HashPoseError(f"{source}: {error}") from None
-        return Run(
-            suite=suite, scale=the_scale, scenario=scenario, scene=scene, preset=preset, seed=seed, layers=read
-        )
+        return Run(suite=suite, scale=the_scale, scenario=scenario, scene=scene, preset=preset, seed=seed, layers=read)
 
     all_seeds = seeds or (range(suite.seeds) if isinstance(suite.seeds, int) else suite.seeds)
     return [
