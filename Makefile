@@ -13,7 +13,7 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet ruff
-	$(VENV)/bin/python -m ruff check hashpose_ns tests benchmarks
+	$(VENV)/bin/python -m ruff check hashpose_ns tests benchmarks examples
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

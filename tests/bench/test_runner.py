@@ -248,6 +248,15 @@ def test_other_settings_are_never_mixed_into_a_run(tmp_path: Path):
     assert read(folder / files.RECORD)["settings"] == {"width": 32}
 
 
+def test_runs_from_before_settings_were_flags_are_known(tmp_path: Path):
+    settings = {"rate": 1e-3, "window": [0.0, 0.5], "clip": True, "mode": "off"}
+    earlier = {"base_method": "m", "settings": settings}
+    now = {"rate": "1e-3", "window": "0 0.5", "clip": "True", "mode": "off"}
+    assert runner.difference(earlier, {"base_method": "m", "settings": now, "train": True}) is None
+    changed = {**now, "window": "0 0.6"}
+    assert runner.difference(earlier, {"base_method": "m", "settings": changed}) == "window was [0.0, 0.5], is 0 0.6"
+
+
 def test_two_runners_never_share_a_folder(bench, tmp_path: Path):
     arguments = [*write_suite(tmp_path), "--output-dir", str(tmp_path / "out")]
     with runner.alone_in(tmp_path / "out" / "tiny"):

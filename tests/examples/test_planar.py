@@ -58,11 +58,11 @@ def test_patches_are_cut_from_within_the_photograph():
         problem(replace(SHORT, translation=0.9))
 
 
-@pytest.mark.parametrize("name", ["hash/axis/lr", "hash/linear/mask", "frequency/mask", "gaussian"])
+@pytest.mark.parametrize("name", ["hash/axis/lr", "hash/linear/mask", "gaussian"])
 def test_a_short_run_brings_patches_of_a_photograph_closer(name):
     run = planar.align(problem(), name, SHORT, seed=1)
     errors = run.curve["error"]
-    assert errors[-1] < (0.9 if name == "frequency/mask" else 0.7) * errors[0]
+    assert errors[-1] < 0.7 * errors[0]
     assert run.curve["seconds"] == sorted(run.curve["seconds"]) and run.curve["step"][-1] == SHORT.steps
     assert sum(run.patch_errors) / 4 == pytest.approx(errors[-1], rel=1e-5)
 
