@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
+INSTALL = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable
 
 .PHONY: demo test lint clean
 
@@ -11,13 +13,19 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
-lint: $(STAMP)
-	$(VENV)/bin/python -m pip install --quiet ruff
+lint: $(TOOLS)
 	$(VENV)/bin/python -m ruff check hashpose_ns tests benchmarks examples
+	$(VENV)/bin/python -m ruff format --check hashpose_ns tests benchmarks examples
+	$(VENV)/bin/python .ci/mypy_ratchet
+	$(VENV)/bin/lint-imports
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[test]"
+	$(INSTALL) ".[test]"
+	touch $@
+
+$(TOOLS): $(STAMP)
+	$(INSTALL) ".[dev]"
 	touch $@
 
 clean:

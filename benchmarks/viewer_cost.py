@@ -112,7 +112,7 @@ def main(args: Args) -> None:
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
-    viewer, live = trainer.viewer_state, trainer.pipeline.model.pose_panel.live
+    viewer, live = trainer.viewer_state, trainer.pipeline.pose_panel.live
     training = threading.Thread(target=trainer.train)
     training.start()
 

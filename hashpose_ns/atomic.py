@@ -7,11 +7,11 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def whole_file(target: Path, beside: Optional[Path] = None) -> Iterator[Path]:
     """A temporary file that takes the target's name when the block ends without an exception.
 
     It has the target's own name in a hidden folder beside it, so that taking the name is a rename within one file
@@ -20,6 +20,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
     Args:
         target: the file; one that exists is replaced. Its folder must exist.
+        beside: another folder for the hidden one, in the same file system, if the target's must hold nothing else.
 
     Yields:
         The path to write.
@@ -27,7 +28,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written.
     """
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=beside or target.parent))
     try:
         yield staging / target.name
         os.replace(staging / target.name, target)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Sequence, Tuple, Type
+from typing import Dict, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
+from hashpose_ns.cameras.start import TrainingCameras
+from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.rays import TrainingRays
@@ -40,8 +42,8 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
     """Rays and pixels of all training images, with initial poses by the settings.
 
     The reference poses stay in `train_dataparser_outputs`; `train_dataset.cameras` carries the initial ones. What the
-    model must know travels in `train_dataset.metadata`. Rays depend on (seed, step) alone, so that a resumed run sees
-    what an uninterrupted one would have seen.
+    model must know travels in `train_dataset.metadata`, as `TrainingCameras`. Rays depend on (seed, step) alone, so
+    that a resumed run sees what an uninterrupted one would have seen.
     """
 
     config: HashPoseDataManagerConfig
@@ -77,10 +79,12 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         dataset.cameras.metadata = dataset.cameras.metadata or {}
         initial = self._initial_poses(reference)
         dataset.cameras.camera_to_worlds = initial.clone()
-        dataset.metadata["initial_camera_to_worlds"] = initial
-        dataset.metadata["reference_camera_to_worlds"] = reference.clone()
-        dataset.metadata["image_names"] = [Path(name).as_posix() for name in outputs.image_filenames]
-        dataset.metadata["half_extent"] = half_extent(outputs.cameras)
+        TrainingCameras(
+            initial_camera_to_worlds=initial,
+            reference_camera_to_worlds=reference.clone(),
+            image_names=tuple(Path(name).as_posix() for name in outputs.image_filenames),
+            half_extent=half_extent(outputs.cameras),
+        ).into(dataset.metadata)
         return dataset
 
     def _initial_poses(self, reference: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
@@ -150,12 +154,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed_all(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-def image_names(filenames: Sequence[Path]) -> List[str]:
-    """File names as a person would call the images, unique among them: with as many folders as it takes."""
-    names = [Path(name).name for name in filenames]
-    return names if len(set(names)) == len(names) else [Path(name).as_posix() for name in filenames]
 
 
 def half_extent(cameras: Cameras) -> Tuple[float, float]:

@@ -59,7 +59,7 @@ class DecoderConfig:
 class FieldConfig(InstantiateConfig):
     """Configuration of a field that :class:`~hashpose_ns.model.HashPoseModel` trains. Its field is made by
     ``setup(warp, aabb, num_images, curriculum)``, see :class:`HashPoseField`, and offers ``aabb``, ``step`` (set by the
-    model) and ``get_param_groups()``."""
+    model) and ``get_param_groups()``; it is a :class:`RenderedField`."""
 
     @property
     def num_levels(self) -> int:
@@ -100,7 +100,30 @@ def warp_positions(positions: Float[Tensor, "*batch 3"], warp: SceneWarp) -> Flo
     return positions
 
 
-class HashPoseField(Field):
+class RenderedField(Field):
+    """A field that a model renders with these options. They have no effect on fields that have no appearance embeddings
+    and no smoothed gradient."""
+
+    def forward(
+        self,
+        ray_samples: RaySamples,
+        compute_normals: bool = False,
+        own_appearance: Optional[bool] = None,
+        smoothed: bool = True,
+    ) -> Dict[FieldHeadNames, Tensor]:
+        """Densities and colours of samples.
+
+        Args:
+            ray_samples: samples along rays.
+            compute_normals: as nerfstudio's.
+            own_appearance: whether colours use the embedding of each ray's training image, or the mean one; by default
+                the former in training and the latter elsewhere.
+            smoothed: whether positions get the smoothed gradient, or the derivative of the interpolation.
+        """
+        return super().forward(ray_samples, compute_normals)
+
+
+class HashPoseField(RenderedField):
     """Density and colour of points, from a smoothed-gradient hash encoding and a decoder.
 
     Args:
@@ -171,8 +194,27 @@ class HashPoseField(Field):
         precision = self.config.decoder.precision
         return precision == "bfloat16" or (precision == "auto" and has_native_bfloat16(device))
 
-    def encode(self, ray_samples: RaySamples) -> Tuple[Float[Tensor, "*batch features"], Bool[Tensor, "*batch"]]:
-        """Features of samples as they are at this step of training, and whether the samples are inside the box."""
+    def forward(
+        self,
+        ray_samples: RaySamples,
+        compute_normals: bool = False,
+        own_appearance: Optional[bool] = None,
+        smoothed: bool = True,
+    ) -> Dict[FieldHeadNames, Tensor]:
+        """Densities and colours of samples, see `RenderedField`; normals are not computed."""
+        density, geometry = self.get_density(ray_samples, smoothed)
+        colors = self.get_outputs(ray_samples, geometry, own_appearance)
+        return {**colors, FieldHeadNames.DENSITY: density}
+
+    def encode(
+        self, ray_samples: RaySamples, smoothed: bool = True
+    ) -> Tuple[Float[Tensor, "*batch features"], Bool[Tensor, "*batch"]]:
+        """Features of samples as they are at this step of training, and whether the samples are inside the box.
+
+        Args:
+            ray_samples: the samples.
+            smoothed: as in `RenderedField`.
+        """
         frustums = ray_samples.frustums
         # nerfstudio's positions to the bit, with one operation less on every sample.
         positions = frustums.origins + frustums.directions * ((frustums.starts + frustums.ends) / 2)
@@ -180,7 +222,7 @@ class HashPoseField(Field):
         train_levels = None
         if self.training:
             train_levels = [factor > 0 for factor in self.curriculum.learning_rate_weights(self.step)]
-        features = self.encoding(unit, train_levels)
+        features = self.encoding(unit, train_levels, None if smoothed else "linear")
         levels = features.unflatten(-1, (self.encoding.num_levels, -1))
         return self.curriculum.mask_features(levels, self.step).flatten(-2), inside
 
@@ -226,20 +268,23 @@ class HashPoseField(Field):
         return color.float()
 
     def get_density(
-        self, ray_samples: RaySamples
+        self, ray_samples: RaySamples, smoothed: bool = True
     ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
-        """Densities (per scene unit) and geometry features of samples."""
-        features, inside = self.encode(ray_samples)
+        """Densities (per scene unit) and geometry features of samples, see `RenderedField` for `smoothed`."""
+        features, inside = self.encode(ray_samples, smoothed)
         return self.decode_density(features, inside, self.uses_bfloat16(features.device))
 
     def get_outputs(
-        self, ray_samples: RaySamples, density_embedding: Optional[Tensor] = None
+        self,
+        ray_samples: RaySamples,
+        density_embedding: Optional[Tensor] = None,
+        own_appearance: Optional[bool] = None,
     ) -> Dict[FieldHeadNames, Tensor]:
         """Colours in [0, 1] of samples, from their geometry features."""
         assert density_embedding is not None
         directions = ray_samples.frustums.directions[..., :1, :]
         bfloat16 = self.uses_bfloat16(density_embedding.device)
-        appearance = self.appearance_of(ray_samples)
+        appearance = self.appearance_of(ray_samples, own_appearance)
         color = self.decode_color(density_embedding, directions, appearance, self.sees_directions, bfloat16)
         return {FieldHeadNames.RGB: color}
 
@@ -248,11 +293,16 @@ class HashPoseField(Field):
         """Whether colour may depend on the direction at this step of training."""
         return self.step >= self.config.decoder.direction_start * self.curriculum.total_steps
 
-    def appearance_of(self, ray_samples: RaySamples) -> Optional[Tensor]:
-        """Embeddings [*, 1, appearance] of the rays' images, or the mean one outside training; None without any."""
+    def appearance_of(self, ray_samples: RaySamples, own: Optional[bool] = None) -> Optional[Tensor]:
+        """Embeddings [*, 1, appearance] of the rays' images, or the mean one [appearance]; None without any.
+
+        Args:
+            ray_samples: samples along the rays.
+            own: which of them; by default those of the images in training and the mean elsewhere.
+        """
         if self.appearance is None:
             return None
-        if self.training:
+        if self.training if own is None else own:
             assert ray_samples.camera_indices is not None
             return self.appearance(ray_samples.camera_indices[..., :1, 0])
         return self.appearance.weight.mean(dim=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
@@ -26,12 +26,13 @@ from nerfstudio.plugins.types import MethodSpecification
 
 
 def _optimizers(
-    tables: float, tables_final: float, decoder: float, decoder_final: float, poses: float, poses_final: float
+    *, encoding: Tuple[float, float], decoder: Tuple[float, float], poses: Tuple[float, float]
 ) -> Dict[str, Any]:
+    """Learning rates at the start and at the end of training."""
+    groups = {"encoding": encoding, "decoder": decoder, "camera_opt": poses}
     return {
-        "encoding": {"optimizer": AdamConfig(lr=tables), "scheduler": ScheduleConfig(lr_final=tables_final)},
-        "decoder": {"optimizer": AdamConfig(lr=decoder), "scheduler": ScheduleConfig(lr_final=decoder_final)},
-        "camera_opt": {"optimizer": AdamConfig(lr=poses), "scheduler": ScheduleConfig(lr_final=poses_final)},
+        name: {"optimizer": AdamConfig(lr=start), "scheduler": ScheduleConfig(lr_final=end)}
+        for name, (start, end) in groups.items()
     }
 
 
@@ -63,7 +64,7 @@ hashpose = MethodSpecification(
             ),
             model=HashPoseModelConfig(scene="contraction", sampler="piecewise", num_samples=128),
         ),
-        _optimizers(1e-2, 1e-4, 1e-3, 1e-4, 1e-3, 1e-5),
+        _optimizers(encoding=(1e-2, 1e-4), decoder=(1e-3, 1e-4), poses=(1e-3, 1e-5)),
         steps_per_save=2000,
         steps_per_eval_all_images=30_000,
         guard=_guard(),
@@ -91,7 +92,7 @@ blender = MethodSpecification(
                 background_color="white",
             ),
         ),
-        _optimizers(5e-4, 1e-4, 5e-4, 1e-4, 1e-3, 1e-5),
+        _optimizers(encoding=(5e-4, 1e-4), decoder=(5e-4, 1e-4), poses=(1e-3, 1e-5)),
         steps_per_save=5000,
         steps_per_eval_all_images=200_000,
     ),
@@ -121,7 +122,7 @@ llff = MethodSpecification(
             tto_rays=2048,
             tto_lr=3e-3,
         ),
-        _optimizers(1e-3, 1e-4, 1e-3, 1e-4, 3e-3, 1e-5),
+        _optimizers(encoding=(1e-3, 1e-4), decoder=(1e-3, 1e-4), poses=(3e-3, 1e-5)),
         steps_per_save=5000,
         steps_per_eval_all_images=200_000,
     ),
@@ -180,7 +181,7 @@ small = MethodSpecification(
         4_000,
         NerfstudioDataParserConfig(),
         DecoderConfig(width=64, density_activation="exp"),
-        _optimizers(1e-2, 1e-3, 1e-2, 1e-3, 3e-3, 1e-4),
+        _optimizers(encoding=(1e-2, 1e-3), decoder=(1e-2, 1e-3), poses=(3e-3, 1e-4)),
         RecoveryConfig(),
         curriculum=CurriculumConfig(mode="none"),
         scene="contraction",

@@ -12,14 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
+from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.chunks import bytes_per_sample, rays_that_fit, render_in_chunks
 from hashpose_ns.compiled import CompiledForTraining
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import FieldConfig, HashPoseField, HashPoseFieldConfig, SceneWarp
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
-from hashpose_ns.rays import ColorRenderer, InverseDepthSamples, PiecewiseSamples, UniformSamples, ray_weights
-from hashpose_ns.viewer.losses import ImageLosses
-from hashpose_ns.viewer.panel import PosePanel
+from hashpose_ns.photometry.pixels import mask_of
+from hashpose_ns.photometry.scene import ErrorObserver, evaluating
+from hashpose_ns.rays import (
+    ColorRenderer,
+    InverseDepthSamples,
+    PiecewiseSamples,
+    SurfaceDistance,
+    UniformSamples,
+    ray_weights,
+)
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.data.scene_box import OrientedBox
@@ -37,6 +45,10 @@ SAMPLERS = {
     "piecewise": PiecewiseSamples,
 }
 LOSSES = {"mse": nn.MSELoss, "smooth-l1": nn.SmoothL1Loss}
+
+FORMAT = 2
+"""Version of a checkpoint's format: 1 has no version in it; 2 has `format` and `camera_optimizer.fallen_back`. What
+brings earlier ones up to date is `hashpose_ns.pipeline.migrate`."""
 
 
 @dataclass
@@ -87,30 +99,37 @@ class HashPoseModelConfig(ModelConfig):
 
 
 class PoseRefiningModel(Model):
-    """What trainer, pipeline, evaluation and viewer ask of a model beyond nerfstudio's Model: a camera optimizer, and
-    to know how far training is. `kwargs["metadata"]` brings what the datamanager knows: initial and reference poses,
-    image names, the half field of view."""
+    """What trainer and pipeline ask of a model beyond nerfstudio's Model: a camera optimizer, to know how far training
+    is, and to render rays for operations on poses (`hashpose_ns.photometry.scene.ImageRenderer`). `kwargs["metadata"]`
+    brings what the datamanager knows, as `TrainingCameras`."""
 
     camera_optimizer: PoseOptimizer
     progress: Tensor
     total_steps: int = 1
     """Length of training; 1 until it is known."""
+    current_step: int = 0
+    """`progress[0]` as a number, which no GPU has to be waited for."""
+    format: Tensor
+    """Version of the checkpoint's format, see `FORMAT`."""
 
     def populate_poses(self) -> None:
         """Builds the camera optimizer and the record of training; to be called where modules are built."""
-        metadata = self.kwargs.get("metadata", {})
+        cameras = TrainingCameras.of(self.kwargs.get("metadata", {}))
+        known = {}
+        if cameras is not None:
+            known = {
+                "initial_camera_to_worlds": cameras.initial_camera_to_worlds,
+                "reference_camera_to_worlds": cameras.reference_camera_to_worlds,
+                "image_names": cameras.image_names,
+            }
         self.camera_optimizer = self.config.camera_optimizer.setup(
-            num_cameras=self.num_train_data,
-            device="cpu",
-            initial_camera_to_worlds=metadata.get("initial_camera_to_worlds"),
-            reference_camera_to_worlds=metadata.get("reference_camera_to_worlds"),
-            image_names=metadata.get("image_names", ()),
+            num_cameras=self.num_train_data, device="cpu", **known
         )
+        self.register_buffer("format", torch.tensor(FORMAT))
         # The trainer tells the length of training; without one (evaluation) it comes from the buffer that training left
         # in the checkpoint.
         self.register_buffer("progress", torch.zeros(2, dtype=torch.long))
-        self.pose_panel = PosePanel()
-        self.image_losses: Optional[ImageLosses] = None  # made where there is a viewer to show them
+        self.error_observers: List[ErrorObserver] = []
         self.is_logged = True
         """Whether this training step's metrics are written down; the trainer says so."""
 
@@ -122,6 +141,7 @@ class PoseRefiningModel(Model):
     def update_to_step(self, step: int) -> None:
         """Sets everything that depends on the step of training."""
         self.progress[0] = step
+        self.current_step = step
         self.camera_optimizer.set_progress(step / self.total_steps)
 
     def restore_progress(self) -> None:
@@ -137,17 +157,65 @@ class PoseRefiningModel(Model):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> List[TrainingCallback]:
-        """Keeps the model's step in line with the trainer's, and the viewer's panel with both."""
+        """Keeps the model's step in line with the trainer's."""
         return super().get_training_callbacks(training_callback_attributes) + [
             TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step),
-            *self.pose_panel.training_callbacks(training_callback_attributes),
         ]
 
+    def observe_errors(self, observer: ErrorObserver) -> None:
+        """Has an observer called with every training step's errors, on the training thread."""
+        self.error_observers.append(observer)
+
+    # -- photometry.scene.RayRenderer ----------------------------------------------------------------------------------
+
+    def render_rays(
+        self, rays: RayBundle, own_appearance: bool, smoothed: bool, surfaces: bool = False
+    ) -> Dict[str, Tensor]:
+        """Renders rays where they are; the model is in evaluation mode.
+
+        Args:
+            rays: on the model's device.
+            own_appearance, smoothed: as in `RayRenderer.colors`.
+            surfaces: whether `depth` is that of surfaces, see `RayRenderer.surfaces`.
+        Returns:
+            As `get_outputs`.
+        """
+        raise NotImplementedError
+
+    def colors(
+        self, rays: RayBundle, *, own_appearance: bool = False, smoothed: bool = False
+    ) -> Float[Tensor, "rays 3"]:
+        """As `RayRenderer.colors`."""
+        with evaluating(self):
+            return self.render_rays(rays, own_appearance, smoothed)["rgb"].clamp(0.0, 1.0)
+
+    def photometric_loss(
+        self,
+        rays: RayBundle,
+        photograph: Float[Tensor, "rays channels"],
+        *,
+        own_appearance: bool = False,
+        smoothed: bool = False,
+    ) -> Float[Tensor, ""]:
+        """As `RayRenderer.photometric_loss`."""
+        with evaluating(self):
+            outputs = self.render_rays(rays, own_appearance, smoothed)
+            return self.get_loss_dict(outputs, {"image": photograph})["rgb_loss"]
+
+    def composite(self, photograph: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch 3"]:
+        """As `RayRenderer.composite`."""
+        return self.renderer_rgb.blend_background(photograph.to(self.device))
+
+    @torch.no_grad()
+    def surfaces(self, rays: RayBundle) -> Dict[str, Tensor]:
+        """As `RayRenderer.surfaces`."""
+        with evaluating(self):
+            return self.render_rays(rays, own_appearance=False, smoothed=False, surfaces=True)
+
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
-        """Renders a camera; a training camera that says so in its metadata, from its refined pose."""
-        with torch.no_grad():
-            camera.camera_to_worlds = self.camera_optimizer.apply_to_camera(camera)
-        return super().get_outputs_for_camera(camera, obb_box)
+        """Renders a camera where it is, in evaluation mode."""
+        with evaluating(self):
+            return super().get_outputs_for_camera(camera, obb_box)
 
     def rays_per_chunk(self) -> int:
         """Rays to render at once, without gradients."""
@@ -157,23 +225,23 @@ class PoseRefiningModel(Model):
         """PSNR of the batch's rays; nothing in training steps that nobody logs."""
         if self.training and not self.is_logged:
             return {}
-        target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+        target = self.composite(batch["image"])
         return {"psnr": -10.0 * torch.log10((outputs["rgb"].detach() - target).square().mean())}
 
     def get_image_metrics_and_images(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """psnr, ssim (and lpips where AlexNet's weights are at hand) of a rendered image, and pictures of it."""
-        from hashpose_ns.image_metrics import image_metrics
+        """psnr, ssim (and lpips if AlexNet's weights are at hand) of a render outside of the mask, and pictures."""
+        from hashpose_ns.photometry.image_metrics import image_metrics
 
-        target = self.renderer_rgb.blend_background(batch["image"].to(outputs["rgb"].device))
+        target = self.composite(batch["image"]).to(outputs["rgb"].device)
         rgb = outputs["rgb"].clamp(0.0, 1.0)
         images = {
             "img": torch.cat([target, rgb], dim=1),
             "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
             "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
         }
-        return image_metrics(rgb, target), images
+        return image_metrics(rgb, target, mask_of(batch)), images
 
 
 class HashPoseModel(PoseRefiningModel):
@@ -196,7 +264,7 @@ class HashPoseModel(PoseRefiningModel):
         self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
         self.field = config.field.setup(
             warp=config.scene,
-            aabb=self._grid_box(self.kwargs.get("metadata", {})),
+            aabb=self._grid_box(TrainingCameras.of(self.kwargs.get("metadata", {}))),
             num_images=self.num_train_data,
             curriculum=self.curriculum,
         )
@@ -206,6 +274,7 @@ class HashPoseModel(PoseRefiningModel):
         self.renderer_rgb = ColorRenderer(background_color=config.background_color)
         self.renderer_accumulation = AccumulationRenderer()
         self.renderer_depth = DepthRenderer(method="expected")
+        self.renderer_surface = SurfaceDistance()
         self.rgb_loss = LOSSES[config.loss]()
         self.compiled_shading: Optional[CompiledForTraining] = None
         if config.compile:
@@ -215,13 +284,13 @@ class HashPoseModel(PoseRefiningModel):
                 )
             self.compiled_shading = CompiledForTraining(self._shade, lambda: list(self.field.decoder_parameters()))
 
-    def _grid_box(self, metadata: Dict) -> Tensor:
+    def _grid_box(self, cameras: Optional[TrainingCameras]) -> Tensor:
         """[2, 3] corners of the grid's box in the coordinates of the scene's warp."""
         if self.config.scene == "contraction":
             return torch.tensor([[-2.0] * 3, [2.0] * 3])
         if self.config.scene == "forward-facing":
             # A quarter more than the cameras see: refined cameras turn and move.
-            half_x, half_y = (1.25 * float(extent) for extent in metadata.get("half_extent", (1.0, 1.0)))
+            half_x, half_y = (1.25 * extent for extent in (cameras.half_extent if cameras else (1.0, 1.0)))
             nearest = 1.0 / (0.8 * self.config.near_plane)
             return torch.tensor([[-half_x, -half_y, -0.01 * nearest], [half_x, half_y, nearest]])
         return self.scene_box.aabb * self.config.scene_box_scale
@@ -263,6 +332,7 @@ class HashPoseModel(PoseRefiningModel):
 
     def _sample_rays(self, ray_bundle: RayBundle) -> RaySamples:
         """Samples by the sampler's spacing or, later in training, where the field has its weights."""
+        self._set_planes(ray_bundle)
         samples = self.sampler(ray_bundle)
         config = self.config
         if config.num_importance_samples == 0 or self.field.step < config.importance_start * self.total_steps:
@@ -283,19 +353,28 @@ class HashPoseModel(PoseRefiningModel):
         """
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
-        self._set_planes(ray_bundle)
         samples = self._sample_rays(ray_bundle)
         if self.training and self.compiled_shading is not None:
             rgb, accumulation = self._compiled(samples)
             return {"rgb": rgb, "accumulation": accumulation}
-        field_outputs = self.field(samples)
+        return self._render(samples, self.training, smoothed=True, surfaces=False)
+
+    def render_rays(
+        self, rays: RayBundle, own_appearance: bool, smoothed: bool, surfaces: bool = False
+    ) -> Dict[str, Tensor]:
+        """Renders rays where they are."""
+        return self._render(self._sample_rays(rays), own_appearance, smoothed, surfaces)
+
+    def _render(self, samples: RaySamples, own_appearance: bool, smoothed: bool, surfaces: bool) -> Dict[str, Tensor]:
+        field_outputs = self.field(samples, own_appearance=own_appearance, smoothed=smoothed)
         weights = ray_weights(samples.deltas, field_outputs[FieldHeadNames.DENSITY])
         outputs = {
             "rgb": self.renderer_rgb(rgb=field_outputs[FieldHeadNames.RGB], weights=weights),
             "accumulation": self.renderer_accumulation(weights=weights),
         }
         if not self.training:
-            outputs["depth"] = self.renderer_depth(weights=weights, ray_samples=samples)
+            depth = self.renderer_surface if surfaces else self.renderer_depth
+            outputs["depth"] = depth(weights=weights, ray_samples=samples)
         return outputs
 
     def rays_per_chunk(self) -> int:
@@ -364,6 +443,6 @@ class HashPoseModel(PoseRefiningModel):
         losses = {"rgb_loss": self.rgb_loss(prediction, target)}
         if self.training:
             self.camera_optimizer.get_loss_dict(losses)
-            if self.image_losses is not None:
-                self.image_losses.add(batch["indices"][:, 0], prediction - target)
+            for observe in self.error_observers:
+                observe(batch["indices"][:, 0], prediction - target)
         return losses

@@ -1,29 +1,29 @@
-"""HashPosePipeline: evaluation with aligned and then test-time-optimised cameras, and pose errors."""
+"""HashPosePipeline: strict loading, pose errors, evaluation with aligned and then test-time-optimised cameras."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 import torch
 import tyro
-from jaxtyping import Float
 from torch import Tensor
 
-from hashpose_ns.cameras.alignment import align_poses, pose_errors
+from hashpose_ns.cameras.alignment import pose_errors
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
-from hashpose_ns.model import HashPoseModelConfig, PoseRefiningModel
-from nerfstudio.cameras.cameras import Cameras
+from hashpose_ns.guard.report import GuardReport, read_verdict
+from hashpose_ns.model import FORMAT, HashPoseModelConfig, PoseRefiningModel
+from hashpose_ns.photometry.pixels import posed_cameras
+from hashpose_ns.photometry.scene import PosedScene, TestTimeOptimization
+from hashpose_ns.photometry.scores import HeldOutPixels
+from hashpose_ns.viewer.panel import PosePanel
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
-
-if TYPE_CHECKING:
-    from hashpose_ns.evaluation import HeldOutPixels
-    from hashpose_ns.guard.report import GuardReport
 
 
 @dataclass
@@ -48,7 +48,7 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     held_out_rays: int = 2048
     """Pixels of held-out images whose PSNR is followed during training; 0 leaves it out."""
     run_folder: tyro.conf.Suppress[Optional[Path]] = None
-    """Folder of the run; the trainer's configuration fills it in."""
+    """Folder of the run, where the guard's report lies; the trainer and its configuration fill it in."""
 
 
 class HashPosePipeline(VanillaPipeline):
@@ -69,12 +69,38 @@ class HashPosePipeline(VanillaPipeline):
         if self.config.tto_images < 1:
             raise HashPoseError(f"pipeline.tto-images must be at least 1, not {self.config.tto_images}.")
         self.eval_image_count = 0
-        self._held_out_pixels: Optional["HeldOutPixels"] = None
+        self._held_out_pixels: Optional[HeldOutPixels] = None
+        self.pose_panel = PosePanel()  # nerfstudio's viewer looks for controls among a pipeline's attributes
 
     @property
     def model(self) -> PoseRefiningModel:
         """The model, also where it is wrapped for several GPUs."""
         return super().model  # type: ignore
+
+    @property
+    def scene(self) -> PosedScene:
+        """What operations on poses need of this pipeline, as it is now."""
+        config, manager = self.config, self.datamanager
+        return PosedScene(
+            renderer=self.model,
+            model_config=config.model,
+            poses=self.model.camera_optimizer,
+            train=manager.train_dataset,
+            held_out=manager.eval_dataset,
+            dataparser=manager.dataparser,
+            curriculum=getattr(self.model, "curriculum", None),
+            test_time=TestTimeOptimization(config.tto_steps, config.tto_rays, config.tto_images, config.tto_lr),
+            step=self.model.current_step,
+            total_steps=self.model.total_steps,
+        )
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> List[TrainingCallback]:
+        """nerfstudio's, and those of the viewer's panel."""
+        return super().get_training_callbacks(training_callback_attributes) + self.pose_panel.training_callbacks(
+            training_callback_attributes
+        )
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -88,9 +114,7 @@ class HashPosePipeline(VanillaPipeline):
         state = {key.removeprefix("module."): value for key, value in loaded_state.items()}
         state = {key.removeprefix("_model.").removeprefix("module."): v for key, v in state.items() if "_model." in key}
         expected = self.model.state_dict()
-        key = "camera_optimizer.fallen_back"  # checkpoints from before there was one are as good as any
-        if key in expected:
-            state.setdefault(key, expected[key])
+        migrate(state)
         key = "camera_optimizer.initial_camera_to_worlds"
         if key in state and len(state[key]) != len(expected[key]):
             raise HashPoseError(
@@ -142,12 +166,10 @@ class HashPosePipeline(VanillaPipeline):
         before = pose_errors(optimizer.initial_camera_to_worlds, reference)
         return {**before.summary("pose_error_before_"), **after.summary("pose_error_after_")}
 
-    def guard_report(self) -> Optional["GuardReport"]:
-        """What the guard says about these poses; None where it has not judged them."""
-        from hashpose_ns.guard.report import read_verdict
-
+    def guard_report(self) -> Optional[GuardReport]:
+        """What the guard says about these poses; None if it has not judged them."""
         report = read_verdict(self.config.run_folder) if self.config.run_folder is not None else None
-        return report if report is not None and report.step == int(self.model.progress[0]) else None
+        return report if report is not None and report.step == self.model.current_step else None
 
     def print_pose_errors(self, step: int, metrics: Dict[str, float]) -> None:
         """One line of pose errors, and of the held-out PSNR where it is among the metrics, on the console."""
@@ -161,54 +183,38 @@ class HashPosePipeline(VanillaPipeline):
             + (f", held-out PSNR {metrics['held_out_psnr']:.2f} dB" if "held_out_psnr" in metrics else "")
         )
 
-    def aligned_eval_poses(self) -> Float[Tensor, "num_eval 3 4"]:
-        """The held-out cameras' given poses, taken to the learned frame."""
-        optimizer = self.model.camera_optimizer
-        with torch.no_grad():
-            similarity = align_poses(optimizer.refined_camera_to_worlds(), optimizer.reference_camera_to_worlds)
-        given = self.datamanager.eval_dataset.cameras.camera_to_worlds
-        return similarity.inverse().apply_to_poses(given.to(self.device)).to(given)
-
-    def eval_cameras(self, indices: List[int], poses: Float[Tensor, "num_eval 3 4"]) -> Cameras:
-        """Some held-out cameras, on the pipeline's device, at other poses."""
-        cameras = self.datamanager.eval_dataset.cameras[torch.tensor(indices)].to(self.device)
-        cameras.camera_to_worlds = poses[indices].to(self.device)
-        return cameras
-
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def get_eval_loss_dict(self, step: int) -> Tuple[Any, Dict[str, Any], Dict[str, Any]]:
         """Loss of random rays of the held-out cameras, aligned."""
         cameras = self.datamanager.eval_ray_generator.cameras
-        cameras.camera_to_worlds = self.aligned_eval_poses().to(cameras.camera_to_worlds.device)
+        cameras.camera_to_worlds = self.scene.aligned_held_out_poses().to(cameras.camera_to_worlds.device)
         with torch.no_grad():
             return super().get_eval_loss_dict(step)
 
     def get_eval_image_metrics_and_images(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
         """Quality of one held-out image, its camera aligned."""
         self.eval()
-        index = self.eval_image_count % len(self.datamanager.eval_dataset)
+        scene = self.scene
+        index = self.eval_image_count % len(scene.held_out)
         self.eval_image_count += 1
-        camera = self.eval_cameras([index], self.aligned_eval_poses())
+        pose = scene.aligned_held_out_poses()[index : index + 1]
+        camera = posed_cameras(scene.held_out, pose, self.device, [index])
         outputs = self.model.get_outputs_for_camera(camera)
-        metrics, images = self.model.get_image_metrics_and_images(outputs, self.datamanager.eval_dataset[index])
+        metrics, images = self.model.get_image_metrics_and_images(outputs, scene.held_out[index])
         metrics["num_rays"] = int(camera.height * camera.width)
         self.train()
         return metrics, images
 
     def held_out_psnr(self) -> Optional[float]:
-        """PSNR of some pixels of held-out images, the same ones at every call, with their cameras aligned and not
-        optimised; None where there are no such images or none are asked for."""
-        if self.config.held_out_rays <= 0 or not len(self.datamanager.eval_dataset):
+        """PSNR of some pixels of held-out images outside of masks, the same ones at every call, with their cameras
+        aligned and not optimised; None if there are no such images or none are asked for."""
+        scene = self.scene
+        if self.config.held_out_rays <= 0 or not len(scene.held_out):
             return None
-        from hashpose_ns.evaluation import HeldOutPixels
-
         if self._held_out_pixels is None:
-            self._held_out_pixels = HeldOutPixels(self.datamanager.eval_dataset, self.config.held_out_rays)
-        self.eval()
-        psnr = self._held_out_pixels.psnr(self.model, self.aligned_eval_poses())
-        self.train()
-        return psnr
+            self._held_out_pixels = HeldOutPixels(scene.held_out, self.config.held_out_rays)
+        return self._held_out_pixels.psnr(self.model, scene.aligned_held_out_poses())
 
     @exits_on_user_error
     def get_average_eval_image_metrics(
@@ -219,12 +225,27 @@ class HashPosePipeline(VanillaPipeline):
         `psnr_aligned`, `ssim_aligned`: held-out cameras aligned by the training cameras; `psnr_tto`, `ssim_tto`: after
         test-time photometric optimisation on top, which is what the field's tables report.
         """
-        from hashpose_ns.evaluation import evaluate_images
+        from hashpose_ns.photometry.evaluate import evaluate_images
 
         self.eval()
-        metrics = evaluate_images(self, output_path=output_path, get_std=get_std)
+        metrics = evaluate_images(self.scene, self.config.eval_num_images, output_path, get_std)
         metrics.update(self.pose_metrics())
         verdict = self.guard_report()
         metrics.update(verdict.metrics() if verdict is not None else {})  # guard_*
         self.train()
         return metrics
+
+
+def migrate(state: Dict[str, Tensor]) -> None:
+    """Brings a model's state from an earlier version of the format up to `hashpose_ns.model.FORMAT`, in place.
+
+    Raises:
+        HashPoseError: it was written by a newer hashpose.
+    """
+    if "camera_optimizer.initial_camera_to_worlds" not in state:  # of another method, which loading refuses
+        return
+    if "format" not in state:  # version 1
+        state["format"] = torch.tensor(FORMAT)
+        state.setdefault("camera_optimizer.fallen_back", torch.ones(()))
+    if int(state["format"]) > FORMAT:
+        raise HashPoseError("The checkpoint was written by a newer version of hashpose; update with pip.")

@@ -8,7 +8,7 @@ from typing import Optional, Tuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle, RaySamples
@@ -140,6 +140,26 @@ def ray_weights(
     before = torch.cumsum(absorbed[..., :-1, :], dim=-2)
     before = torch.cat([torch.zeros_like(absorbed[..., :1, :]), before], dim=-2)
     return torch.nan_to_num((1 - torch.exp(-absorbed)) * torch.exp(-before))
+
+
+class SurfaceDistance(nn.Module):
+    """Distance at which half of a ray's weight lies behind, continuous within the sample it falls in.
+
+    In an unbounded scene the expected distance is no use as a surface: one part in a thousand of the weight at the far
+    plane moves it by a scene's size.
+    """
+
+    def forward(
+        self, weights: Float[Tensor, "*batch num_samples 1"], ray_samples: RaySamples, **_
+    ) -> Float[Tensor, "*batch 1"]:
+        """Called as nerfstudio's `DepthRenderer` is."""
+        starts, ends = ray_samples.frustums.starts[..., 0], ray_samples.frustums.ends[..., 0]
+        cumulative = weights[..., 0].cumsum(dim=-1)
+        half = 0.5 * cumulative[..., -1:]
+        index = torch.searchsorted(cumulative, half).clamp(max=cumulative.shape[-1] - 1)
+        weight = weights[..., 0].gather(-1, index)
+        fraction = ((half - cumulative.gather(-1, index)) / weight.clamp(min=1e-10) + 1.0).clamp(0.0, 1.0)
+        return torch.lerp(starts.gather(-1, index), ends.gather(-1, index), fraction)
 
 
 class ColorRenderer(renderers.RGBRenderer):

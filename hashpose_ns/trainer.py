@@ -1,26 +1,38 @@
-"""HashPoseTrainer: nerfstudio's Trainer, told how long training is, what device there is, and when to stop."""
+"""HashPoseTrainer: nerfstudio's Trainer with schedules over the run length, CPU fallback, NaN check, exact resume, and
+strategies that intervene in the refinement of poses."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pickle
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Optional, Sequence, Set, Tuple, Type
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor
 
-from hashpose_ns.cameras.history import HISTORY_FILE, PoseHistory, is_recorded
-from hashpose_ns.cameras.recovery import RecoveryConfig, recover_cameras
+from hashpose_ns.atomic import whole_file
+from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
-from hashpose_ns.optim.schedules import ScheduleConfig, moments
+from hashpose_ns.optim.schedules import ScheduleConfig
+from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
+from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
+from hashpose_ns.runs.files import (
+    CONFIG,
+    HISTORY_FILE,
+    append_pose_log,
+    checkpoints,
+    last_checkpoint,
+    resume_pose_log,
+)
+from hashpose_ns.runs.history import PoseHistory, is_recorded
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
@@ -28,9 +40,6 @@ from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
-
-POSE_LOG = "pose_errors.jsonl"
-"""File in a run's folder with the pose errors over training, a JSON object per line."""
 
 
 @dataclass
@@ -40,23 +49,31 @@ class HashPoseTrainerConfig(TrainerConfig):
     _target: Type = field(default_factory=lambda: HashPoseTrainer)
     steps_per_pose_log: int = 500
     """Steps between pose errors, and the PSNR of some held-out pixels, on the console and in TensorBoard."""
+    pipeline: HashPosePipelineConfig = field(default_factory=HashPosePipelineConfig)
+    """Images, field and poses."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Judges without ground truth whether refinement helped."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """Puts lost cameras back during training."""
 
-    def get_checkpoint_dir(self) -> Path:
-        """The folder of checkpoints. Every command asks for it before it builds the pipeline, which learns here where
-        its run is and so where the guard's verdict lies."""
-        self.pipeline.run_folder = self.get_base_dir()
-        return super().get_checkpoint_dir()
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Restores a configuration, and if it is that of a run (from its config.yml) tells the pipeline which."""
+        self.__dict__.update(state)
+        if self.experiment_name is not None and self.method_name is not None:  # nerfstudio would make a name up
+            self.pipeline.run_folder = self.get_base_dir()
+
+    def strategies(self) -> List[PoseStrategy]:
+        """What intervenes in the refinement of poses, in this order."""
+        return [FallBack(self.guard), Recovery(self.recovery), Settle()]
 
 
 class HashPoseTrainer(Trainer):
-    """nerfstudio's training loop. It adds: the CPU where there is no GPU, schedules over fractions of training,
-    resuming to the same end, a stop with a reason when the loss is no number, and poses and their errors on the way."""
+    """nerfstudio's training loop. It adds: the CPU if there is no GPU, schedules over fractions of training,
+    strategies, resuming to the same end, an abort with an explanation when the loss becomes NaN, and poses and their
+    errors over training."""
 
     config: HashPoseTrainerConfig
+    pipeline: HashPosePipeline
 
     def __init__(self, config: HashPoseTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         if config.machine.device_type == "cuda" and not torch.cuda.is_available():
@@ -66,18 +83,20 @@ class HashPoseTrainer(Trainer):
             keep_freed_memory()
         super().__init__(config, local_rank, world_size)
         # ns-train has just written config.yml; whatever else is in the folder is not ours to remove.
-        self.fresh_output = self.base_dir.is_dir() and set(os.listdir(self.base_dir)) <= {"config.yml"}
+        self.fresh_output = self.base_dir.is_dir() and set(os.listdir(self.base_dir)) <= {CONFIG}
         self.total_steps = config.max_num_iterations
         self.train_seconds = 0.0
         self.unchecked_losses: List[Tuple[int, Tensor]] = []
         self.pose_history: Optional[PoseHistory] = None
+        self.strategies = config.strategies()
 
     @exits_on_user_error
     def setup(self, test_mode="val") -> None:
         """Builds everything; on failure removes the output folder that ns-train had just begun."""
         try:
-            self.config.guard.validate()
-            self.config.recovery.validate()
+            for strategy in self.strategies:
+                strategy.validate()
+            self.config.pipeline.run_folder = self.base_dir
             super().setup(test_mode)
         except (HashPoseError, SystemExit):
             self._remove_fresh_output()
@@ -88,7 +107,7 @@ class HashPoseTrainer(Trainer):
             )
 
     def _remove_fresh_output(self) -> None:
-        """Takes back the folder with nothing but a config.yml in it, and its parents where they are empty."""
+        """Deletes the output folder if it contained only config.yml, and parents of it that are then empty."""
         if not (self.fresh_output and self.base_dir.exists()):
             return
         shutil.rmtree(self.base_dir)
@@ -126,20 +145,18 @@ class HashPoseTrainer(Trainer):
             self.config.max_num_iterations = self.total_steps
 
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
-        """One step, with its learning rates per level and, now and then, the pose errors."""
+        """One step between the strategies' hooks, logged, and checked for NaN."""
         begin = time.perf_counter()
-        if self.config.guard.mode != "off" and step in self._steps_at(self.config.guard.fallback_at):
-            self._fall_back_unless_helped(step)
-        if step in self._steps_at(self.config.recovery.at):
-            self._recover_cameras(step)
-        self.pipeline.model.is_logged = step_check(step, self.config.logging.steps_per_log, run_at_zero=True)
+        logged = step_check(step, self.config.logging.steps_per_log, run_at_zero=True)
+        self._intervene("before_step", step)
+        self.pipeline.model.is_logged = logged
         output = super().train_iteration(step)
-        self._look_whether_settled(step)
+        self._intervene("after_step", step)
         self.train_seconds += time.perf_counter() - begin
         self.unchecked_losses.append((step, output[0].detach()))
-        if self._is_looked_at(step):
+        if self._is_checked(step):
             self._check_finite(step)
-        if step_check(step, self.config.logging.steps_per_log, run_at_zero=True):
+        if logged:
             encoding = self.optimizers.optimizers.get("encoding")
             for level, group in enumerate(encoding.param_groups if encoding else ()):
                 writer.put_scalar(name=f"learning_rate/encoding_level_{level:02d}", scalar=group["lr"], step=step)
@@ -149,49 +166,16 @@ class HashPoseTrainer(Trainer):
             self._log_poses(step, float(output[0]))
         return output
 
-    def _steps_at(self, fractions: Sequence[float]) -> Set[int]:
-        return {round(fraction * self.total_steps) for fraction in fractions}
-
-    def _fall_back_unless_helped(self, step: int) -> None:
-        """Puts cameras back where they started, where that is the better place. A guard that cannot judge puts nothing
-        back."""
-        if self.pipeline.model.camera_optimizer.config.mode == "off":
+    def _intervene(self, hook: str, step: int) -> None:
+        """Calls a hook of all strategies, in runs that refine poses."""
+        adam = self.optimizers.optimizers.get("camera_opt")
+        if adam is None:
             return
-        from hashpose_ns.guard.fallback import fall_back_unless_helped
-
-        guard, adam = self.config.guard, self.optimizers.optimizers["camera_opt"]
-        last = step == max(self._steps_at(guard.fallback_at))
-        CONSOLE.print(f"step {step:6d}  guard: judging the refined poses by held-out pixels ...")
-        try:
-            said = fall_back_unless_helped(self.pipeline, adam, guard, last)
-        except (HashPoseError, RuntimeError) as error:
-            said = f"no verdict. {one_line(error)}"
-        CONSOLE.print(f"step {step:6d}  guard: {said}", soft_wrap=True)
-
-    def _recover_cameras(self, step: int) -> None:
-        """Puts lost cameras back; Adam forgets where they were going."""
-        poses = self.pipeline.model.camera_optimizer
-        if poses.config.mode == "off" or poses.rate_scale == 0:
-            return
-        self.pipeline.eval()
-        moved = recover_cameras(self.pipeline, self.config.recovery)
-        self.pipeline.train()
-        for moment in moments(self.optimizers.optimizers["camera_opt"], poses.pose_adjustment):
-            moment[moved] = 0.0
-        CONSOLE.print(f"step {step:6d}  lost cameras put elsewhere: {len(moved)} {moved or ''}")
-
-    def _look_whether_settled(self, step: int) -> None:
-        """Once a window, while poses move: lowers their rate where they tremble only, and says when they stop."""
-        optimizer = self.pipeline.model.camera_optimizer
-        settling, progress = optimizer.settling, step / self.total_steps
-        if settling is None or not optimizer.active or progress < optimizer.free_from:
-            return
-        if step % max(round(settling.config.window * self.total_steps), 1) == 0:
-            settling.look(optimizer.pose_adjustment, optimizer.trainable)
-            if settling.factor == 0.0:
-                CONSOLE.print(
-                    f"step {step:6d}  poses have settled and stand still; the rest of training is the field's"
-                )
+        scene = self.pipeline.scene
+        for strategy in self.strategies:
+            getattr(strategy, hook)(
+                scene, adam, step, lambda said: CONSOLE.print(f"step {step:6d}  {said}", soft_wrap=True)
+            )
 
     @check_main_thread
     def _run_guard(self) -> None:
@@ -203,10 +187,10 @@ class HashPoseTrainer(Trainer):
         CONSOLE.print("Guard: judging the initial and the refined poses by held-out pixels ...")
         try:
             with self.train_lock:
-                report = run_guard(self.pipeline, self.config.guard)
+                report = run_guard(self.pipeline.scene, self.config.guard)
             report.write(self.base_dir)
             report.print()
-            self.pipeline.model.pose_panel.show_verdict(report)
+            self.pipeline.pose_panel.show_verdict(report)
         except (HashPoseError, RuntimeError) as error:  # such as memory that is not there
             CONSOLE.print(f"Guard: no verdict. {one_line(error)}", soft_wrap=True)
 
@@ -221,8 +205,8 @@ class HashPoseTrainer(Trainer):
     def _record_poses(self, step: int) -> None:
         if self.pose_history is None:
             self.pose_history = PoseHistory(self.base_dir / HISTORY_FILE)
-        with torch.no_grad():
-            self.pose_history.append(step, self.pipeline.model.camera_optimizer.refined_camera_to_worlds())
+        poses = self.pipeline.model.camera_optimizer.refined_camera_to_worlds()
+        self.pose_history.append(step, poses.detach().cpu().numpy())
 
     @check_main_thread
     def _log_poses(self, step: int, loss: float) -> None:
@@ -234,14 +218,13 @@ class HashPoseTrainer(Trainer):
             writer.put_scalar(name="Held-out PSNR", scalar=psnr, step=step)
             record["held_out_psnr"] = psnr
         self.pipeline.print_pose_errors(step, record)
-        with open(self.base_dir / POSE_LOG, "a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
+        append_pose_log(self.base_dir, record)
 
-    # -- values that are no numbers ------------------------------------------------------------------------------------
+    # -- NaN -----------------------------------------------------------------------------------------------------------
 
-    def _is_looked_at(self, step: int) -> bool:
-        """Whether a step's values are looked at: always on the CPU; elsewhere a look waits for the device, and is taken
-        only where nerfstudio is about to take one as well."""
+    def _is_checked(self, step: int) -> bool:
+        """Whether to check the losses so far for NaN: always on the CPU. On a GPU the check synchronises, so only on
+        steps at which nerfstudio is about to do so as well."""
         config = self.config
         intervals = (
             config.logging.steps_per_log,
@@ -251,11 +234,11 @@ class HashPoseTrainer(Trainer):
             config.steps_per_eval_all_images,
             config.steps_per_save,
         )
-        looks = any(step_check(step, interval, run_at_zero=True) for interval in intervals)
-        return looks or self.device == "cpu" or step == self.total_steps - 1
+        synchronises = any(step_check(step, interval, run_at_zero=True) for interval in intervals)
+        return synchronises or self.device == "cpu" or step == self.total_steps - 1
 
     def _check_finite(self, step: int) -> None:
-        """Raises HashPoseError with the first step since the last look whose loss, or whose poses, are no numbers."""
+        """Raises HashPoseError with the first step since the last check whose loss is NaN, or if poses are."""
         losses = torch.stack([loss for _, loss in self.unchecked_losses])
         bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
         if bad:
@@ -265,8 +248,8 @@ class HashPoseTrainer(Trainer):
             raise self._not_finite(f"The poses after step {step} are not numbers")
 
     def _not_finite(self, what: str) -> HashPoseError:
-        saved = sorted(self.checkpoint_dir.glob("*.ckpt"))
-        kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint had been saved"
+        saved = last_checkpoint(self.checkpoint_dir)
+        kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint had been saved"
         return HashPoseError(
             f"{what}; the likely cause is a learning rate that is too high (--optimizers.encoding.optimizer.lr, "
             f"--optimizers.decoder.optimizer.lr, --optimizers.camera-opt.optimizer.lr), and {kept}."
@@ -276,28 +259,24 @@ class HashPoseTrainer(Trainer):
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Saves, unless a parameter is no number any more: the last good checkpoint is worth more.
-
-        The file appears under its name when it is whole: a run that is killed while it saves leaves nothing that
-        resuming would take for the latest checkpoint.
-        """
+        """Saves atomically, unless a parameter is NaN: the last good checkpoint is worth more."""
         if not all(bool(torch.isfinite(value).all()) for value in self.pipeline.model.parameters()):
             raise self._not_finite(f"Poses or field after step {step} are not numbers")
-        final, staging = self.checkpoint_dir, self.base_dir / ".saving"
-        shutil.rmtree(staging, ignore_errors=True)
-        self.checkpoint_dir = staging
-        try:
-            super().save_checkpoint(step)
-        finally:
-            self.checkpoint_dir = final
+        for left_by_a_kill in self.base_dir.glob(".step-*.partial"):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
+        final = self.checkpoint_dir
         final.mkdir(parents=True, exist_ok=True)
-        (saved,) = staging.glob("*.ckpt")
-        saved.replace(final / saved.name)
-        staging.rmdir()
+        # nerfstudio reads a step from the name of whatever lies beside the checkpoints
+        with whole_file(final / f"step-{step:09d}.ckpt", beside=self.base_dir) as path:
+            self.checkpoint_dir = path.parent
+            try:
+                super().save_checkpoint(step)
+            finally:
+                self.checkpoint_dir = final
         if self.config.save_only_latest_checkpoint:
-            for other in final.glob("*.ckpt"):
-                if other.name != saved.name:
-                    other.unlink()
+            for other, path in checkpoints(final).items():
+                if other != step:
+                    path.unlink()
 
     def _load_checkpoint(self) -> None:
         """Resumes from `load_dir` or `load_checkpoint`, and goes on with the pose log of the run they belong to."""
@@ -315,7 +294,7 @@ class HashPoseTrainer(Trainer):
             )
         if path is not None:
             run = path.parent.parent
-            self._resume_pose_log(run / POSE_LOG)
+            self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)
             self.pose_history = PoseHistory(
                 self.base_dir / HISTORY_FILE, source=run / HISTORY_FILE, before_step=self._start_step
             )
@@ -328,19 +307,11 @@ class HashPoseTrainer(Trainer):
         """
         folder, path = self.config.load_dir, self.config.load_checkpoint
         if folder is not None:
-            names = sorted(file.name for file in folder.glob("step-*.ckpt")) if folder.is_dir() else []
-            if not names:
+            saved = checkpoints(folder)
+            if not saved:
                 raise HashPoseError(f"--load-dir {folder} holds no checkpoint; give a run's folder nerfstudio_models.")
-            step = self.config.load_step
-            path = folder / (names[-1] if step is None else f"step-{step:09d}.ckpt")
+            step = max(saved) if self.config.load_step is None else self.config.load_step
+            path = saved.get(step, folder / f"step-{step:09d}.ckpt")
         if path is not None and not path.is_file():
             raise HashPoseError(f"There is no checkpoint {path}.")
         return path
-
-    def _resume_pose_log(self, log: Path) -> None:
-        """Takes over the records and the training time up to the checkpoint."""
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
-        done = [line for line in lines if json.loads(line)["step"] < self._start_step]
-        if done:
-            self.train_seconds = json.loads(done[-1])["train_seconds"]
-            (self.base_dir / POSE_LOG).write_text("".join(done), encoding="utf-8")

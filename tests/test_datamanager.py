@@ -45,9 +45,9 @@ def test_given_poses_are_the_dataparsers(scene):
     reference = manager.train_dataparser_outputs.cameras.camera_to_worlds
     metadata = manager.train_dataset.metadata
     assert torch.equal(manager.train_dataset.cameras.camera_to_worlds, reference)
-    assert torch.equal(metadata["initial_camera_to_worlds"], reference)
-    assert torch.equal(metadata["reference_camera_to_worlds"], reference)
-    assert [Path(name).name for name in metadata["image_names"]] == [f"r_{i}.png" for i in range(6)]
+    assert torch.equal(metadata["training_cameras"].initial_camera_to_worlds, reference)
+    assert torch.equal(metadata["training_cameras"].reference_camera_to_worlds, reference)
+    assert [Path(name).name for name in metadata["training_cameras"].image_names] == [f"r_{i}.png" for i in range(6)]
 
 
 def test_perturbed_poses_follow_the_protocol_and_keep_the_reference(scene):
@@ -57,8 +57,8 @@ def test_perturbed_poses_follow_the_protocol_and_keep_the_reference(scene):
     expected = perturb_poses(reference, noise)
     metadata = manager.train_dataset.metadata
     assert torch.equal(manager.train_dataset.cameras.camera_to_worlds, expected)
-    assert torch.equal(metadata["initial_camera_to_worlds"], expected)
-    assert torch.equal(metadata["reference_camera_to_worlds"], reference)
+    assert torch.equal(metadata["training_cameras"].initial_camera_to_worlds, expected)
+    assert torch.equal(metadata["training_cameras"].reference_camera_to_worlds, reference)
     assert torch.equal(manager.train_dataparser_outputs.cameras.camera_to_worlds, reference)
     assert torch.equal(manager.train_ray_generator.cameras.camera_to_worlds, expected)
     held_out = make(scene).eval_dataset.cameras.camera_to_worlds
@@ -68,12 +68,13 @@ def test_perturbed_poses_follow_the_protocol_and_keep_the_reference(scene):
 def test_identity_start(scene):
     manager = make(scene, initial_poses="identity")
     assert torch.equal(manager.train_dataset.cameras.camera_to_worlds, identity_poses(6))
-    assert not torch.equal(manager.train_dataset.metadata["reference_camera_to_worlds"], identity_poses(6))
+    reference = manager.train_dataset.metadata["training_cameras"].reference_camera_to_worlds
+    assert not torch.equal(reference, identity_poses(6))
 
 
 def test_the_noise_has_its_own_seed_and_leaves_the_global_generator_alone(scene):
     poses = [
-        make(scene, seed, initial_poses="perturbed").train_dataset.metadata["initial_camera_to_worlds"]
+        make(scene, seed, initial_poses="perturbed").train_dataset.metadata["training_cameras"].initial_camera_to_worlds
         for seed in (1, 2)
     ]
     assert torch.equal(*poses)
@@ -86,7 +87,8 @@ def test_the_noise_has_its_own_seed_and_leaves_the_global_generator_alone(scene)
 
 def test_poses_of_a_checkpoint_replace_the_drawn_ones(scene):
     manager = make(scene, initial_poses="perturbed")
-    others = perturb_poses(manager.train_dataset.metadata["reference_camera_to_worlds"], PerturbationConfig(seed=8))
+    reference = manager.train_dataset.metadata["training_cameras"].reference_camera_to_worlds
+    others = perturb_poses(reference, PerturbationConfig(seed=8))
     manager.set_initial_poses(others)
     rays, batch = manager.next_train(0)
     centers = others[batch["indices"][:, 0], :, 3]

@@ -61,7 +61,7 @@ def guard(
         some[moved] = pair[1][moved].to(some)
         pair[1] = some
     begin = time.process_time()
-    verdict = compare_poses(pipeline, pair[0], pair[1], steps, GuardConfig())
+    verdict = compare_poses(pipeline.scene, pair[0], pair[1], steps, GuardConfig())
     found = {
         "verdict": verdict.verdict,
         "log_ratio": verdict.log_ratio,
@@ -104,9 +104,9 @@ def _poses(pipeline: HashPosePipeline, which: Union[str, float], seed: int) -> P
 
 def uncertainty(pipeline: HashPosePipeline, seed: int) -> Dict[str, Any]:
     """Each camera's predicted standard deviation (norms over axes): `rotation_deg`, `center` in scene units."""
-    from hashpose_ns.cameras.uncertainty import pose_covariances
+    from hashpose_ns.photometry.uncertainty import pose_covariances
 
-    found = pose_covariances(pipeline)
+    found = pose_covariances(pipeline.scene)
     return {
         "rotation_deg": found.rotation_deg.norm(dim=-1).tolist(),
         "center": found.translation.norm(dim=-1).tolist(),

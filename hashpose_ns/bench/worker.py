@@ -125,12 +125,12 @@ def evaluate(pipeline: HashPosePipeline, folder: Path, render: bool) -> Dict[str
 
 def keep_some(staging: Path, renders: Path) -> None:
     """Takes the pictures of a few images over from all that were rendered; depth and opacity are left out."""
-    from hashpose_ns.evaluation import spread
+    from hashpose_ns.photometry.pixels import evenly_spaced
 
     aligned = sorted(staging.glob("eval_aligned_img_*.png"))
     shutil.rmtree(renders, ignore_errors=True)
     renders.mkdir()
-    for position in spread(len(aligned), min(RENDERED_IMAGES, len(aligned))):
+    for position in evenly_spaced(len(aligned), min(RENDERED_IMAGES, len(aligned))):
         for path in staging.glob(f"eval_*_{aligned[position].stem.removeprefix('eval_aligned_')}.png"):
             path.replace(renders / path.name)
     shutil.rmtree(staging)
@@ -158,7 +158,7 @@ def write_cameras(pipeline: HashPosePipeline, path: Path) -> None:
     import numpy as np
 
     from hashpose_ns.cameras.alignment import pose_errors
-    from hashpose_ns.datamanager import image_names
+    from hashpose_ns.data.names import image_names
 
     optimizer = pipeline.model.camera_optimizer
     poses = {

@@ -19,10 +19,6 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils import poses as pose_utils
 
-REFINE_KEY = "hashpose_train_camera"
-"""A camera carrying this metadata key (a training camera's index) is rendered from its refined pose. nerfstudio's own
-`cam_idx` is no help: viewer cameras carry `cam_idx = 0` and would be moved with the first training camera."""
-
 
 @dataclass
 class PoseOptimizerConfig(CameraOptimizerConfig):
@@ -206,7 +202,7 @@ class PoseOptimizer(CameraOptimizer):
 
     def _moving_twists(self) -> Float[Tensor, "num_cameras 6"]:
         """The corrections, without gradient where poses stand still: all of them, or those that are held."""
-        twists = self.pose_adjustment
+        twists: Tensor = self.pose_adjustment
         if self.paused or not self.active:
             return twists.detach()
         if not self.turns:
@@ -255,11 +251,9 @@ class PoseOptimizer(CameraOptimizer):
         move_rays(raybundle, self.world_corrections(), raybundle.camera_indices[..., 0])
 
     def apply_to_camera(self, camera: Cameras) -> Tensor:
-        """Camera-to-world matrices to render `camera` from; refined where the camera says it is a training camera."""
-        if camera.metadata is None or REFINE_KEY not in camera.metadata:
-            return camera.camera_to_worlds
-        index = int(camera.metadata[REFINE_KEY])
-        return self.refined_camera_to_worlds()[index].expand_as(camera.camera_to_worlds)
+        """Camera-to-world matrices to render a camera from: its own. The viewer's cameras have `cam_idx = 0`, and
+        nerfstudio's optimizer would move them with the first training camera."""
+        return camera.camera_to_worlds
 
     def get_loss_dict(self, loss_dict: dict) -> None:
         """Adds the squared penalties, where they are switched on."""

@@ -164,17 +164,17 @@ class LLFF(DataParser):
         focal_y, focal_x = (height_width_focal[:, 2:] * sizes / height_width_focal[:, :2]).T
 
         indices = torch.from_numpy(self._split_indices(image_filenames, split)).long()
-        poses, depth_bounds = torch.from_numpy(poses), torch.from_numpy(bounds * scale)
-        focal_x, focal_y, sizes = torch.from_numpy(focal_x), torch.from_numpy(focal_y), torch.from_numpy(sizes)
-        half_side = self.config.scene_scale * self._reach(poses, depth_bounds[:, 1], sizes, focal_x, focal_y)
+        camera_to_worlds, depth_bounds = torch.from_numpy(poses), torch.from_numpy(bounds * scale)
+        fx, fy, image_sizes = (torch.from_numpy(array) for array in (focal_x, focal_y, sizes))
+        half_side = self.config.scene_scale * self._reach(camera_to_worlds, depth_bounds[:, 1], image_sizes, fx, fy)
         cameras = Cameras(
-            camera_to_worlds=poses[indices].float(),
-            fx=focal_x[indices].float(),
-            fy=focal_y[indices].float(),
-            cx=sizes[indices, 1].float() / 2.0,
-            cy=sizes[indices, 0].float() / 2.0,
-            height=sizes[indices, 0],
-            width=sizes[indices, 1],
+            camera_to_worlds=camera_to_worlds[indices].float(),
+            fx=fx[indices].float(),
+            fy=fy[indices].float(),
+            cx=image_sizes[indices, 1].float() / 2.0,
+            cy=image_sizes[indices, 0].float() / 2.0,
+            height=image_sizes[indices, 0],
+            width=image_sizes[indices, 1],
             camera_type=CameraType.PERSPECTIVE,
         )
         return DataparserOutputs(

@@ -61,6 +61,10 @@ class EdgePixelSampler(PixelSampler):
         device: Union[torch.device, str] = "cpu",
     ) -> Int[Tensor, "batch_size 3"]:
         """Indices (image, row, column) of pixels."""
+        if mask is not None and num_images == 1:  # nerfstudio drops the dimension of a single image
+            allowed = torch.nonzero(mask[..., 0]).to(device)
+            if len(allowed):
+                return allowed[torch.randint(len(allowed), (batch_size,), device=device)]
         uniform = super().sample_method(batch_size, num_images, image_height, image_width, mask, device)
         count = round(batch_size * self.config.edge_fraction)
         if count == 0 or mask is not None or self._density is None:

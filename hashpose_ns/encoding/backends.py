@@ -96,7 +96,7 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, grid: Gr
         _log_once(f"Hash encoding backend: {backend.name} on {device.type}.")
         return backend
 
-    passed_over = []
+    passed_over: List[str] = []
     for candidate in AUTO_ORDER:
         backend = get_backend(candidate)
         if backend.device_types and device.type not in backend.device_types:

@@ -22,6 +22,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from hashpose_ns.atomic import whole_file
 from hashpose_ns.encoding.backends import Backend
 from hashpose_ns.encoding.grid import READINGS, Grid
 
@@ -107,19 +108,14 @@ def _build(compiler: Sequence[str], target: Path) -> None:
     Raises:
         BuildError: If no variant of the flags compiles.
     """
-    handle, temporary = tempfile.mkstemp(prefix=target.stem, suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    try:
+    with whole_file(target) as path:
         for number, variant in enumerate(VARIANTS):
             try:
-                _run([*compiler, *FLAGS, *variant, str(SOURCE), "-o", temporary])
-                break
+                _run([*compiler, *FLAGS, *variant, str(SOURCE), "-o", str(path)])
+                return
             except BuildError:
                 if number == len(VARIANTS) - 1:
                     raise
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=None)
@@ -147,11 +143,23 @@ def _library() -> Tuple[Optional[ctypes.CDLL], Optional[str]]:
         return None, f"the compiled kernel cannot be loaded ({error})"
 
 
+def _kernel() -> ctypes.CDLL:
+    """The loaded kernel.
+
+    Raises:
+        BuildError: If there is none, which `CppBackend.unsupported` says beforehand.
+    """
+    library, reason = _library()
+    if library is None:
+        raise BuildError(reason)
+    return library
+
+
 def _load(path: Path) -> ctypes.CDLL:
     """Loads a built kernel and declares its functions."""
     library = ctypes.CDLL(str(path))
     pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-    common = [ctypes.c_int64, number, number, number, pointer, pointer, pointer, pointer, number]
+    common: List[type] = [ctypes.c_int64, number, number, number, pointer, pointer, pointer, pointer, number]
     library.hashpose_forward.argtypes = [*common, pointer]
     library.hashpose_backward.argtypes = [*common, pointer, number, real, pointer, pointer, pointer]
     library.hashpose_forward.restype = library.hashpose_backward.restype = number
@@ -182,7 +190,7 @@ class CppBackend(Backend):
     def forward(self, x: Tensor, tables: Sequence[Tensor], grid: Grid) -> Tensor:
         out = x.new_empty(x.shape[0], grid.num_levels * grid.features_per_level)
         tables = [table.contiguous() for table in tables]
-        status = _library()[0].hashpose_forward(*_common(x, tables, grid), out.data_ptr())
+        status = _kernel().hashpose_forward(*_common(x, tables, grid), out.data_ptr())
         assert status == 0
         return out
 
@@ -199,7 +207,7 @@ class CppBackend(Backend):
         x_grad = torch.empty_like(x) if x_needs_grad else None
         # The kernel clears them: each by the thread that fills it.
         table_grads = [torch.empty_like(table) if need else None for table, need in zip(tables, table_needs_grad)]
-        status = _library()[0].hashpose_backward(
+        status = _kernel().hashpose_backward(
             *_common(x, tables, grid),
             grad_output.data_ptr(),
             READINGS.index(grid.gradient),

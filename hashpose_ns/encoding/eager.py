@@ -10,9 +10,10 @@ along the first axis that is left.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from typing import List, Optional, Sequence, Tuple
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -79,11 +80,16 @@ class EagerBackend(Backend):
                     _scatter_add(table_grad, rows, values)
                 if x_grad is not None:
                     weighted = (_gather(table, rows) * grad).view(*rows.shape, features)
-                    pulls = sum(weighted.unbind(dim=-1))  # [2, ..., 2, n]: how each corner acts on the loss
+                    pulls = _total(weighted.unbind(dim=-1))  # [2, ..., 2, n]: how each corner acts on the loss
                     x_grad[chunk] += (_slopes(pulls, fraction, grid) * grid.resolutions[level]).T
         if x_grad is not None:
             x_grad.mul_((x >= 0) & (x <= 1))
         return x_grad, table_grads
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    """Their sum, from the first to the last."""
+    return functools.reduce(torch.add, terms)
 
 
 def _chunks(x: Tensor):
@@ -106,16 +112,18 @@ def _rows(cell: Tensor, grid: Grid, level: int) -> Tensor:
     dims = grid.num_dims
     if grid.is_dense(level):
         strides = [(grid.resolutions[level] + 1) ** (dims - 1 - axis) for axis in range(dims)]
-        base = sum(cell[axis] * stride for axis, stride in enumerate(strides))
-        offsets = [sum(b * s for b, s in zip(corner, strides)) for corner in itertools.product((0, 1), repeat=dims)]
-        offsets = torch.tensor(offsets, dtype=torch.int32, device=cell.device)
+        base = _total(cell[axis] * stride for axis, stride in enumerate(strides))
+        corners = itertools.product((0, 1), repeat=dims)
+        offsets = torch.tensor(
+            [sum(b * s for b, s in zip(corner, strides)) for corner in corners], dtype=torch.int32, device=cell.device
+        )
         return (base + offsets[:, None]).view(*[2] * dims, -1)
-    rows = None
+    products = []  # of both ends along an axis with its prime: [2, n], the last axis first
     for axis in reversed(range(dims)):
         prime = PRIMES[axis] - 2**32 if PRIMES[axis] >= 2**31 else PRIMES[axis]  # the same 32 bits, signed
         lower = cell[axis] * prime
-        pair = torch.stack([lower, lower + prime])
-        rows = pair if rows is None else pair.view(2, *[1] * (rows.dim() - 1), -1) ^ rows
+        products.append(torch.stack([lower, lower + prime]))
+    rows = functools.reduce(lambda inner, pair: pair.view(2, *[1] * (inner.dim() - 1), -1) ^ inner, products)
     return rows & grid.hash_mask(level)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple, Type
@@ -86,7 +87,7 @@ class SmoothedHashEncoding(Encoding):
         self.config = config
         self.num_dims = num_dims
         self.num_levels = config.num_levels
-        self.out_dim = config.num_levels * config.features_per_level
+        self.out_dim: int = config.num_levels * config.features_per_level
         self.resolutions: List[int] = level_resolutions(
             config.num_levels, config.base_resolution, config.max_resolution
         )
@@ -115,7 +116,10 @@ class SmoothedHashEncoding(Encoding):
         return self.out_dim
 
     def forward(
-        self, x: Float[Tensor, "*batch d"], train_levels: Optional[Sequence[bool]] = None
+        self,
+        x: Float[Tensor, "*batch d"],
+        train_levels: Optional[Sequence[bool]] = None,
+        gradient: Optional[GradientReading] = None,
     ) -> Float[Tensor, "*batch out_dim"]:
         """Encodes points.
 
@@ -126,6 +130,7 @@ class SmoothedHashEncoding(Encoding):
                 moved along.
             train_levels: Per level, whether its table takes part in training. Where False, the table gets no gradient
                 at all (``grad`` stays None); features and x-gradients are those of the full encoding. Default: all.
+            gradient: The reading of the x-gradient in this call, if other than the settings'.
 
         Returns:
             Features, level-major: column ``l * F + f``.
@@ -147,7 +152,7 @@ class SmoothedHashEncoding(Encoding):
             for level, table in enumerate(self.tables)
         ]
         points = x.reshape(-1, self.num_dims).to(dtype)
-        grid = self.grid
+        grid = self.grid if gradient is None else dataclasses.replace(self.grid, gradient=gradient)
         features = _Encode.apply(self._backend(points, grid), grid, points, *tables)
         return features.view(*x.shape[:-1], self.out_dim)
 

@@ -12,7 +12,7 @@ from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.settings import ExportWithPoints
 
 if TYPE_CHECKING:
-    from hashpose_ns.export.poses import ExportedCameras
+    from hashpose_ns.export.exported import ExportedCameras
 
 
 @dataclass
@@ -38,8 +38,8 @@ class ExportColmap(ExportWithPoints):
                 raise HashPoseError("--update keeps the model's cameras, so its images cannot be undistorted.")
             self.write_update(self.load()[1])
             return
-        pipeline, exported = self.load(load_points=self.points == "input")
-        self.write(with_points(pipeline, exported, self.points, self.num_points))
+        scene, exported = self.load(load_points=self.points == "input")
+        self.write(with_points(scene, exported, self.points, self.num_points))
 
     def inputs(self) -> List[Path]:
         """As for every export, and the model to update."""

@@ -10,7 +10,7 @@ from hashpose_ns import __version__
 from hashpose_ns.export.settings import ExportWithPoints
 
 if TYPE_CHECKING:
-    from hashpose_ns.export.poses import ExportedCameras
+    from hashpose_ns.export.exported import ExportedCameras
 
 
 @dataclass
@@ -22,10 +22,10 @@ class ExportNerfstudio(ExportWithPoints):
         from hashpose_ns.export.points import with_points
         from hashpose_ns.export.transforms import input_file_extras
 
-        pipeline, exported = self.load(load_points=self.points == "input")
-        extras = input_file_extras(pipeline.datamanager.dataparser.config)
+        scene, exported = self.load(load_points=self.points == "input")
+        extras = input_file_extras(scene.dataparser.config)
         extras.pop("ply_file_path", None)
-        self.write(with_points(pipeline, exported, self.points, self.num_points), **extras)
+        self.write(with_points(scene, exported, self.points, self.num_points), **extras)
 
     def write(self, exported: ExportedCameras, **extras) -> None:
         """Write the file and print what was done.

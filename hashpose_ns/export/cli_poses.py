@@ -11,7 +11,7 @@ from typing_extensions import Literal
 from hashpose_ns.export.settings import Export
 
 if TYPE_CHECKING:
-    from hashpose_ns.export.poses import ExportedCameras
+    from hashpose_ns.export.exported import ExportedCameras
 
 
 @dataclass
@@ -92,13 +92,13 @@ class ExportJson(Export):
         """Load the run and write the file."""
         from hashpose_ns.export.per_image import image_losses, image_records, uncertainties
 
-        pipeline, exported = self.load()
+        scene, exported = self.load()
         records = image_records(exported)
         if self.loss:
-            for record, loss in zip(records, image_losses(pipeline, exported)):
+            for record, loss in zip(records, image_losses(scene, exported)):
                 record.update(loss)
         if self.uncertainty:
-            for record, deviations in zip(records, uncertainties(pipeline, exported)):
+            for record, deviations in zip(records, uncertainties(scene, exported)):
                 record["uncertainty"] = deviations
         content = {
             **self.note(exported),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import roma
 import torch
@@ -11,11 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, centers_coincide
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
 from hashpose_ns.errors import HashPoseError
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs, transform_poses_to_original_space
-
-if TYPE_CHECKING:
-    from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from nerfstudio.data.dataparsers.base_dataparser import (
+    DataParser,
+    DataparserOutputs,
+    transform_poses_to_original_space,
+)
 
 ONE_WAY_DATAPARSERS = {
     "NeRFOSR": "nerfosr-data",
@@ -60,7 +62,7 @@ class InputFrame:
 
 
 def input_frame(
-    optimizer: "PoseOptimizer", outputs: DataparserOutputs, align: Literal["input", "none"] = "input"
+    optimizer: PoseOptimizer, outputs: DataparserOutputs, align: Literal["input", "none"] = "input"
 ) -> InputFrame:
     """How to get from a camera optimizer's poses to the input's frame.
 
@@ -70,14 +72,13 @@ def input_frame(
     cameras were frozen, since these have fixed it and must not move.
 
     Args:
-        optimizer: what holds initial and refined poses, and maybe ``trainable`` [N].
+        optimizer: what holds initial and refined poses.
         outputs: of the run's dataparser.
         align: how to fix the similarity.
     """
     refined = optimizer.refined_camera_to_worlds().detach().cpu()
     initial = optimizer.initial_camera_to_worlds.detach().cpu()
-    trainable = getattr(optimizer, "trainable", None)
-    num_frozen = 0 if trainable is None else int((~trainable).sum())
+    num_frozen = int((~optimizer.trainable).sum())
     if centers_coincide(initial):
         description = "arbitrary in place, orientation and scale, as training started from the identity"
         return InputFrame(description, Similarity.identity(), outputs, arbitrary=True)
@@ -123,7 +124,7 @@ def flip_axes(camera_to_worlds: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*
     return camera_to_worlds * camera_to_worlds.new_tensor([1.0, -1.0, -1.0, 1.0])
 
 
-def check_invertible(dataparser: Any, outputs: DataparserOutputs) -> None:
+def check_invertible(dataparser: DataParser, outputs: DataparserOutputs) -> None:
     """Raise HashPoseError unless the outputs say truly how to get back to the input's frame."""
     for parent in type(dataparser).__mro__:
         if parent.__name__ in ONE_WAY_DATAPARSERS:

@@ -18,7 +18,7 @@ from hashpose_ns.export.intrinsics import frame_intrinsics, is_fisheye
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
 if TYPE_CHECKING:
-    from hashpose_ns.export.poses import ExportedCameras
+    from hashpose_ns.export.exported import ExportedCameras
 
 Images = Literal["none", "link", "copy", "undistorted"]
 

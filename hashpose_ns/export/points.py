@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import Literal, Optional
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.exported import ExportedCameras, ExportedPoints
 from hashpose_ns.export.frame import dataparser_similarity
+from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.utils.rich_utils import CONSOLE
-
-if TYPE_CHECKING:
-    from hashpose_ns.export.poses import ExportedCameras
 
 PointKind = Literal["field", "input", "empty"]
 
 
-@dataclass(frozen=True, eq=False)
-class ExportedPoints:
-    """3-D points in the frame of exported cameras."""
-
-    xyz: Float[np.ndarray, "num_points 3"]
-    """Positions."""
-    rgb: UInt8[np.ndarray, "num_points 3"]
-    """Colours."""
-    error: Float[np.ndarray, "num_points"]
-    """Errors in pixels; -1 where unknown, as COLMAP has it."""
-    seen_by: Optional[Int[np.ndarray, "num_observations 2"]] = None
-    """Point and image, as indices, for every image that shows a point; None where that is not known."""
-
-
-def with_points(pipeline: Any, exported: ExportedCameras, kind: PointKind, num_points: int) -> ExportedCameras:
+def with_points(scene: PosedScene, exported: ExportedCameras, kind: PointKind, num_points: int) -> ExportedCameras:
     """Exported cameras with points beside them.
 
     Args:
-        pipeline: what the cameras were exported from.
+        scene: what the cameras were exported from.
         exported: the cameras.
         kind: ``field``: sampled from the surfaces of the trained field. ``input``: those that the run's dataparser
             gives. ``empty``: none.
@@ -51,11 +35,11 @@ def with_points(pipeline: Any, exported: ExportedCameras, kind: PointKind, num_p
     if kind == "empty":
         return exported
     if kind == "input":
-        return dataclasses.replace(exported, points=_input_points(pipeline, exported))
-    return dataclasses.replace(exported, points=_field_points(pipeline, exported, num_points))
+        return dataclasses.replace(exported, points=_input_points(scene, exported))
+    return dataclasses.replace(exported, points=_field_points(scene, exported, num_points))
 
 
-def _field_points(pipeline: Any, exported: ExportedCameras, num_points: int) -> Optional[ExportedPoints]:
+def _field_points(scene: PosedScene, exported: ExportedCameras, num_points: int) -> Optional[ExportedPoints]:
     from hashpose_ns.export.surface import sample_surfaces
 
     if num_points < 1:
@@ -65,9 +49,9 @@ def _field_points(pipeline: Any, exported: ExportedCameras, num_points: int) -> 
             "All cameras keep their initial poses, and the field's points belong to the refined ones; export with "
             "--points input or --points empty."
         )
-    outputs = pipeline.datamanager.train_dataparser_outputs
-    refined = pipeline.model.camera_optimizer.refined_camera_to_worlds()
-    points = sample_surfaces(pipeline.model, outputs.cameras, refined, num_points, outputs.mask_filenames)
+    outputs = scene.train_outputs
+    refined = scene.poses.refined_camera_to_worlds()
+    points = sample_surfaces(scene.renderer, outputs.cameras, refined, num_points, outputs.mask_filenames)
     if len(points.positions) == 0:  # poses are what an export is for: it goes on
         CONSOLE.print("No point of the field's surfaces is agreed upon by enough views: no points are written.")
         return None
@@ -85,8 +69,8 @@ def _field_points(pipeline: Any, exported: ExportedCameras, num_points: int) -> 
     )
 
 
-def _input_points(pipeline: Any, exported: ExportedCameras) -> ExportedPoints:
-    outputs = pipeline.datamanager.train_dataparser_outputs
+def _input_points(scene: PosedScene, exported: ExportedCameras) -> ExportedPoints:
+    outputs = scene.train_outputs
     if exported.frame.arbitrary:
         raise HashPoseError(
             "The input's 3-D points have no place among poses that were found from an identity start; export with "
@@ -107,7 +91,9 @@ def _input_points(pipeline: Any, exported: ExportedCameras) -> ExportedPoints:
 
 
 def write_ply(path: Path, points: ExportedPoints, transform: Optional[Float[np.ndarray, "3 4"]] = None) -> None:
-    """Writes positions and colours as a binary PLY file.
+    """Writes positions and colours as a binary PLY file with float64 positions.
+
+    By hand: trimesh rounds to float32 (half a metre in national grids), and plyfile is licensed under the GPL.
 
     Args:
         path: the file.
@@ -115,14 +101,8 @@ def write_ply(path: Path, points: ExportedPoints, transform: Optional[Float[np.n
         transform: rigid motion from the points' frame to that of the file.
     """
     xyz = points.xyz if transform is None else points.xyz @ transform[:, :3].T + transform[:, 3]
-    vertices = np.zeros(
-        len(xyz), dtype=[*((axis, "<f8") for axis in "xyz"), *((color, "u1") for color in ("red", "green", "blue"))]
-    )
-    for column, name in enumerate("xyz"):
-        vertices[name] = xyz[:, column]
-    for column, name in enumerate(("red", "green", "blue")):
-        vertices[name] = points.rgb[:, column]
-    properties = [f"property double {axis}" for axis in "xyz"]
-    properties += [f"property uchar {color}" for color in ("red", "green", "blue")]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(xyz)}", *properties, "end_header", ""]
-    path.write_bytes("\n".join(header).encode("ascii") + vertices.tobytes())
+    names, types = ("x", "y", "z", "red", "green", "blue"), ["double"] * 3 + ["uchar"] * 3
+    properties = "".join(f"property {type} {name}\n" for type, name in zip(types, names))
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(xyz)}\n{properties}end_header\n"
+    vertices = np.rec.fromarrays([*xyz.T, *points.rgb.T], formats=["<f8"] * 3 + ["u1"] * 3)
+    path.write_bytes(header.encode("ascii") + vertices.tobytes())

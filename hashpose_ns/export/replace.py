@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
+from hashpose_ns.atomic import whole_file
 from hashpose_ns.errors import HashPoseError
 
 EXPORTED_FILES = frozenset(
@@ -132,16 +133,18 @@ def replaced_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         HashPoseError: if the target exists and may not be replaced, or its folder cannot be written.
     """
     check_target_file(target, overwrite)
-    temporary, new_parents = _staging_folder(target)
+    new_parents = _made_parents(target)
     try:
-        yield temporary / target.name
-        check_target_file(target, overwrite)
-        os.replace(temporary / target.name, target)
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(whole_file(target))
+            except OSError as error:
+                raise HashPoseError(f"{target.parent} cannot be written ({error.strerror}).") from error
+            yield path
+            check_target_file(target, overwrite)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
         _remove_empty(new_parents)
         raise
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_target_file(target: Path, overwrite: bool) -> None:
@@ -152,11 +155,21 @@ def check_target_file(target: Path, overwrite: bool) -> None:
         raise HashPoseError(f"{target} exists; choose another --output-path, or replace it with --overwrite True.")
 
 
-def _staging_folder(target: Path) -> Tuple[Path, List[Path]]:
-    """A new hidden folder beside a target, and the target's parents that had to be made for it."""
-    new_parents = [parent for parent in target.absolute().parents if not parent.exists()]
+def _made_parents(target: Path) -> List[Path]:
+    """Creates a target's missing parents; those that were missing, innermost first."""
+    missing = [parent for parent in target.absolute().parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove_empty(missing)
+        raise HashPoseError(f"{target.parent} cannot be written ({error.strerror}).") from error
+    return missing
+
+
+def _staging_folder(target: Path) -> Tuple[Path, List[Path]]:
+    """A new hidden folder beside a target, and the target's parents that had to be made for it."""
+    new_parents = _made_parents(target)
+    try:
         return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)), new_parents
     except OSError as error:
         _remove_empty(new_parents)

@@ -17,8 +17,8 @@ from hashpose_ns import __version__
 from hashpose_ns.errors import HashPoseError
 
 if TYPE_CHECKING:
-    from hashpose_ns.export.poses import ExportedCameras
-    from hashpose_ns.pipeline import HashPosePipeline
+    from hashpose_ns.export.exported import ExportedCameras
+    from hashpose_ns.photometry.scene import PosedScene
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Export:
     as a whole. warn: say so. keep-initial: give cameras that got worse, or all if it did so as a whole, the pose that
     training started from."""
 
-    def load(self, load_points: bool = False) -> Tuple["HashPosePipeline", "ExportedCameras"]:
+    def load(self, load_points: bool = False) -> Tuple["PosedScene", "ExportedCameras"]:
         """Checks the output folder and the guard's verdict, loads the run, and brings its cameras into the input's
         frame.
 
@@ -53,15 +53,15 @@ class Export:
         from hashpose_ns.export.replace import check_target
 
         check_target(self.output_dir, self.overwrite)
-        from hashpose_ns.export.poses import exported_cameras, load_trained_pipeline
+        from hashpose_ns.export.poses import exported_cameras
         from hashpose_ns.export.verdict import cameras_to_put_back, check_verdict
+        from hashpose_ns.runs.load import load_trained_pipeline
 
         report = check_verdict(self.load_config.parent, self.on_hurt)
-        pipeline = load_trained_pipeline(self.load_config, load_points)
-        names = getattr(pipeline.model.camera_optimizer, "image_names", ())
-        put_back = cameras_to_put_back(report, self.on_hurt, names)
-        exported = exported_cameras(pipeline, self.align, self.split, put_back)
-        return pipeline, replace(exported, verdict=report)
+        scene = load_trained_pipeline(self.load_config, load_points).scene
+        put_back = cameras_to_put_back(report, self.on_hurt, scene.poses.image_names)
+        exported = exported_cameras(scene, self.align, self.split, put_back)
+        return scene, replace(exported, verdict=report)
 
     @contextmanager
     def written_folder(self, exported: "ExportedCameras") -> Iterator[Path]:
@@ -115,8 +115,7 @@ class Export:
             use: a command that takes the export.
             notes: further lines.
         """
-        from hashpose_ns.export.held_out import OPTIMIZED
-        from hashpose_ns.export.poses import FROZEN, KEPT
+        from hashpose_ns.export.exported import FROZEN, KEPT, OPTIMIZED
         from hashpose_ns.export.verdict import verdict_lines
         from nerfstudio.utils.rich_utils import CONSOLE
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator, List, Sequence, Tuple
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from hashpose_ns.errors import HashPoseError
+from hashpose_ns.chunks import render_in_chunks
 from hashpose_ns.export.projection import project
+from hashpose_ns.photometry.pixels import evenly_spaced
+from hashpose_ns.photometry.scene import RayRenderer
 from nerfstudio.cameras.cameras import Cameras
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hashpose_ns.model import PoseRefiningModel
-    from nerfstudio.cameras.rays import RaySamples
 
 RAYS_PER_POINT = 3
 """Rays that are rendered for each point asked for; most of the others fail a check or fall on the same spot."""
@@ -54,38 +50,6 @@ class SurfacePoints:
     """Point and camera, for every camera that agrees about a point, its own first; sorted by point."""
 
 
-class SurfaceDistance(nn.Module):
-    """Distance at which half of a ray's weight lies behind, continuous within the sample it falls in.
-
-    In an unbounded scene the expected distance is no use here: one part in a thousand of the weight at the far plane
-    moves it by a scene's size.
-    """
-
-    def forward(
-        self, weights: Float[Tensor, "*batch num_samples 1"], ray_samples: "RaySamples", **_
-    ) -> Float[Tensor, "*batch 1"]:
-        """Takes the place of nerfstudio's `DepthRenderer`."""
-        starts, ends = ray_samples.frustums.starts[..., 0], ray_samples.frustums.ends[..., 0]
-        cumulative = weights[..., 0].cumsum(dim=-1)
-        half = 0.5 * cumulative[..., -1:]
-        index = torch.searchsorted(cumulative, half).clamp(max=cumulative.shape[-1] - 1)
-        weight = weights[..., 0].gather(-1, index)
-        fraction = ((half - cumulative.gather(-1, index)) / weight.clamp(min=1e-10) + 1.0).clamp(0.0, 1.0)
-        return torch.lerp(starts.gather(-1, index), ends.gather(-1, index), fraction)
-
-
-@contextmanager
-def _renders_surfaces(model: "PoseRefiningModel") -> Iterator[None]:
-    """The model's depth is that of surfaces inside."""
-    if not hasattr(model, "renderer_depth"):
-        raise HashPoseError(f"{type(model).__name__} renders no depth to take points from; export with --points empty.")
-    renderer, model.renderer_depth = model.renderer_depth, SurfaceDistance()
-    try:
-        yield
-    finally:
-        model.renderer_depth = renderer
-
-
 @dataclass(frozen=True, eq=False)
 class _View:
     """What a camera sees on a regular grid of rays over its image."""
@@ -98,16 +62,14 @@ class _View:
 
 
 @torch.no_grad()
-def _render_view(
-    model: "PoseRefiningModel", cameras: Cameras, camera: int, num_rays: int, mask: "Path | None"
-) -> _View:
+def _render_view(renderer: RayRenderer, cameras: Cameras, camera: int, num_rays: int, mask: Optional[Path]) -> _View:
     width, height = int(cameras.width[camera]), int(cameras.height[camera])
     cell = max(1.0, math.sqrt(width * height / num_rays))
     rows, columns = max(2, round(height / cell)), max(2, round(width / cell))
     y, x = (torch.arange(rows) + 0.5) * height / rows, (torch.arange(columns) + 0.5) * width / columns
     coordinates = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
     bundle = cameras.generate_rays(camera_indices=camera, coords=coordinates)
-    outputs = model.get_outputs_for_camera_ray_bundle(bundle)
+    outputs = render_in_chunks(renderer.surfaces, bundle, renderer.rays_per_chunk(), renderer.device)
     hit = outputs["accumulation"][..., 0] > MIN_ACCUMULATION
     if mask is not None:
         from nerfstudio.data.utils.data_utils import get_image_mask_tensor_from_path
@@ -125,11 +87,11 @@ def _render_view(
 
 
 def sample_surfaces(
-    model: "PoseRefiningModel",
+    renderer: RayRenderer,
     cameras: Cameras,
     camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
     num_points: int,
-    mask_filenames: "Sequence[Path] | None" = None,
+    mask_filenames: Optional[Sequence[Path]] = None,
 ) -> SurfacePoints:
     """Samples the surfaces that a trained field shows to its cameras.
 
@@ -139,7 +101,7 @@ def sample_surfaces(
     at most one a voxel, which grows with the distance from the cameras; the one that most views agree about stays.
 
     Args:
-        model: a trained model in evaluation mode.
+        renderer: a trained field.
         cameras: intrinsics at full resolution.
         camera_to_worlds: the cameras' refined poses in the learned frame, OpenGL axes.
         num_points: at most so many points are kept.
@@ -155,12 +117,12 @@ def sample_surfaces(
     num_rays = RAYS_PER_POINT * num_points
     num_views = min(len(cameras), max(MIN_VIEWS, num_rays // MIN_RAYS_PER_VIEW))
     rays_per_view = max(MIN_RAYS_PER_VIEW, num_rays // num_views)
-    chosen = torch.linspace(0, len(cameras) - 1, num_views).round().long().unique().tolist()
+    chosen = evenly_spaced(len(cameras), num_views)
     views: List[_View] = []
-    with _renders_surfaces(model), get_progress("Looking for surfaces in the field", suffix="views") as progress:
+    with get_progress("Looking for surfaces in the field", suffix="views") as progress:
         for camera in progress.track(chosen):
             mask = None if mask_filenames is None else mask_filenames[camera]
-            views.append(_render_view(model, cameras, camera, rays_per_view, mask))
+            views.append(_render_view(renderer, cameras, camera, rays_per_view, mask))
 
     positions = torch.cat([view.positions[view.hit] for view in views])
     colors = torch.cat([view.colors[view.hit] for view in views])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.errors import exits_on_user_error
 from hashpose_ns.guard.config import GuardConfig
 
 
@@ -34,16 +34,11 @@ class Guard:
         """Load the run, judge it, write and print the verdict."""
         config = GuardConfig(mode="report", steps=self.steps, rays=self.rays, seed=self.seed)
         config.validate()
-        from hashpose_ns.export.poses import load_trained_pipeline
         from hashpose_ns.guard.compare import run_guard
+        from hashpose_ns.runs.load import load_trained_pipeline
         from nerfstudio.utils.rich_utils import CONSOLE
 
-        pipeline = load_trained_pipeline(self.load_config, test_mode="val")
-        if not hasattr(getattr(pipeline.model, "camera_optimizer", None), "refined_camera_to_worlds"):
-            raise HashPoseError(
-                f"{type(pipeline.model).__name__} has no refined poses to judge; train with a hashpose method."
-            )
-        report = run_guard(pipeline, config)
+        report = run_guard(load_trained_pipeline(self.load_config, test_mode="val").scene, config)
         path = report.write(self.load_config.resolve().parent)
         report.print()
         CONSOLE.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,10 +1,9 @@
-"""The guard itself: initial against refined poses of a pipeline."""
+"""The guard itself: initial against refined poses of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,16 +14,14 @@ from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.judge import compare_errors
 from hashpose_ns.guard.report import CameraReport, GuardReport
 from hashpose_ns.guard.verdict import ALPHA, Verdict, can_decide, decide
-
-if TYPE_CHECKING:
-    from hashpose_ns.pipeline import HashPosePipeline
+from hashpose_ns.photometry.scene import PosedScene
 
 ALL_RAYS = 50_000
 """Rays for the uncertainties of all cameras together: up to 512 for each, and not below 64."""
 
 
 def compare_poses(
-    pipeline: "HashPosePipeline",
+    scene: PosedScene,
     initial: Float[Tensor, "num_cameras 3 4"],
     refined: Float[Tensor, "num_cameras 3 4"],
     steps: int,
@@ -36,7 +33,7 @@ def compare_poses(
     no difference, and both sets then see the same scene box and the same near and far planes.
 
     Args:
-        pipeline: whose images, intrinsics and model settings are used.
+        scene: whose images, intrinsics and model settings are used.
         initial: poses of the training cameras.
         refined: the same cameras' other poses, up to a similarity.
         steps: as in `compare_errors`.
@@ -44,41 +41,38 @@ def compare_poses(
     """
     config.validate()
     aligned = align_poses(refined, initial).apply_to_poses(refined)
-    return decide(compare_errors(pipeline, initial, aligned, steps, config))
+    return decide(compare_errors(scene, initial, aligned, steps, config))
 
 
-def judge_refinement(pipeline: "HashPosePipeline", config: GuardConfig) -> Verdict:
-    """Judges a pipeline's refined poses, as they are now, against those its training started from.
+def judge_refinement(scene: PosedScene, config: GuardConfig) -> Verdict:
+    """Judges refined poses, as they are now, against those its training started from.
 
     Args:
-        pipeline: as in `compare_poses`.
+        scene: as in `compare_poses`.
         config: settings.
     """
-    model = pipeline.model
-    optimizer = model.camera_optimizer
-    refined = optimizer.refined_camera_to_worlds().detach()
-    steps = config.steps_for(int(model.progress[1]))
-    return compare_poses(pipeline, optimizer.initial_camera_to_worlds, refined, steps, config)
+    refined = scene.poses.refined_camera_to_worlds().detach()
+    steps = config.steps_for(scene.total_steps)
+    return compare_poses(scene, scene.poses.initial_camera_to_worlds, refined, steps, config)
 
 
-def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
-    """Judges a pipeline's refined poses against those its training started from.
+def run_guard(scene: PosedScene, config: GuardConfig) -> GuardReport:
+    """Judges refined poses against those its training started from.
 
     Args:
-        pipeline: a trained pipeline; it is left as it was.
+        scene: of a trained run; it is left as it was.
         config: settings.
     Raises:
         HashPoseError: the run refines no poses, or a setting is out of range.
     """
-    model = pipeline.model
-    optimizer = model.camera_optimizer
+    optimizer = scene.poses
     if optimizer.config.mode == "off":
         raise HashPoseError("This run refines no poses (camera-optimizer.mode is off), so there is nothing to judge.")
-    from hashpose_ns.cameras.uncertainty import pose_covariances
+    from hashpose_ns.photometry.uncertainty import pose_covariances
 
     begin = time.perf_counter()
-    verdict = judge_refinement(pipeline, config)
-    uncertainty = pose_covariances(pipeline, max(min(ALL_RAYS // len(verdict.first), 512), 64))
+    verdict = judge_refinement(scene, config)
+    uncertainty = pose_covariances(scene, max(min(ALL_RAYS // len(verdict.first), 512), 64))
     psnr_initial, psnr_refined = verdict.psnrs()
     gains, hurt = psnr_refined - psnr_initial, verdict.hurt_cameras
     rotation_deg, translation = uncertainty.rotation_deg, uncertainty.translation
@@ -100,7 +94,7 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
     return GuardReport(
         verdict="kept" if kept else verdict.verdict,
         sentence="all cameras are where training started" if kept else in_words(verdict),
-        step=int(model.progress[0]),
+        step=scene.step,
         psnr_initial=float(psnr_initial.mean()),
         psnr_refined=float(psnr_refined.mean()),
         psnr_gain=float(gains.mean()),
@@ -111,7 +105,7 @@ def run_guard(pipeline: "HashPosePipeline", config: GuardConfig) -> GuardReport:
         cameras=cameras,
         settings={
             **dataclasses.asdict(config),
-            "steps": config.steps_for(int(model.progress[1])),
+            "steps": config.steps_for(scene.total_steps),
             "fallback_at": list(config.fallback_at),
         },
         seconds=round(time.perf_counter() - begin, 3),

@@ -1,40 +1,63 @@
-"""Poses that refinement does not make better go back to where training started."""
+"""Poses that refinement does not improve return to where training started."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch.optim import Optimizer
 
+from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.guard.compare import in_words, judge_refinement
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.report import back_sentence
 from hashpose_ns.guard.verdict import can_decide
 from hashpose_ns.optim.schedules import moments
+from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.photometry.strategy import PoseStrategy, Say, steps_at
 
-if TYPE_CHECKING:
-    from hashpose_ns.pipeline import HashPosePipeline
 
-
-def fall_back_unless_helped(pipeline: "HashPosePipeline", adam: Optimizer, config: GuardConfig, last: bool) -> str:
-    """Judges the refined poses in the middle of training; where they fit held-out pixels worse than those training
-    started from, and at the last look also where they fit no better, cameras go back there.
-
-    With errors of tenths of a pixel, refinement at rates that are made for large ones does more harm than good, and a
-    look at held-out pixels sees it (docs/guard.md). Too few images to tell leave poses as they are.
+class FallBack(PoseStrategy):
+    """Judges the refined poses at some fractions of training; a guard that cannot judge changes nothing.
 
     Args:
-        pipeline: in training; of it, only poses are touched.
-        adam: the optimizer of the poses, which forgets where they were going.
         config: settings.
-        last: whether cameras that go back stay there.
+    """
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+
+    def validate(self) -> None:
+        self.config.validate()
+
+    def before_step(self, scene: PosedScene, adam: Optimizer, step: int, say: Say) -> None:
+        steps = steps_at(self.config.fallback_at, scene.total_steps) if self.config.mode != "off" else set()
+        if step not in steps:
+            return
+        say("guard: judging the refined poses by held-out pixels ...")
+        try:
+            said = fall_back_unless_helped(scene, adam, self.config, last=step == max(steps))
+        except (HashPoseError, RuntimeError) as error:
+            said = f"no verdict. {one_line(error)}"
+        say(f"guard: {said}")
+
+
+def fall_back_unless_helped(scene: PosedScene, adam: Optimizer, config: GuardConfig, last: bool) -> str:
+    """Judges the refined poses in the middle of training; if they fit held-out pixels worse than those training started
+    from, and at the last look also if they fit no better, cameras return there.
+
+    With errors of tenths of a pixel, refinement at rates that are made for large ones does more harm than good, and
+    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are.
+
+    Args:
+        scene: in training; of it, only poses are touched.
+        adam: the optimizer of the poses; its moments are reset.
+        config: settings.
+        last: whether cameras that return are frozen there.
     Returns:
         What was found and done, in words.
     """
-    optimizer = pipeline.model.camera_optimizer
+    optimizer = scene.poses
     if not optimizer.has_moved:
         return "poses are where they started"
-    verdict = judge_refinement(pipeline, config)
+    verdict = judge_refinement(scene, config)
     found = in_words(verdict)
     no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
     if verdict.verdict != "hurt" and not (last and no_better):
@@ -43,6 +66,6 @@ def fall_back_unless_helped(pipeline: "HashPosePipeline", adam: Optimizer, confi
     optimizer.fall_back(rate)
     for moment in moments(adam, optimizer.pose_adjustment):
         moment.zero_()
-    for group in adam.param_groups:  # the schedule hears of it a step later
+    for group in adam.param_groups:  # the schedule follows a step later
         group["lr"] *= rate
     return f"{found}; {back_sentence(rate)}"

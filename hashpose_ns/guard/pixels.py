@@ -14,6 +14,7 @@ from torch.nn import functional
 from hashpose_ns.data.pixel_sampler import edge_density
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.photometry.pixels import ImagePixels, Pixels
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 EDGE_FRACTION = 0.5
@@ -22,18 +23,6 @@ EDGE_RADIUS = 0.03
 """Smoothing of that structure, as a fraction of the image's width."""
 PIXELS_PER_BLOCK = 32
 """Pixels of a held-out block that are looked at."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """Some pixels of a dataset."""
-
-    cameras: Int[Tensor, "num_pixels"]
-    """Index of each pixel's image."""
-    coordinates: Float[Tensor, "num_pixels 2"]
-    """Row and column of the pixel's centre."""
-    colors: Float[Tensor, "num_pixels channels"]
-    """Colours in [0, 1], with alpha where the images have it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +50,13 @@ def split_pixels(dataset: InputDataset, num_train: int, config: GuardConfig) -> 
         HashPoseError: an image is too small, or its mask leaves too little, to hold a block out.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    parts: List[Tuple[Tensor, Tensor, Tensor]] = []
-    held: List[Tuple[Tensor, Tensor, Tensor]] = []
+    parts: List[Pixels] = []
+    held: List[Pixels] = []
     block_cameras: List[int] = []
     for index in range(len(dataset)):
-        data = dataset[index]
-        image = data["image"]
-        allowed = torch.ones(image.shape[:2], dtype=torch.bool)
-        if "mask" in data:
-            allowed = data["mask"][..., 0] > 0
-        weights = _weights(image, allowed)
+        image = ImagePixels(dataset, index)
+        allowed = image.allowed
+        weights = _weights(image.image, allowed)
         blocks, chosen = _choose_blocks(weights, config, generator)
         if len(chosen) == 0 or not bool((allowed & ~torch.isin(blocks, chosen)).any()):
             raise HashPoseError(
@@ -78,15 +64,12 @@ def split_pixels(dataset: InputDataset, num_train: int, config: GuardConfig) -> 
                 "out pixels of it; switch it off with --guard.mode off."
             )
         for block in chosen:
-            pixels = _draw(weights * (blocks == block), PIXELS_PER_BLOCK, generator)
-            held.append(_gather(image, index, pixels))
+            held.append(image.at(_draw(weights * (blocks == block), PIXELS_PER_BLOCK, generator)))
             block_cameras.append(index)
         count = num_train * (index + 1) // len(dataset) - num_train * index // len(dataset)
-        parts.append(_gather(image, index, _draw(weights * ~torch.isin(blocks, chosen), count, generator)))
-    train, held_out = (Pixels(*(torch.cat(column) for column in zip(*rows))) for rows in (parts, held))
+        parts.append(image.at(_draw(weights * ~torch.isin(blocks, chosen), count, generator)))
     order = torch.randperm(num_train, generator=generator)
-    train = Pixels(train.cameras[order], train.coordinates[order], train.colors[order])
-    return SplitPixels(train, held_out, torch.tensor(block_cameras))
+    return SplitPixels(Pixels.cat(parts)[order], Pixels.cat(held), torch.tensor(block_cameras))
 
 
 def _weights(image: Float[Tensor, "height width channels"], allowed: Bool[Tensor, "height width"]) -> Tensor:
@@ -114,13 +97,8 @@ def _choose_blocks(
 
 
 def _draw(weights: Float[Tensor, "height width"], count: int, generator: torch.Generator) -> Int[Tensor, "count 2"]:
-    """Rows and columns of pixels, drawn with replacement."""
+    """Rows and columns of pixels, drawn with replacement. `torch.multinomial` takes 2^24 categories at most."""
     cumulative = weights.flatten().cumsum(0)
     drawn = torch.rand(count, generator=generator, dtype=torch.float64) * cumulative[-1]
     flat = torch.searchsorted(cumulative, drawn, right=True).clamp(max=weights.numel() - 1)
     return torch.stack([flat // weights.shape[1], flat % weights.shape[1]], dim=-1)
-
-
-def _gather(image: Tensor, index: int, pixels: Int[Tensor, "count 2"]) -> Tuple[Tensor, Tensor, Tensor]:
-    colors = image[pixels[:, 0], pixels[:, 1]]
-    return torch.full((len(pixels),), index), pixels + 0.5, colors

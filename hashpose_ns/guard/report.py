@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.runs.files import GUARD_FILE, last_step, write_json
 
-GUARD_FILE = "guard.json"
-"""File in a run's folder with the guard's report."""
 VERSION = 1
 
 
@@ -87,12 +86,17 @@ class GuardReport:
         }
 
     def write(self, run_folder: Path) -> Path:
-        """Writes guard.json, at once; the file."""
+        """Writes guard.json atomically.
+
+        Returns:
+            The file.
+
+        Raises:
+            HashPoseError: the folder cannot be written.
+        """
         path = run_folder / GUARD_FILE
-        staging = path.with_name(f".{GUARD_FILE}.partial")
         try:
-            staging.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-            os.replace(staging, path)
+            write_json(path, dataclasses.asdict(self))
         except OSError as error:
             raise HashPoseError(f"The guard's report {path} cannot be written ({error.strerror}).") from error
         return path
@@ -151,18 +155,16 @@ def read_report(path: Path) -> GuardReport:
         raise HashPoseError(f"The guard's report {path} cannot be read; make it anew with hashpose-guard.") from error
 
 
-def read_verdict(run_folder: Path, checkpoints: str = "nerfstudio_models") -> Optional[GuardReport]:
-    """The report on a run's latest checkpoint; None where the guard did not run, or judged an earlier checkpoint.
+def read_verdict(run_folder: Path) -> Optional[GuardReport]:
+    """The report on a run's latest checkpoint; None if the guard did not run, or judged an earlier checkpoint.
 
     Args:
         run_folder: where config.yml is.
-        checkpoints: the folder in it with the checkpoints.
     Raises:
         HashPoseError: the report cannot be read.
     """
-    path = run_folder / GUARD_FILE
-    steps = [int(file.stem.removeprefix("step-")) for file in (run_folder / checkpoints).glob("step-*.ckpt")]
-    if not path.is_file() or not steps:
+    path, step = run_folder / GUARD_FILE, last_step(run_folder)
+    if not path.is_file() or step is None:
         return None
     report = read_report(path)
-    return report if report.step == max(steps) else None
+    return report if report.step == step else None

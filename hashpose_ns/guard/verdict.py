@@ -8,10 +8,8 @@ from typing import List, Literal, Tuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-
-from hashpose_ns.guard.judge import HeldOutErrors
 
 ALPHA = 0.05
 """Probability of a verdict other than undecided where neither set of poses is better, half of it on each side; and of
@@ -28,6 +26,18 @@ pixels included: refined from the true ones, they gain 0.013 to 0.020 on the dem
 LEAST_CAMERA_EFFECT = 0.2
 """A single camera's log ratio, 0.9 dB, from which it can be called hurt: what lost cameras do to the field costs those
 that look at the same place a tenth of this or so, and these are where they were."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutErrors:
+    """How well two sets of poses explain the same held-out pixels."""
+
+    first: Float[Tensor, "num_blocks"]
+    """Mean squared error of each held-out block at the first poses, float64."""
+    second: Float[Tensor, "num_blocks"]
+    """The same at the second poses."""
+    block_cameras: Int[Tensor, "num_blocks"]
+    """Index of each block's image."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Callable, List, Optional, Tuple, Type
+from typing import Callable, Dict, List, Optional, Tuple, Type
 
 import torch
 import tyro
@@ -54,16 +54,17 @@ class GroupedAdam(torch.optim.Adam):
     """Adam that takes all parameter groups with the same settings in one launch, to the same bits: a grid's levels
     have a group each, and most of the time all of them that train have the same learning rate."""
 
-    def step(self, closure: Optional[Callable[[], float]] = None) -> Optional[float]:
+    def step(self, closure: Optional[Callable[[], float]] = None) -> Optional[float]:  # type: ignore[override]
         """One step of all parameters that have a gradient."""
-        groups, together = self.param_groups, {}
+        groups = self.param_groups
+        together: Dict[tuple, dict] = {}
         for group in groups:
             settings = tuple(group[name] for name in self.defaults)
             together.setdefault(settings, {**group, "params": []})["params"] += group["params"]
         self.param_groups = list(together.values())
         # Once somebody has made a plain Adam, its class' step runs the hooks, and ours has run them already.
-        step = torch.optim.Adam.step
-        step = step.__wrapped__ if getattr(step, "hooked", False) else step
+        step: Callable = torch.optim.Adam.step
+        step = step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
         try:
             return step(self, closure)
         finally:

@@ -15,11 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.field import FieldConfig, SceneWarp, warp_positions
+from hashpose_ns.field import FieldConfig, RenderedField, SceneWarp, warp_positions
 from hashpose_ns.optim.curriculum import Curriculum
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.field_components.field_heads import FieldHeadNames
-from nerfstudio.fields.base_field import Field
 
 
 @dataclass
@@ -74,7 +73,7 @@ def frequency_encoding(values: Float[Tensor, "*batch dims"], count: int) -> Floa
     return torch.cat([phases.sin(), phases.cos()], dim=-1)
 
 
-class CoordinateField(Field):
+class CoordinateField(RenderedField):
     """A network of positions in scene units, as they are. Only unbounded captures are contracted, to [-2, 2]^3; there
     is no box outside of which space is empty.
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.model import PoseRefiningModel
+from hashpose_ns.rays import SurfaceDistance
 from nerfstudio.cameras.lie_groups import exp_map_SO3xR3
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.fields.density_fields import HashMLPDensityField
 from nerfstudio.fields.nerfacto_field import NerfactoField
@@ -148,7 +150,7 @@ class NerfactoPosesModel(PoseRefiningModel, NerfactoModel):
         self.collider = NearFarCollider(config.near_plane, config.far_plane, reset_near_plane=False)
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.renderer_accumulation = AccumulationRenderer()
-        self.renderer_depth = DepthRenderer(method="median")
+        self.renderer_depth = SurfaceDistance()
         self.renderer_expected_depth = DepthRenderer(method="expected")
         self.renderer_normals = NormalsRenderer()
         self.normals_shader = NormalsShader()
@@ -159,6 +161,17 @@ class NerfactoPosesModel(PoseRefiningModel, NerfactoModel):
         """Rises from 1 to `proposal_update_every` over the first `proposal_warmup` steps."""
         every = self.config.proposal_update_every
         return min(max(every * step / max(self.config.proposal_warmup, 1), 1.0), float(every))
+
+    def render_rays(
+        self, rays: RayBundle, own_appearance: bool, smoothed: bool, surfaces: bool = False
+    ) -> Dict[str, Tensor]:
+        """Renders rays where they are. nerfacto's encoding has no smoothed gradient, and its depth is that of
+        surfaces."""
+        self.field.train(own_appearance)  # the only way that nerfstudio's field uses an image's own embedding
+        try:
+            return self(rays)
+        finally:
+            self.field.eval()
 
     def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """PSNR of the batch's rays and, in training, the distortion that get_loss_dict weighs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, List, Optional, Tuple, Union
 
 import numpy as np
 from jaxtyping import Float
@@ -136,12 +136,12 @@ def frustum_collection(
     """Pyramids as lines for matplotlib, to be added to axes that `show_limits` prepared."""
     from matplotlib.collections import LineCollection
 
-    return LineCollection(list(frustum_segments(view, points)), colors=color, linewidths=width, **options)
+    return LineCollection(frustum_segments(view, points), colors=color, linewidths=width, **options)
 
 
-def frustum_segments(view: View, points: Float[np.ndarray, "num_cameras 5 3"]) -> Float[np.ndarray, "n 2 2"]:
+def frustum_segments(view: View, points: Float[np.ndarray, "num_cameras 5 3"]) -> List[Float[np.ndarray, "2 2"]]:
     """The projected edges of pyramids."""
-    return view.project(points)[:, FRUSTUM_EDGES].reshape(-1, 2, 2)
+    return list(view.project(points)[:, FRUSTUM_EDGES].reshape(-1, 2, 2))
 
 
 def show_limits(axes: Axes, limits: Float[np.ndarray, "2 2"], margin: float = 0.02) -> None:
@@ -153,5 +153,5 @@ def show_limits(axes: Axes, limits: Float[np.ndarray, "2 2"], margin: float = 0.
         margin: kept free around, as a fraction of the larger side.
     """
     free = margin * np.ptp(limits, axis=0).max() + 1e-9
-    axes.set(xlim=limits[:, 0] + [-free, free], ylim=limits[:, 1] + [-free, free], aspect="equal")
-    axes.set_axis_off()
+    axes.set(xlim=limits[:, 0] + [-free, free], ylim=limits[:, 1] + [-free, free], aspect="equal", xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)

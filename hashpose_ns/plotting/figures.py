@@ -45,7 +45,7 @@ def plot_cameras(
     pyramids = frustum_points(np.stack([true, before, after]), size)
     views = Views(true, pyramids.reshape(-1, 3))
     view = views.oblique()
-    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    figure = Figure(figsize=(12, 5.8), layout="constrained")
     for axes, name, moved, color in zip(figure.subplots(1, 2), ("before", "after"), pyramids[1:], (BEFORE, AFTER)):
         axes.add_collection(frustum_collection(view, pyramids[0], TRUE, 1.1))
         axes.add_collection(frustum_collection(view, moved, color, 1.1))

@@ -5,53 +5,44 @@ from __future__ import annotations
 import base64
 import io
 import time
-from typing import TYPE_CHECKING, ContextManager, Tuple
+from typing import ContextManager, Tuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from hashpose_ns.cameras.pose_optimizer import REFINE_KEY
-
-if TYPE_CHECKING:
-    from hashpose_ns.pipeline import HashPosePipeline
+from hashpose_ns.photometry.pixels import posed_cameras
+from hashpose_ns.photometry.scene import PosedScene
 
 CPU_HEIGHT, GPU_HEIGHT = 64, 256
 """Rows of a rendered picture at most: training waits while it is rendered."""
 
 
 def render_training_camera(
-    pipeline: "HashPosePipeline", index: int, lock: ContextManager
+    scene: PosedScene, index: int, lock: ContextManager
 ) -> Tuple[Float[Tensor, "height width 3"], Float[Tensor, "height width 3"], float]:
     """A photograph and its render, at the same small size.
 
     Args:
-        pipeline: the pipeline; its model is put into evaluation mode meanwhile.
+        scene: the run.
         index: a training camera.
         lock: held while the model is used, so that no training step is under way.
     Returns:
         Photograph and render, values in [0, 1], and for how many seconds the lock was held.
     """
-    model, dataset = pipeline.model, pipeline.datamanager.train_dataset
-    limit = CPU_HEIGHT if model.device.type == "cpu" else GPU_HEIGHT
-    camera = dataset.cameras[index : index + 1].to("cpu")
-    camera.rescale_output_resolution(min(1.0, limit / float(camera.height.max())))
-    camera.metadata = {REFINE_KEY: index}
-    photograph = dataset[index]["image"].permute(2, 0, 1)[None].float()
-    size = int(camera.height[0]), int(camera.width[0])
-    photograph = functional.interpolate(photograph, size=size, mode="area")[0].permute(1, 2, 0)
+    device = scene.device
+    limit = CPU_HEIGHT if device.type == "cpu" else GPU_HEIGHT
+    photograph = scene.train[index]["image"].permute(2, 0, 1)[None].float()
     with lock:
-        begin, was_training = time.perf_counter(), model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                photograph = model.renderer_rgb.blend_background(photograph.to(model.device))
-                render = model.get_outputs_for_camera(camera.to(model.device))["rgb"]
-        finally:
-            model.train(was_training)
+        begin = time.perf_counter()
+        pose = scene.poses.refined_camera_to_worlds()[index : index + 1].detach()
+        camera = posed_cameras(scene.train, pose, "cpu", [index])
+        camera.rescale_output_resolution(min(1.0, limit / float(camera.height.max())))
+        render = scene.renderer.get_outputs_for_camera(camera.to(device))["rgb"]
         seconds = time.perf_counter() - begin
-    return photograph.cpu(), render.clamp(0.0, 1.0).cpu(), seconds
+    photograph = functional.interpolate(photograph, size=render.shape[:2], mode="area")[0].permute(1, 2, 0)
+    return scene.renderer.composite(photograph).cpu(), render.clamp(0.0, 1.0).cpu(), seconds
 
 
 def side_by_side(left: Float[Tensor, "height width 3"], right: Float[Tensor, "height width 3"]) -> str:

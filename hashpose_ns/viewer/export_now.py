@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ContextManager
+from typing import ContextManager
 
-if TYPE_CHECKING:
-    from hashpose_ns.pipeline import HashPosePipeline
+from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.runs.files import CONFIG
 
 COLMAP, TRANSFORMS = "COLMAP", "transforms.json"
 FORMATS = (COLMAP, TRANSFORMS)
 
 
-def export_now(pipeline: "HashPosePipeline", run: Path, step: int, format: str, lock: ContextManager) -> Path:
+def export_now(scene: PosedScene, run: Path, step: int, format: str, lock: ContextManager) -> Path:
     """Writes `exports/step-XXXXXX/colmap` or `.../nerfstudio` into a run's folder; the folder appears whole or not at
     all, and an earlier export of the same step is replaced.
 
     Args:
-        pipeline: the pipeline; images and intrinsics are those it trains on.
+        scene: the run; images and intrinsics are those it trains on.
         run: the run's folder.
         step: how many steps are done.
         format: one of `FORMATS`.
@@ -33,11 +33,11 @@ def export_now(pipeline: "HashPosePipeline", run: Path, step: int, format: str, 
     from hashpose_ns.export.transforms import input_file_extras
 
     with lock:
-        cameras = exported_cameras(pipeline)
-    config, folder = run / "config.yml", run / "exports" / f"step-{step:06d}"
+        cameras = exported_cameras(scene)
+    config, folder = run / CONFIG, run / "exports" / f"step-{step:06d}"
     if format == COLMAP:
         ExportColmap(config, folder / "colmap", overwrite=True).write(cameras)
         return folder / "colmap"
-    extras = input_file_extras(pipeline.datamanager.dataparser.config)
+    extras = input_file_extras(scene.dataparser.config)
     ExportNerfstudio(config, folder / "nerfstudio", overwrite=True).write(cameras, **extras)
     return folder / "nerfstudio"

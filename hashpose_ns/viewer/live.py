@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hashpose_ns.guard.report import read_verdict
+from hashpose_ns.photometry.image_losses import ImageLosses
+from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.viewer.boundary import Boundary
 from hashpose_ns.viewer.colors import ColorScale
-from hashpose_ns.viewer.losses import ImageLosses
 from hashpose_ns.viewer.scene import PoseScene, to_viser, view_of_all
 from hashpose_ns.viewer.state import PoseReading, PoseState, PoseTracks
 from hashpose_ns.viewer.widgets import (
@@ -97,6 +99,11 @@ class LivePoses:
         self._report: Optional["GuardReport"] = None
 
     @property
+    def run(self) -> PosedScene:
+        """The poses, the field and the images, as they are now."""
+        return self.viewer.pipeline.scene
+
+    @property
     def run_folder(self) -> Path:
         """Where config.yml is."""
         return self.viewer.log_filename.parent
@@ -104,7 +111,7 @@ class LivePoses:
     @property
     def step(self) -> int:
         """The last step that is done; 0 before there is one."""
-        return self._last_step if self._last_step is not None else int(self.viewer.pipeline.model.progress[0])
+        return self._last_step if self._last_step is not None else self.run.step
 
     @property
     def selected(self) -> int:
@@ -152,7 +159,7 @@ class LivePoses:
         """Takes a browser's view to the selected camera."""
         if self.state is not None:
             index = self.selected
-            camera = self.viewer.pipeline.datamanager.train_dataset.cameras[index]
+            camera = self.run.train.cameras[index]
             positions, wxyz = to_viser(self.state.refined[index : index + 1])
             client.camera.position, client.camera.wxyz = positions[0], wxyz[0]
             client.camera.fov = float(2 * torch.atan(0.5 * camera.height[0] / camera.fy[0]))
@@ -166,9 +173,9 @@ class LivePoses:
 
     def follow_training(self, actions: "PoseActions") -> None:
         """Takes part in training."""
-        model = self.viewer.pipeline.model
         self._actions = actions
-        self._losses = model.image_losses = ImageLosses(len(self.names), model.device)
+        self._losses = ImageLosses(len(self.names), self.run.device)
+        self.run.renderer.observe_errors(self._losses.add)
 
     def before_step(self) -> None:
         """Does what somebody asked for."""
@@ -230,12 +237,12 @@ class LivePoses:
             if not self._stale and self.state is not None and self.state.step == self.step:
                 return 0
             self._stale = False
-            reading = PoseReading.of(viewer.pipeline.model.camera_optimizer, self.step)
+            reading = PoseReading.of(self.run.poses, self.step)
             losses = self._losses.sums.cpu().clone() if self._losses is not None else None
         self.state = state = PoseState.of(reading)
         losses = ImageLosses.means(losses)
         if self._scene is None:
-            self._scene = PoseScene(viewer, viewer.pipeline.datamanager.train_dataset.cameras)
+            self._scene = PoseScene(viewer, self.run.train.cameras)
         while self._newcomers:  # nerfstudio's first view is from within the scene
             self.look_at_all(self._newcomers.pop())
         self._watch_clicks()
@@ -293,15 +300,15 @@ class LivePoses:
     def _write(self, state: PoseState, losses: Optional[Tensor], left_out: int) -> None:
         if not self._is_due("text", TEXT_INTERVAL):
             return
-        widgets, index, model = self.widgets, self.selected, self.viewer.pipeline.model
+        widgets, index, run = self.widgets, self.selected, self.run
         note = self._scene.note(len(self.names))
         psnr = float("nan") if losses is None else float(-10.0 * torch.log10(losses[-1]))
         if self._report is None and self.viewer.trainer is None:
-            self._report = self.viewer.pipeline.guard_report()
+            self._report = read_verdict(self.run_folder)
         texts = (verdict_text(self._report), note, f"{left_out} frustums still to move." if left_out else "")
-        _set_text(widgets.status, status_text(state, model.total_steps, psnr, texts))
+        _set_text(widgets.status, status_text(state, run.total_steps, psnr, texts))
         loss = float("nan") if losses is None else float(losses[index])
-        frozen = not bool(model.camera_optimizer.trainable[index])
+        frozen = not bool(run.poses.trainable[index])
         _set_text(widgets.camera_text, camera_text(state, index, self.names[index], loss, frozen, self._report))
         if self._actions is not None and not self._actions.waiting:  # what somebody just clicked is to come
             for box, value in ((widgets.hold, index in state.held), (widgets.pause, state.paused)):
@@ -316,11 +323,11 @@ class LivePoses:
             return
         from hashpose_ns.viewer import curves
 
-        kind, log, model = self.widgets.curve.value, self.widgets.log.value, self.viewer.pipeline.model
+        kind, log, run = self.widgets.curve.value, self.widgets.log.value, self.run
         if kind == curves.PSNR:
             figure = curves.psnr_figure(self._psnr, self.run_folder, log)
         elif kind == curves.LEVELS:
-            figure = curves.level_figure(getattr(model, "curriculum", None), model.total_steps, state.step, log)
+            figure = curves.level_figure(run.curriculum, run.total_steps, state.step, log)
         else:
             figure = curves.error_figure(kind, self._tracks, state, log)
         if self._figure is None:
@@ -339,7 +346,7 @@ class LivePoses:
             return 0
         from hashpose_ns.viewer.comparison import render_training_camera, side_by_side
 
-        left, right, seconds = render_training_camera(self.viewer.pipeline, what[0], self.viewer.train_lock)
+        left, right, seconds = render_training_camera(self.run, what[0], self.viewer.train_lock)
         self._compared = what
         self._due["picture"] = time.monotonic() + max(PICTURE_INTERVAL, seconds / SHARE)
         url = side_by_side(left, right)
@@ -351,7 +358,7 @@ class LivePoses:
             from hashpose_ns.viewer.export_now import export_now
 
             format, viewer = self._exports.pop(0), self.viewer
-            folder = export_now(viewer.pipeline, self.run_folder, self.step, format, viewer.train_lock)
+            folder = export_now(self.run, self.run_folder, self.step, format, viewer.train_lock)
             self.boundary.tell(f"Exported to {folder}")
 
 

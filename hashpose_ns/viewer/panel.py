@@ -43,20 +43,20 @@ class PosePanel(ViewerControl):
         self.boundary = Boundary(self.tell)
         with self.boundary:
             viewer.render_statemachines = RenderMachines(viewer.render_statemachines)
-            from hashpose_ns.datamanager import image_names
+            from hashpose_ns.data.names import image_names
             from hashpose_ns.viewer.live import LivePoses
             from hashpose_ns.viewer.scene import fitting_frustum_scale
             from hashpose_ns.viewer.widgets import Widgets
 
-            pipeline, trainer = viewer.pipeline, viewer.trainer
-            names = image_names(pipeline.datamanager.train_dataset.image_filenames)
-            training = trainer is not None and pipeline.model.camera_optimizer.config.mode != "off"
+            run, trainer = viewer.pipeline.scene, viewer.trainer
+            names = image_names(run.train.image_filenames)
+            training = trainer is not None and run.poses.config.mode != "off"
             self.widgets = Widgets(self.viser_server, names, viewer.stats_markdown.order + 0.5, training)
-            if trainer is not None and pipeline.model.device.type == "cpu":
+            if trainer is not None and run.device.type == "cpu":
                 viewer.control_panel._max_res.value = CPU_RESOLUTION
             if viewer.config.camera_frustum_scale == ViewerConfig.camera_frustum_scale:  # nobody chose one
-                poses = pipeline.model.camera_optimizer.reference_camera_to_worlds.cpu()
-                scale = fitting_frustum_scale(pipeline.datamanager.train_dataset.cameras, poses)
+                poses = run.poses.reference_camera_to_worlds.cpu()
+                scale = fitting_frustum_scale(run.train.cameras, poses)
                 viewer.config = dataclasses.replace(viewer.config, camera_frustum_scale=scale)
             live = LivePoses(viewer, self.widgets, self.boundary)
             self._connect(live)
@@ -74,7 +74,7 @@ class PosePanel(ViewerControl):
             from hashpose_ns.viewer.actions import PoseActions
 
             optimizers = attributes.optimizers.optimizers.values()
-            self.actions = PoseActions(self.viewer.pipeline.model.camera_optimizer, optimizers)
+            self.actions = PoseActions(self.viewer.pipeline.scene.poses, optimizers)
             live.follow_training(self.actions)
             return [
                 TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], lambda step: live.before_step()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import PoseErrors, Similarity, align_poses, pose_errors
-from hashpose_ns.cameras.history import HISTORY_FILE, read_pose_history
-
-if TYPE_CHECKING:
-    from hashpose_ns.cameras.history import PoseHistory
-    from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from hashpose_ns.runs.files import HISTORY_FILE
+from hashpose_ns.runs.history import PoseHistory, read_pose_history
 
 SAME_POSES = 1e-6
 """Largest entry by which initial and reference poses may differ and still count as the same."""
@@ -44,7 +42,7 @@ class PoseReading:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, poses: "PoseOptimizer", step: int) -> PoseReading:
+    def of(cls, poses: PoseOptimizer, step: int) -> PoseReading:
         """Reads a camera optimizer that nobody changes meanwhile."""
         tensors = (
             poses.refined_camera_to_worlds(),
@@ -108,7 +106,7 @@ class PoseTracks:
             self._read = [int(step) for step in steps], list(poses)
 
     def update(
-        self, history: Optional["PoseHistory"], reference: Float[Tensor, "num_cameras 3 4"], seconds: float = 0.05
+        self, history: Optional[PoseHistory], reference: Float[Tensor, "num_cameras 3 4"], seconds: float = 0.05
     ) -> bool:
         """Takes in new records, for about so long.
 

@@ -13,8 +13,9 @@ from PIL import Image, ImageFilter
 from scenes import chair_frames, chair_image
 
 from hashpose_ns.cameras.alignment import Similarity, pose_errors
-from hashpose_ns.cameras.history import HISTORY_FILE, PoseHistory
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
+from hashpose_ns.runs.files import HISTORY_FILE
+from hashpose_ns.runs.history import PoseHistory
 
 ENVIRONMENT = {
     "python": "3.11.9",

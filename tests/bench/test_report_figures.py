@@ -15,7 +15,8 @@ from hashpose_ns.bench.reporting.figures import at_common_steps, curves
 from hashpose_ns.bench.reporting.frame import make_groups, read_runs
 from hashpose_ns.bench.reporting.uncertainty import compare, summary
 from hashpose_ns.cameras.alignment import align_poses
-from hashpose_ns.cameras.history import HISTORY_FILE, PoseHistory
+from hashpose_ns.runs.files import HISTORY_FILE
+from hashpose_ns.runs.history import PoseHistory
 
 
 def log(folder, records):

@@ -19,9 +19,9 @@ from tiny_suites import InThisProcess, write_suite
 
 from hashpose_ns.bench import cli, files, jobs, runner
 from hashpose_ns.bench.runner import Task, look_at, prepare
-from hashpose_ns.cameras.history import read_pose_history
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.runs.files import CHECKPOINTS, POSE_LOG, last_step, write_json
+from hashpose_ns.runs.history import read_pose_history
 
 BENCH = [sys.executable, "-m", "hashpose_ns.bench.cli"]
 
@@ -137,7 +137,7 @@ def test_nerfstudios_own_commands_work_on_a_run(bench, ns_eval, tmp_path: Path):
     for key in set(theirs) - timing:
         assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-6), key
 
-    from hashpose_ns.export.poses import load_trained_pipeline
+    from hashpose_ns.runs.load import load_trained_pipeline
 
     moved = (tmp_path / "out").rename(tmp_path / "elsewhere")
     pipeline = load_trained_pipeline(moved / folder.relative_to(tmp_path / "out") / "config.yml")

@@ -8,7 +8,7 @@ import roma
 import scipy.linalg
 import torch
 
-from hashpose_ns.cameras.pose_optimizer import REFINE_KEY, PoseOptimizer, PoseOptimizerConfig, frozen_indices
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig, frozen_indices
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.cameras import Cameras
@@ -290,15 +290,13 @@ def test_off_changes_nothing_and_has_nothing_to_train():
     assert torch.equal(bundle.origins, origins) and torch.equal(bundle.directions, directions)
 
 
-def test_only_a_camera_that_says_so_is_rendered_from_its_refined_pose():
+def test_cameras_are_rendered_where_they_are():
     optimizer = make(random_twists(0.3))
     camera = make_cameras(random_poses(1, seed=7))
     camera.metadata = {"cam_idx": 0}  # what nerfstudio's viewer gives to every camera it renders
     assert torch.equal(optimizer.apply_to_camera(camera), camera.camera_to_worlds)
     camera.metadata = None
     assert torch.equal(optimizer.apply_to_camera(camera), camera.camera_to_worlds)
-    camera.metadata = {REFINE_KEY: 2}
-    assert torch.equal(optimizer.apply_to_camera(camera)[0], optimizer.refined_camera_to_worlds()[2])
 
 
 def test_penalties_are_the_mean_squared_parts_of_the_twists():

@@ -125,6 +125,14 @@ def test_masks_are_respected():
     assert indices[:, 1].max() < 20 and indices[:, 2].max() < 40
 
 
+def test_a_single_masked_image_is_sampled_within_its_mask():
+    mask = torch.zeros(1, HEIGHT, WIDTH, 1, dtype=torch.bool)
+    mask[:, 30:, 50:] = True
+    batch = make_batch(make_images()[:1], mask=mask)
+    image, row, column = sample(batch, rays=500, edge_fraction=0.5)["indices"].T
+    assert not image.any() and row.min() >= 30 and column.min() >= 50
+
+
 def test_images_of_two_sizes_are_sampled_evenly():
     images = [torch.rand(20, 30, 3), torch.rand(10, 12, 3)]
     batch = sample({"image": images, "image_idx": torch.arange(2)}, rays=400, edge_fraction=1.0)

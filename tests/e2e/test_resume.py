@@ -23,7 +23,7 @@ from commands import (
 )
 from scenes import CHAIR, blender_scene
 
-from hashpose_ns.cameras.history import read_pose_history
+from hashpose_ns.runs.history import read_pose_history
 
 
 @pytest.fixture(scope="module")

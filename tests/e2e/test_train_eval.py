@@ -12,7 +12,7 @@ import torch
 from commands import checkpoints, model_state, pose_log, succeed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hashpose_ns.cameras.history import read_pose_history
+from hashpose_ns.runs.history import read_pose_history
 
 POSE_KEYS = [
     f"pose_error_{when}_{measure}_{statistic}"

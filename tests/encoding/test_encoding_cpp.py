@@ -43,14 +43,16 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-def slow_copier(path: Path, kernel: Path) -> str:
-    """A compiler that writes a finished kernel in two halves with a pause between: a race has time to happen."""
+def copier(path: Path, kernel: Path, together: int = 1) -> str:
+    """A compiler that writes a finished kernel in two halves, and in between waits until so many of it have come that
+    far (for a minute at most)."""
     size = kernel.stat().st_size
     return script(
         path,
         f"""[ "$1" = --version ] && echo copier && exit
-for argument; do output="$argument"; [ "$last" = -o ] && target="$argument"; last="$argument"; done
-head -c {size // 2} {kernel} > "$target"; echo built >> {path}.log; sleep 0.5
+for argument; do [ "$last" = -o ] && target="$argument"; last="$argument"; done
+head -c {size // 2} {kernel} > "$target"; echo built >> {path}.log
+for _ in $(seq 600); do [ "$(wc -l < {path}.log)" -ge {together} ] && break; sleep 0.1; done
 tail -c +{size // 2 + 1} {kernel} >> "$target"
 """,
     )
@@ -125,7 +127,7 @@ def test_without_openmp_and_native_instructions(fresh, tmp_path, monkeypatch):
 
 def test_concurrent_first_uses(built_kernel, fresh, tmp_path):
     """Several processes that build into one empty cache at once all get a working kernel, and leave one file."""
-    compiler = slow_copier(tmp_path / "copier", built_kernel)
+    compiler = copier(tmp_path / "copier", built_kernel, together=3)
     code = (
         "import torch\n"
         "from hashpose_ns.encoding import HashEncodingConfig\n"
@@ -140,12 +142,12 @@ def test_concurrent_first_uses(built_kernel, fresh, tmp_path):
     ]
     for process in processes:
         assert "shape 7 4" in process.communicate(timeout=120)[0]
-    assert len(Path(f"{compiler}.log").read_text().splitlines()) >= 2, "the processes did not overlap"
+    assert len(Path(f"{compiler}.log").read_text().splitlines()) == 3, "each was to build, all at once"
     assert [path.suffix for path in fresh.iterdir()] == [".so"]
 
 
 def test_damaged_cache_is_rebuilt(built_kernel, fresh, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", slow_copier(tmp_path / "copier", built_kernel))
+    monkeypatch.setenv("CXX", copier(tmp_path / "copier", built_kernel))
     with monkeypatch.context() as context:
         context.setattr(cpu, "_load", lambda path: path)  # a path that was loaded once is never read again
         path, _ = cpu._library()
@@ -156,7 +158,7 @@ def test_damaged_cache_is_rebuilt(built_kernel, fresh, tmp_path, monkeypatch):
 
 
 def test_cache_is_used_and_keyed(built_kernel, fresh, tmp_path, monkeypatch):
-    compiler = slow_copier(tmp_path / "copier", built_kernel)
+    compiler = copier(tmp_path / "copier", built_kernel)
     monkeypatch.setenv("CXX", compiler)
     for _ in range(2):
         cpu._library.cache_clear()

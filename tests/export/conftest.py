@@ -1,4 +1,4 @@
-"""Random cameras, a dataset on disk, a pipeline that only knows poses, and one that sees an analytic scene."""
+"""Random cameras, a dataset on disk, a run that only knows poses, and a pipeline that sees an analytic scene."""
 
 import dataclasses
 import json
@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from hashpose_ns.cameras.alignment import Similarity
-from hashpose_ns.field import FieldConfig
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
+from hashpose_ns.field import FieldConfig, RenderedField
 from hashpose_ns.model import HashPoseModelConfig
+from hashpose_ns.photometry.scene import PosedScene, TestTimeOptimization
 from hashpose_ns.pipeline import HashPosePipelineConfig
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.field_components.field_heads import FieldHeadNames
-from nerfstudio.fields.base_field import Field
 
 
 def make_poses(num_cameras: int, seed: int = 0) -> torch.Tensor:
@@ -66,23 +67,34 @@ def write_images(folder: Path, names, size=(8, 6)) -> list:
     return paths
 
 
-def make_pipeline(outputs, dataparser, refined, initial=None, held_out=(), trainable=None) -> SimpleNamespace:
-    """A stand-in for a trained pipeline: ``refined`` and ``initial`` are poses in nerfstudio's frame."""
+class KnownPoses(PoseOptimizer):
+    """Refined poses that nothing computes."""
+
+    def __init__(self, refined, initial, names, trainable=None) -> None:
+        super().__init__(PoseOptimizerConfig(), len(refined), "cpu", initial, image_names=names)
+        self.refined = refined.float()
+        if trainable is not None:
+            self.trainable.copy_(trainable)
+
+    def refined_camera_to_worlds(self):
+        return self.refined
+
+
+def make_scene(outputs, dataparser, refined, initial=None, held_out=(), trainable=None) -> PosedScene:
+    """A run that only knows poses: ``refined`` and ``initial``, in nerfstudio's frame."""
     initial = outputs.cameras.camera_to_worlds if initial is None else initial
-    optimizer = SimpleNamespace(
-        refined_camera_to_worlds=lambda: refined.float(),
-        initial_camera_to_worlds=initial.float(),
-        image_names=[path.as_posix() for path in outputs.image_filenames],
-    )
-    if trainable is not None:
-        optimizer.trainable = trainable
-    return SimpleNamespace(
-        model=SimpleNamespace(camera_optimizer=optimizer),
-        datamanager=SimpleNamespace(
-            train_dataparser_outputs=outputs,
-            dataparser=dataparser,
-            eval_dataset=SimpleNamespace(image_filenames=list(held_out)),
-        ),
+    names = [path.as_posix() for path in outputs.image_filenames]
+    return PosedScene(
+        renderer=None,
+        model_config=None,
+        poses=KnownPoses(refined, initial, names, trainable),
+        train=SimpleNamespace(_dataparser_outputs=outputs),
+        held_out=SimpleNamespace(image_filenames=list(held_out)),
+        dataparser=dataparser,
+        curriculum=None,
+        test_time=TestTimeOptimization(steps=0, rays=0, images=1, lr=0.0),
+        step=0,
+        total_steps=1,
     )
 
 
@@ -90,7 +102,7 @@ RADIUS = 0.5
 """Of the ball that `BallField` shows, around the origin of nerfstudio's frame."""
 
 
-class BallField(Field):
+class BallField(RenderedField):
     """An opaque ball whose surface is as colourful as its positions, in an empty world. Nothing of it is learned."""
 
     def __init__(self, config, warp, aabb, num_images, curriculum) -> None:
@@ -194,11 +206,12 @@ def make_ball_pipeline(folder: Path, num_cameras: int = 12, size: int = 48, give
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """hashpose-export in this process, on a pipeline that stands in for the loaded one; returns the exit code."""
-    from hashpose_ns.export import cli, poses
+    """hashpose-export in this process, on a scene that stands in for that of the loaded run; returns the exit code."""
+    from hashpose_ns.export import cli
+    from hashpose_ns.runs import load
 
-    def export(pipeline, command, *options, output="out") -> int:
-        monkeypatch.setattr(poses, "load_trained_pipeline", lambda *args, **kwargs: pipeline)
+    def export(scene, command, *options, output="out") -> int:
+        monkeypatch.setattr(load, "load_trained_pipeline", lambda *args, **kwargs: SimpleNamespace(scene=scene))
         arguments = ["--load-config", str(tmp_path / "run/config.yml"), "--output-dir", str(tmp_path / output)]
         monkeypatch.setattr(sys, "argv", ["hashpose-export", command, *arguments, *map(str, options)])
         try:
@@ -224,7 +237,7 @@ def helpers() -> SimpleNamespace:
         cameras=make_cameras,
         similarity=make_similarity,
         write_images=write_images,
-        pipeline=make_pipeline,
+        scene=make_scene,
         ball=make_ball_pipeline,
         orbit=orbit,
         write_transforms=write_transforms,

@@ -34,21 +34,21 @@ def dataset(tmp_path, helpers):
 
 
 @pytest.fixture
-def pipeline(helpers, dataset):
+def scene(helpers, dataset):
     """A run that drifted as a whole but is otherwise perfect."""
     parser = dataset[2].setup()
     outputs, held_out = (parser.get_dataparser_outputs(split) for split in ("train", "val"))
     drifted = helpers.similarity().apply_to_poses(outputs.cameras.camera_to_worlds.double())
-    return helpers.pipeline(outputs, parser, drifted, held_out=held_out.image_filenames)
+    return helpers.scene(outputs, parser, drifted, held_out=held_out.image_filenames)
 
 
 @pytest.fixture
-def run(call, pipeline):
+def run(call, scene):
     """hashpose-export on that run, without points unless they are asked for; returns the exit code."""
 
     def export(command, *options) -> int:
         no_points = ("--points", "empty") if command in ("colmap", "nerfstudio") and "--points" not in options else ()
-        return call(pipeline, command, *no_points, *options)
+        return call(scene, command, *no_points, *options)
 
     return export
 
@@ -184,7 +184,7 @@ def test_an_export_never_replaces_what_it_needs(tmp_path, run, call, helpers, ca
     )
     parser = config.setup()
     outputs = parser.get_dataparser_outputs("train")
-    second = helpers.pipeline(outputs, parser, outputs.cameras.camera_to_worlds)
+    second = helpers.scene(outputs, parser, outputs.cameras.camera_to_worlds)
     before = files_in(tmp_path / "out")
     assert call(second, "tum", "--overwrite", "True") == 1
     assert "out cannot be replaced, as" in capsys.readouterr().out
@@ -220,7 +220,7 @@ def test_what_the_file_system_refuses_is_one_sentence(tmp_path, run, monkeypatch
 
     options, expected = ("--images", "link"), ""
     if reason == "full disk":
-        monkeypatch.setattr("nerfstudio.data.utils.colmap_parsing_utils.write_model", refuse)
+        monkeypatch.setattr("nerfstudio.data.utils.colmap_parsing_utils.write_points3D_binary", refuse)
         expected = "out could not be written (No space left on device)."
     elif reason == "missing image":
         (tmp_path / "data/images/03.png").unlink()
@@ -274,26 +274,26 @@ def test_refinement_that_hurt_is_not_exported_unless_asked_for(tmp_path, run, ve
     assert files_in(tmp_path / "out") == ["export.json", "transforms.json"], "the earlier export is still there"
 
 
-def test_cameras_that_were_hurt_are_put_back(tmp_path, pipeline, call, dataset, helpers, verdict, capsys):
+def test_cameras_that_were_hurt_are_put_back(tmp_path, scene, call, dataset, helpers, verdict, capsys):
     """Two of nine cameras were turned by training, and the guard names one of them."""
     train = train_indices(dataset[2])
-    refined = pipeline.datamanager.train_dataparser_outputs.cameras.camera_to_worlds.double()
+    refined = scene.train_outputs.cameras.camera_to_worlds.double()
     turn = helpers.poses(1)[0, :, :3]
     refined[2, :, :3] = refined[2, :, :3] @ turn
     refined[5, :, :3] = refined[5, :, :3] @ turn
-    pipeline.model.camera_optimizer.refined_camera_to_worlds = lambda: refined.float()
-    names = pipeline.model.camera_optimizer.image_names
+    scene.poses.refined = refined.float()
+    names = scene.poses.image_names
     # as training named it, which saw the images at half the size
     verdict("helped", [names[2].replace("images", "images_2")])
     options = ("--points", "empty")
-    assert call(pipeline, "nerfstudio", *options, "--on-hurt", "keep-initial", output="kept") == 0
+    assert call(scene, "nerfstudio", *options, "--on-hurt", "keep-initial", output="kept") == 0
     output = capsys.readouterr().out
     assert "helped" in output and f"worse than before: {names[2][-6:]}; put back" in output
     assert "kept     1 cameras, put back to their initial poses" in output
-    assert call(pipeline, "nerfstudio", *options, output="warned") == 0
+    assert call(scene, "nerfstudio", *options, output="warned") == 0
     assert "--on-hurt keep-initial puts them back" in capsys.readouterr().out
     verdict("hurt", [])
-    assert call(pipeline, "nerfstudio", *options, "--on-hurt", "keep-initial", output="all") == 0
+    assert call(scene, "nerfstudio", *options, "--on-hurt", "keep-initial", output="all") == 0
 
     true = dataset[1][train, :3]
     wrong = {name: np.abs(positions(tmp_path / name) - true.numpy()).max(axis=(1, 2)) > 0.05 for name in

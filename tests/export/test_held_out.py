@@ -8,9 +8,9 @@ import torch
 
 from hashpose_ns.cameras.alignment import Similarity, pose_errors, rotation_angle
 from hashpose_ns.cameras.perturbation import PerturbationConfig, perturb_poses
-from hashpose_ns.export.held_out import ALIGNED, OPTIMIZED
-from hashpose_ns.export.per_image import image_error
-from hashpose_ns.export.poses import TRAINED, exported_cameras
+from hashpose_ns.export.exported import ALIGNED, OPTIMIZED, TRAINED
+from hashpose_ns.export.poses import exported_cameras
+from hashpose_ns.photometry.scores import image_error
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 
 NUM = 12
@@ -32,7 +32,7 @@ def ball(tmp_path, helpers):
 
 def test_held_out_cameras_are_found_against_the_field(ball):
     pipeline, true = ball
-    exported = exported_cameras(pipeline, split="all")
+    exported = exported_cameras(pipeline.scene, split="all")
     assert exported.names == [f"{i:02d}.png" for i in range(NUM)]
     assert exported.splits == ["train"] * 10 + ["eval", "train"] and exported.indices == [*range(10), 0, 10]
     assert exported.refined_by == [TRAINED] * 10 + [OPTIMIZED, TRAINED] and exported.num_left_out == 0
@@ -54,21 +54,21 @@ def test_held_out_cameras_are_found_against_the_field(ball):
 def test_optimisation_that_makes_it_worse_is_not_taken(ball, monkeypatch):
     pipeline, _ = ball
     monkeypatch.setattr(
-        "hashpose_ns.evaluation.optimize_cameras", lambda model, cameras, *_: cameras.camera_to_worlds + 1
+        "hashpose_ns.photometry.align.optimize_cameras", lambda model, cameras, *_: cameras.camera_to_worlds + 1
     )
-    exported = exported_cameras(pipeline, split="all")
+    exported = exported_cameras(pipeline.scene, split="all")
     assert exported.refined_by[HELD_OUT] == ALIGNED
     torch.testing.assert_close(
         exported.camera_to_worlds[HELD_OUT], exported.given_camera_to_worlds[HELD_OUT], atol=1e-5, rtol=0
     )
     assert exported.is_refined == [True] * 10 + [False, True]
     pipeline.config.tto_steps = 0
-    assert exported_cameras(pipeline, split="all").refined_by[HELD_OUT] == ALIGNED
+    assert exported_cameras(pipeline.scene, split="all").refined_by[HELD_OUT] == ALIGNED
 
 
 def test_all_images_go_out_as_colmap_and_as_transforms(tmp_path, ball, call, capsys):
     pipeline, true = ball
-    assert call(pipeline, "colmap", "--split", "all", "--images", "link", "--num-points", 300) == 0
+    assert call(pipeline.scene, "colmap", "--split", "all", "--images", "link", "--num-points", 300) == 0
     output = capsys.readouterr().out
     assert "with     the evaluation images (1), 1 of their cameras optimised against the field" in output
     assert "left out" not in output
@@ -79,7 +79,7 @@ def test_all_images_go_out_as_colmap_and_as_transforms(tmp_path, ball, call, cap
     np.testing.assert_allclose(original[TRAIN], true[TRAIN], atol=1e-5)
     np.testing.assert_allclose(original[HELD_OUT], true[HELD_OUT], atol=0.05)
 
-    assert call(pipeline, "nerfstudio", "--split", "all", "--points", "empty", output="transforms") == 0
+    assert call(pipeline.scene, "nerfstudio", "--split", "all", "--points", "empty", output="transforms") == 0
     frames = json.loads((tmp_path / "transforms/transforms.json").read_text())["frames"]
     assert [frame["split"] for frame in frames] == ["train"] * 10 + ["eval", "train"]
     assert frames[HELD_OUT]["refined_by"] == "test-time optimisation"
@@ -87,7 +87,7 @@ def test_all_images_go_out_as_colmap_and_as_transforms(tmp_path, ball, call, cap
 
 def test_json_says_what_is_known_about_every_image(tmp_path, ball, call):
     pipeline, true = ball
-    assert call(pipeline, "json", "--split", "all", "--uncertainty", "True") == 0
+    assert call(pipeline.scene, "json", "--split", "all", "--uncertainty", "True") == 0
     content = json.loads((tmp_path / "out/poses.json").read_text())
     assert content["axes"].startswith("camera-to-world, OpenGL") and "aligned" in content["frame"]
     images = content["images"]
@@ -100,9 +100,9 @@ def test_json_says_what_is_known_about_every_image(tmp_path, ball, call):
     assert images[0]["mse"] < 1e-5 < images[HELD_OUT]["mse"], "the camera that was only found by optimisation"
     assert images[0]["movement"]["rotation_deg"] < 0.01 < 0.5 < images[HELD_OUT]["movement"]["rotation_deg"]
     assert images[HELD_OUT]["uncertainty"] is None
-    from hashpose_ns.cameras.uncertainty import pose_covariances
+    from hashpose_ns.photometry.uncertainty import pose_covariances
 
-    expected = pose_covariances(pipeline).scaled(2.5).as_dict(4)  # in the dataset's units
+    expected = pose_covariances(pipeline.scene).scaled(2.5).as_dict(4)  # in the dataset's units
     np.testing.assert_allclose(images[4]["uncertainty"]["translation_std"], expected["translation_std"], rtol=1e-4)
     assert np.array(images[4]["uncertainty"]["covariance"]).shape == (6, 6)
 

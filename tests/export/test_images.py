@@ -40,7 +40,7 @@ def exported(tmp_path, helpers):
     parser = NerfstudioDataParserConfig(data=tmp_path / "data", eval_mode="all", downscale_factor=1).setup()
     outputs = parser.get_dataparser_outputs("train")
     outputs.mask_filenames = helpers.write_images(tmp_path / "data", [f"masks/{i}.png" for i in range(6)])
-    return exported_cameras(helpers.pipeline(outputs, parser, outputs.cameras.camera_to_worlds))
+    return exported_cameras(helpers.scene(outputs, parser, outputs.cameras.camera_to_worlds))
 
 
 @pytest.mark.parametrize("how", ["link", "copy", "undistorted"])
@@ -118,7 +118,7 @@ def test_distortion_that_opencv_does_not_know_is_refused(tmp_path, exported):
 def test_the_folder_is_a_dataset_for_splatfacto(tmp_path, helpers, call, images):
     """Up to the cameras, images and points that its model asks the data manager for; it draws on a GPU only."""
     pipeline, true = helpers.ball(tmp_path / "data")
-    assert call(pipeline, "colmap", "--images", images, "--num-points", 400) == 0
+    assert call(pipeline.scene, "colmap", "--images", images, "--num-points", 400) == 0
     parser = ColmapDataParserConfig(
         data=tmp_path / "out", colmap_path="sparse/0", max_2D_matches_per_3D_point=-1, eval_mode="all"
     )

@@ -1,5 +1,6 @@
-"""From a pipeline to cameras in the input's frame, through nerfstudio's own dataparsers on generated datasets."""
+"""From a run to cameras in the input's frame, through nerfstudio's own dataparsers on generated datasets."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses,
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap import write_colmap_model
+from hashpose_ns.export.exported import FROZEN, KEPT, TRAINED, ExportedPoints
 from hashpose_ns.export.frame import ONE_WAY_DATAPARSERS, to_input_frame
 from hashpose_ns.export.names import image_folder_and_names
-from hashpose_ns.export.points import ExportedPoints, with_points
-from hashpose_ns.export.poses import FROZEN, KEPT, TRAINED, exported_cameras, load_trained_pipeline
+from hashpose_ns.export.points import with_points
+from hashpose_ns.export.poses import exported_cameras
+from hashpose_ns.runs.load import load_trained_pipeline
 from nerfstudio.configs.experiment_config import ExperimentConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -99,7 +102,7 @@ def test_gauge_drift_is_undone_down_to_the_input_frame(tmp_path, helpers, make_d
     poses, config = make_dataset(tmp_path, helpers)
     parser, outputs = load(config)
     drifted = helpers.similarity().apply_to_poses(outputs.cameras.camera_to_worlds.double())
-    exported = exported_cameras(helpers.pipeline(outputs, parser, drifted))
+    exported = exported_cameras(helpers.scene(outputs, parser, drifted))
     np.testing.assert_allclose(exported.camera_to_worlds, poses, atol=1e-5)
     assert exported.camera_to_worlds.dtype == torch.float64
     products = exported.camera_to_worlds[:, :, :3] @ exported.camera_to_worlds[:, :, :3].mT
@@ -108,7 +111,7 @@ def test_gauge_drift_is_undone_down_to_the_input_frame(tmp_path, helpers, make_d
     assert float(exported.movement.center.max()) < 1e-5
     assert all((exported.image_folder / name).exists() for name in exported.names)
 
-    kept = exported_cameras(helpers.pipeline(outputs, parser, drifted), align="none")
+    kept = exported_cameras(helpers.scene(outputs, parser, drifted), align="none")
     np.testing.assert_allclose(kept.camera_to_worlds, to_input_frame(drifted, outputs), atol=1e-5)
     assert float(kept.movement.center.max()) > 0.1
     assert kept.frame.description == "the input's, as learned"
@@ -122,7 +125,7 @@ def test_refinement_survives_alignment(tmp_path, helpers):
     # every camera turns about its own centre: no drift of centres to be undone
     turn = perturb_poses(identity_poses(NUM).double(), PerturbationConfig(translation=0.0))[:, :, :3]
     refined[:, :, :3] = initial[:, :, :3] @ turn
-    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, initial))
+    exported = exported_cameras(helpers.scene(outputs, parser, refined, initial))
     np.testing.assert_allclose(exported.camera_to_worlds[:, :, :3], poses[:, :, :3] @ turn, atol=1e-6)
     np.testing.assert_allclose(exported.camera_to_worlds[:, :, 3], poses[:, :, 3], atol=1e-5)
     traces = turn.diagonal(dim1=1, dim2=2).sum(dim=1)
@@ -135,7 +138,7 @@ def test_alignment_is_to_the_initial_and_not_to_the_true_poses(tmp_path, helpers
     parser, outputs = load(config)
     truth = outputs.cameras.camera_to_worlds.double()
     initial = helpers.similarity(seed=8, scale=1.3).apply_to_poses(truth)
-    exported = exported_cameras(helpers.pipeline(outputs, parser, truth, initial))
+    exported = exported_cameras(helpers.scene(outputs, parser, truth, initial))
     np.testing.assert_allclose(exported.camera_to_worlds, to_input_frame(initial, outputs), atol=1e-5)
 
 
@@ -143,15 +146,15 @@ def test_identity_start_is_kept_as_learned(tmp_path, helpers):
     _, config = colmap_dataset(tmp_path, helpers)
     parser, outputs = load(config)
     refined = helpers.poses(NUM, seed=4)
-    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, identity_poses(NUM)))
+    exported = exported_cameras(helpers.scene(outputs, parser, refined, identity_poses(NUM)))
     np.testing.assert_allclose(exported.camera_to_worlds, to_input_frame(refined, outputs), atol=1e-5)
     assert exported.movement is None
     assert "arbitrary" in exported.frame.description and exported.frame.arbitrary
-    pipeline = helpers.pipeline(outputs, parser, refined, identity_poses(NUM))
+    scene = helpers.scene(outputs, parser, refined, identity_poses(NUM))
     with pytest.raises(HashPoseError, match="identity start; export with --points field or --points empty"):
-        with_points(pipeline, exported, "input", 10)
+        with_points(scene, exported, "input", 10)
     with pytest.raises(HashPoseError, match="cannot be put back"):
-        exported_cameras(pipeline, put_back=[0])
+        exported_cameras(scene, put_back=[0])
 
 
 def test_frozen_cameras_stay_where_they_were(tmp_path, helpers):
@@ -160,7 +163,7 @@ def test_frozen_cameras_stay_where_they_were(tmp_path, helpers):
     refined = perturb_poses(outputs.cameras.camera_to_worlds.double(), PerturbationConfig())
     refined[:2] = outputs.cameras.camera_to_worlds[:2]
     trainable = torch.arange(NUM) >= 2
-    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, trainable=trainable))
+    exported = exported_cameras(helpers.scene(outputs, parser, refined, trainable=trainable))
     np.testing.assert_allclose(exported.camera_to_worlds[:2], poses[:2], atol=1e-5)
     assert exported.refined_by == [FROZEN] * 2 + [TRAINED] * 8
     assert exported.frame.description == "the input's, as learned, held by the frozen cameras (2)"
@@ -176,7 +179,7 @@ def test_cameras_put_back_are_where_training_started(tmp_path, helpers, align):
     refined = drift.apply_to_poses(initial)
     turn = perturb_poses(identity_poses(1).double(), PerturbationConfig(translation=0.0))[0, :, :3]
     refined[4, :, :3] = refined[4, :, :3] @ turn
-    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, initial), align, put_back=[4])
+    exported = exported_cameras(helpers.scene(outputs, parser, refined, initial), align, put_back=[4])
     expected = poses if align == "input" else to_input_frame(drift.apply_to_poses(initial), outputs)
     np.testing.assert_allclose(exported.camera_to_worlds, expected, atol=1e-5)
     assert exported.refined_by[4] == KEPT and exported.refined_by.count(TRAINED) == 9
@@ -186,15 +189,15 @@ def test_cameras_put_back_are_where_training_started(tmp_path, helpers, align):
 def test_points_come_back_to_the_input_frame(tmp_path, helpers):
     _, config = colmap_dataset(tmp_path, helpers)
     parser, outputs = load(config)
-    pipeline = helpers.pipeline(outputs, parser, outputs.cameras.camera_to_worlds)
-    points = with_points(pipeline, exported_cameras(pipeline), "input", 10).points
+    scene = helpers.scene(outputs, parser, outputs.cameras.camera_to_worlds)
+    points = with_points(scene, exported_cameras(scene), "input", 10).points
     np.testing.assert_allclose(points.xyz, POINTS, atol=1e-5)
     assert (points.rgb == 7).all() and points.rgb.dtype == np.uint8
     np.testing.assert_array_equal(points.error, np.full(5, 0.5))
     outputs.metadata.pop("points3D_xyz")
     with pytest.raises(HashPoseError, match="gives no 3-D points"):
-        with_points(pipeline, exported_cameras(pipeline), "input", 10)
-    assert with_points(pipeline, exported_cameras(pipeline), "empty", 10).points is None
+        with_points(scene, exported_cameras(scene), "input", 10)
+    assert with_points(scene, exported_cameras(scene), "empty", 10).points is None
 
 
 def test_evaluation_images_are_counted(tmp_path, helpers):
@@ -203,10 +206,10 @@ def test_evaluation_images_are_counted(tmp_path, helpers):
     parser, outputs = load(config)
     held_out = parser.get_dataparser_outputs("val").image_filenames
     refined = outputs.cameras.camera_to_worlds
-    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, held_out=held_out))
+    exported = exported_cameras(helpers.scene(outputs, parser, refined, held_out=held_out))
     assert (exported.num_left_out, len(exported.names)) == (1, 9)
     # with eval_mode all, every evaluation image is a training image too
-    exported = exported_cameras(helpers.pipeline(outputs, parser, refined, held_out=outputs.image_filenames))
+    exported = exported_cameras(helpers.scene(outputs, parser, refined, held_out=outputs.image_filenames))
     assert exported.num_left_out == 0
 
 
@@ -220,9 +223,8 @@ def test_intrinsics_are_those_of_the_full_images(tmp_path, helpers):
     datamanager = VanillaDataManagerConfig(dataparser=config, camera_res_scale_factor=0.5).setup(test_mode="inference")
     assert int(datamanager.train_dataset.cameras.width[0]) == 320
     refined = datamanager.train_dataparser_outputs.cameras.camera_to_worlds
-    pipeline = helpers.pipeline(datamanager.train_dataparser_outputs, datamanager.dataparser, refined)
-    pipeline.datamanager = datamanager
-    exported = exported_cameras(pipeline)
+    scene = helpers.scene(datamanager.train_dataparser_outputs, datamanager.dataparser, refined)
+    exported = exported_cameras(dataclasses.replace(scene, train=datamanager.train_dataset))
     assert int(exported.cameras.width[0]) == 640 and float(exported.cameras.fx[0]) == 500.0
     assert exported.image_filenames[0] == tmp_path / "images" / "00.png"
 
@@ -234,7 +236,7 @@ def test_dataparsers_that_cannot_be_undone_are_refused(tmp_path, helpers):
     for name, key in (("NeRFOSR", "nerfosr-data"), ("SDFStudio", "sdfstudio-data")):
         one_way = type(name, (DataParser,), {})(config)
         with pytest.raises(HashPoseError, match=f"Poses read by {key} cannot be exported"):
-            exported_cameras(helpers.pipeline(outputs, one_way, refined))
+            exported_cameras(helpers.scene(outputs, one_way, refined))
     for changes in (
         dict(dataparser_scale=0.0),
         dict(dataparser_scale=float("inf")),
@@ -243,7 +245,7 @@ def test_dataparsers_that_cannot_be_undone_are_refused(tmp_path, helpers):
     ):
         broken = DataparserOutputs(**{**vars(outputs), **changes})
         with pytest.raises(HashPoseError, match="no change of frame that could be undone"):
-            exported_cameras(helpers.pipeline(broken, parser, refined))
+            exported_cameras(helpers.scene(broken, parser, refined))
 
 
 def test_names_of_one_way_dataparsers_are_those_of_nerfstudio():
@@ -256,15 +258,11 @@ def test_other_broken_runs_are_refused(tmp_path, helpers):
     _, config = nerfstudio_dataset(tmp_path, helpers)
     parser, outputs = load(config)
     refined = outputs.cameras.camera_to_worlds.clone()
-    pipeline = helpers.pipeline(outputs, parser, refined)
-    pipeline.model = SimpleNamespace()
-    with pytest.raises(HashPoseError, match="has no refined poses to export"):
-        exported_cameras(pipeline)
     with pytest.raises(HashPoseError, match="refined 9 poses but its dataset now has 10 training images"):
-        exported_cameras(helpers.pipeline(outputs, parser, refined[:9], refined[:9]))
+        exported_cameras(helpers.scene(outputs, parser, refined[:9], refined[:9]))
     refined[4, 1, 3] = float("nan")
     with pytest.raises(HashPoseError, match=r"The pose of camera 04\.png holds a value"):
-        exported_cameras(helpers.pipeline(outputs, parser, refined, outputs.cameras.camera_to_worlds))
+        exported_cameras(helpers.scene(outputs, parser, refined, outputs.cameras.camera_to_worlds))
 
 
 @pytest.mark.parametrize(
@@ -312,6 +310,7 @@ class FakeRun:
             timestamp="2024-12-31",
         )
         self.config.pipeline = SimpleNamespace(datamanager=SimpleNamespace(data=None, dataparser=self.dataparser))
+        self.has_scene = True
         module = ModuleType("nerfstudio.utils.eval_utils")
         module.eval_setup = self.eval_setup
         monkeypatch.setitem(sys.modules, "nerfstudio.utils.eval_utils", module)
@@ -319,15 +318,15 @@ class FakeRun:
     def eval_setup(self, config_path, test_mode, update_config_callback):
         assert test_mode == "inference"
         config = update_config_callback(self.config)
-        return config, config.get_checkpoint_dir(), None, 9
+        found = {"folder": config.get_checkpoint_dir(), "model": self, **({"scene": None} if self.has_scene else {})}
+        return config, SimpleNamespace(**found), None, 9
 
 
 def test_checkpoint_is_found_beside_a_moved_config(tmp_path, monkeypatch):
     fake = FakeRun(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "moved")
-    # the fake pipeline is the folder its checkpoint would be read from
     found = load_trained_pipeline(Path("renamed/hashpose/2030-01-01/config.yml"))
-    assert found == fake.run / "nerfstudio_models"
+    assert found.folder == fake.run / "nerfstudio_models" and fake.config.pipeline.run_folder == fake.run
     assert (fake.dataparser.downscale_factor, fake.dataparser.load_3D_points) == (1, False)
     load_trained_pipeline(fake.run / "config.yml", load_points=True)
     assert fake.dataparser.load_3D_points is True
@@ -335,6 +334,9 @@ def test_checkpoint_is_found_beside_a_moved_config(tmp_path, monkeypatch):
 
 def test_incomplete_runs_are_refused(tmp_path, monkeypatch):
     fake = FakeRun(tmp_path, monkeypatch)
+    fake.has_scene = False
+    with pytest.raises(HashPoseError, match="FakeRun has no refined poses; train with one of the hashpose methods"):
+        load_trained_pipeline(fake.run / "config.yml")
     with pytest.raises(HashPoseError, match="There is no file .*/nothing.yml"):
         load_trained_pipeline(fake.run / "nothing.yml")
     fake.data.rmdir()

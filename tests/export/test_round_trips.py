@@ -59,15 +59,15 @@ def test_poses_lenses_and_images_come_back(tmp_path, helpers, call, seed):
     parser = make(tmp_path / "data", helpers, poses, names, cameras, settings).setup()
     outputs = parser.get_dataparser_outputs("train")
     drifted = helpers.similarity(seed, choose.uniform(0.5, 2)).apply_to_poses(outputs.cameras.camera_to_worlds.double())
-    pipeline = helpers.pipeline(outputs, parser, drifted)
+    scene = helpers.scene(outputs, parser, drifted)
     # poses are float32 inside of nerfstudio: a frame far from the origin costs digits
     tolerance = 1e-5 * max(1.0, float(poses[:, :, 3].abs().max()))
     expected = {name: pose for name, pose in zip(names, poses)}
 
     format = choose.choice(["bin", "txt"])
-    exported = call(pipeline, "colmap", "--format", format, "--points", "empty", "--images", "link", output="colmap")
+    exported = call(scene, "colmap", "--format", format, "--points", "empty", "--images", "link", output="colmap")
     assert exported == 0
-    assert call(pipeline, "nerfstudio", "--points", "empty", output="nerfstudio") == 0
+    assert call(scene, "nerfstudio", "--points", "empty", output="nerfstudio") == 0
     again = dict(eval_mode="all", downscale_factor=1, orientation_method="none", center_method="none")
     for config in (
         ColmapDataParserConfig(data=tmp_path / "colmap", colmap_path="sparse/0", load_3D_points=False, **again),

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.export.points import ExportedPoints, with_points, write_ply
+from hashpose_ns.export.exported import ExportedPoints
+from hashpose_ns.export.points import with_points, write_ply
 from hashpose_ns.export.poses import exported_cameras
 from hashpose_ns.export.projection import project
 from hashpose_ns.export.surface import sample_surfaces, thin
@@ -100,7 +101,7 @@ def test_masked_pixels_give_no_points(ball, tmp_path):
 
 def test_points_come_in_the_input_frame_with_the_drift_undone(ball, helpers):
     """The field lives in the learned frame. Drift of the whole scene reaches neither poses nor points."""
-    exported = with_points(ball, exported_cameras(ball), "field", 500)
+    exported = with_points(ball.scene, exported_cameras(ball.scene), "field", 500)
     radii = np.linalg.norm(exported.points.xyz, axis=1)
     assert np.abs(radii - 2.5 * RADIUS).max() < 2.5 * SAMPLE  # the dataset is 2.5 times as large
     assert exported.points.rgb.dtype == np.uint8 and len(exported.points.xyz) <= 500
@@ -113,26 +114,20 @@ def test_points_come_in_the_input_frame_with_the_drift_undone(ball, helpers):
 
 
 def test_cameras_put_back_see_no_points(ball):
-    exported = with_points(ball, exported_cameras(ball, put_back=[1, 2]), "field", 300)
+    exported = with_points(ball.scene, exported_cameras(ball.scene, put_back=[1, 2]), "field", 300)
     assert not {1, 2} & set(exported.points.seen_by[:, 1].tolist())
     everyone = range(len(exported.names))
     with pytest.raises(HashPoseError, match="All cameras keep their initial poses"):
-        with_points(ball, exported_cameras(ball, put_back=everyone), "field", 300)
+        with_points(ball.scene, exported_cameras(ball.scene, put_back=everyone), "field", 300)
     with pytest.raises(HashPoseError, match="--num-points has to be positive"):
-        with_points(ball, exported, "field", 0)
+        with_points(ball.scene, exported, "field", 0)
 
 
 def test_an_empty_field_is_told_and_gives_no_points(ball, monkeypatch, capfd):
     nothing = lambda samples: (torch.zeros(*samples.shape, 1), samples.frustums.get_positions())  # noqa: E731
     monkeypatch.setattr(ball.model.field, "get_density", nothing)
-    assert with_points(ball, exported_cameras(ball), "field", 300).points is None
+    assert with_points(ball.scene, exported_cameras(ball.scene), "field", 300).points is None
     assert "No point of the field's surfaces" in capfd.readouterr().out
-
-
-def test_the_model_renders_depth_as_before(ball):
-    renderer = ball.model.renderer_depth
-    sampled(ball, 50)
-    assert ball.model.renderer_depth is renderer
 
 
 def test_thinning_keeps_the_preferred_point_of_each_place():

@@ -25,10 +25,10 @@ def evo_poses(path) -> np.ndarray:
 
 @pytest.fixture
 def make(tmp_path, helpers):
-    """A pipeline whose training started at ``initial`` and ended at ``refined``, poses of its dataset given, all as
+    """A scene whose training started at ``initial`` and ended at ``refined``, poses of its dataset given, all as
     float64 in nerfstudio's frame, and the dataset's poses in its own frame."""
 
-    def pipeline(initial=None, refined=None):
+    def scene(initial=None, refined=None):
         poses = helpers.poses(6)
         helpers.write_images(tmp_path / "data", NAMES)
         meta = dict(fl_x=8.0, fl_y=8.0, cx=4.0, cy=3.0, w=8, h=6)
@@ -39,9 +39,9 @@ def make(tmp_path, helpers):
         order = [NAMES.index(f"images/{path.name}") for path in outputs.image_filenames]
         initial = given if initial is None else initial(given)
         refined = initial if refined is None else refined(initial)
-        return helpers.pipeline(outputs, parser, refined, initial), poses[order], order
+        return helpers.scene(outputs, parser, refined, initial), poses[order], order
 
-    return pipeline
+    return scene
 
 
 def opencv(poses) -> np.ndarray:
@@ -53,8 +53,8 @@ def opencv(poses) -> np.ndarray:
 
 @pytest.mark.parametrize("format", ["tum", "kitti"])
 def test_evo_reads_the_given_poses_in_the_order_of_the_names(tmp_path, make, call, capsys, format):
-    pipeline, poses, order = make()
-    assert call(pipeline, format, output=format) == 0
+    scene, poses, order = make()
+    assert call(scene, format, output=format) == 0
     names = (tmp_path / format / "images.txt").read_text().splitlines()
     assert names == sorted(name.removeprefix("images/") for name in NAMES)
     expected = opencv(poses)  # nerfstudio-data sorts by name too
@@ -71,11 +71,11 @@ def test_evo_measures_the_errors_of_start_and_refined(tmp_path, make, call, caps
     from evo.core.trajectory import PosePath3D
 
     noise = PerturbationConfig(protocol="l2g", rotation=0.1, translation=0.2)
-    pipeline, poses, _ = make(initial=lambda given: perturb_poses(given, noise))
-    outputs = pipeline.datamanager.train_dataparser_outputs
+    scene, poses, _ = make(initial=lambda given: perturb_poses(given, noise))
+    outputs = scene.train_outputs
     given = outputs.cameras.camera_to_worlds
-    pipeline.model.camera_optimizer.refined_camera_to_worlds = lambda: given
-    assert call(pipeline, format, "--align", "none", output=format) == 0
+    scene.poses.refined = given
+    assert call(scene, format, "--align", "none", output=format) == 0
     assert f"evo_ape {format} {tmp_path}/{format}/given.txt" in capsys.readouterr().out
     start = to_input_frame(perturb_poses(given.double(), noise), outputs)
     expected = pose_errors(start, poses, Similarity.identity())
@@ -92,8 +92,8 @@ def test_evo_measures_the_errors_of_start_and_refined(tmp_path, make, call, caps
 
 
 def test_times_come_from_the_names_where_asked(tmp_path, make, call, capsys):
-    pipeline, poses, order = make()
-    assert call(pipeline, "tum", "--timestamps", "names", output="tum") == 0
+    scene, poses, order = make()
+    assert call(scene, "tum", "--timestamps", "names", output="tum") == 0
     trajectory = file_interface.read_tum_trajectory_file(str(tmp_path / "tum/refined.txt"))
     assert trajectory.timestamps.tolist() == [3.0, 9.0, 12.5, 100.0, 1305031102.175304, 1305031102.211214]
     by_time = np.argsort([float(NAMES[i].removesuffix(".png").rsplit("_")[1]) for i in order])
@@ -121,8 +121,8 @@ def test_every_digit_is_kept(tmp_path, helpers):
 
 
 def test_an_identity_start_has_no_start_to_compare_with(tmp_path, make, call, helpers):
-    pipeline, _, _ = make(initial=lambda given: identity_poses(6).double(), refined=lambda _: helpers.poses(6, seed=9))
-    assert call(pipeline, "tum", output="tum") == 0
+    scene, _, _ = make(initial=lambda given: identity_poses(6).double(), refined=lambda _: helpers.poses(6, seed=9))
+    assert call(scene, "tum", output="tum") == 0
     written = {path.name for path in (tmp_path / "tum").iterdir()}
     assert written == {"refined.txt", "given.txt", "images.txt", "export.json"}
     assert "arbitrary" in json.loads((tmp_path / "tum/export.json").read_text())["frame"]

@@ -55,7 +55,7 @@ def found(tmp_path, helpers, capture):
     outputs = parser.get_dataparser_outputs("train")
     order = [int(path.stem) for path in outputs.image_filenames]
     refined = dataparser_similarity(outputs).apply_to_poses(capture[1][order])
-    return helpers.pipeline(outputs, parser, helpers.similarity().apply_to_poses(refined))
+    return helpers.scene(outputs, parser, helpers.similarity().apply_to_poses(refined))
 
 
 def tracks(point) -> list:
@@ -141,15 +141,15 @@ def test_other_images_keep_their_pose_and_a_sub_folder_is_no_obstacle(tmp_path, 
 def test_a_model_that_is_not_the_run_s_is_refused(tmp_path, call, capture, found, helpers, capsys):
     model = capture[0]
 
-    def refused(sentence, folder=model, pipeline=found, *options):
-        assert call(pipeline, "colmap", "--update", folder, *options) == 1
+    def refused(sentence, folder=model, scene=found, *options):
+        assert call(scene, "colmap", "--update", folder, *options) == 1
         assert sentence in " ".join(capsys.readouterr().out.split())
         assert not (tmp_path / "out").exists()
 
     refused("There is no COLMAP model in", tmp_path)
     refused("cannot be undistorted", model, found, "--images", "undistorted")
-    identity = helpers.pipeline(
-        found.datamanager.train_dataparser_outputs, found.datamanager.dataparser, helpers.poses(NUM),
+    identity = helpers.scene(
+        found.train_outputs, found.dataparser, helpers.poses(NUM),
         identity_poses(NUM).double(),
     )  # fmt: skip
     refused("have no place in an existing model", model, identity)

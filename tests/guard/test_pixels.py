@@ -28,8 +28,8 @@ def images():
 def block_of(pixels, config: GuardConfig) -> set:
     """(image, block row, block column) of every pixel."""
     sides = torch.tensor([max(2, round(config.block * min(size))) for size in SIZES])
-    blocks = pixels.coordinates.long() // sides[pixels.cameras, None]
-    return set(map(tuple, torch.cat([pixels.cameras[:, None], blocks], dim=1).tolist()))
+    blocks = pixels.coordinates.long() // sides[pixels.images, None]
+    return set(map(tuple, torch.cat([pixels.images[:, None], blocks], dim=1).tolist()))
 
 
 def test_no_block_is_both_seen_and_held_out(images):
@@ -42,23 +42,23 @@ def test_no_block_is_both_seen_and_held_out(images):
         share = len(of_image) / (len(of_image) + sum(block[0] == index for block in seen))
         assert share == pytest.approx(config.held_out, abs=0.04)
         assert int((split.block_cameras == index).sum()) == len(of_image)
-        assert int((split.train.cameras == index).sum()) in (6666, 6667), "every image has its share of rays"
+        assert int((split.train.images == index).sum()) in (6666, 6667), "every image has its share of rays"
 
 
 def test_colours_are_those_of_the_pixels(images):
     split = split_pixels(images, 999, GuardConfig())
     for pixels in (split.train, split.held_out):
         torch.testing.assert_close(pixels.colors[:, :2], (pixels.coordinates - 0.5) / 100)
-        sizes = torch.tensor(SIZES)[pixels.cameras]
+        sizes = torch.tensor(SIZES)[pixels.images]
         assert bool((pixels.coordinates > 0).all() and (pixels.coordinates < sizes).all())
-    assert len(split.held_out.cameras) == PIXELS_PER_BLOCK * len(split.block_cameras)
-    assert torch.equal(split.held_out.cameras, split.block_cameras.repeat_interleave(PIXELS_PER_BLOCK))
-    assert not torch.equal(split.train.cameras, split.train.cameras.sort().values), "training sees images in disorder"
+    assert len(split.held_out.images) == PIXELS_PER_BLOCK * len(split.block_cameras)
+    assert torch.equal(split.held_out.images, split.block_cameras.repeat_interleave(PIXELS_PER_BLOCK))
+    assert not torch.equal(split.train.images, split.train.images.sort().values), "training sees images in disorder"
 
 
 def test_structure_is_looked_at_more_often_than_flat_regions(images):
     train = split_pixels(images, 30_000, GuardConfig()).train
-    widths = torch.tensor([size[1] for size in SIZES])[train.cameras]
+    widths = torch.tensor([size[1] for size in SIZES])[train.images]
     flat = (train.coordinates[:, 1] < 0.25 * widths).double().mean()
     assert 0.08 < float(flat) < 0.2, "a quarter of the area; half of the pixels are drawn evenly"
 
@@ -68,7 +68,7 @@ def test_the_seed_decides_and_the_number_of_rays_does_not(images):
     other = split_pixels(images, 100, GuardConfig(seed=2))
     assert torch.equal(first.train.coordinates, again.train.coordinates)
     assert block_of(first.held_out, GuardConfig()) != block_of(other.held_out, GuardConfig())
-    of_first_image = [split.held_out.coordinates[split.held_out.cameras == 0] for split in (first, longer)]
+    of_first_image = [split.held_out.coordinates[split.held_out.images == 0] for split in (first, longer)]
     assert torch.equal(*of_first_image)
 
 
@@ -78,7 +78,7 @@ def test_masked_pixels_are_neither_seen_nor_scored(images):
         data["mask"][:, : data["mask"].shape[1] // 2] = False
     split = split_pixels(masked, 5000, GuardConfig())
     for pixels in (split.train, split.held_out):
-        widths = torch.tensor([size[1] for size in SIZES])[pixels.cameras]
+        widths = torch.tensor([size[1] for size in SIZES])[pixels.images]
         assert bool((pixels.coordinates[:, 1] > widths // 2).all())
 
 

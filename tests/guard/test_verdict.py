@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashpose_ns.guard.judge import HeldOutErrors
-from hashpose_ns.guard.verdict import decide, holm
+from hashpose_ns.guard.verdict import HeldOutErrors, decide, holm
 
 
 def simulated(

@@ -59,7 +59,7 @@ class LiveRun:
         self.trainer.setup()
         self.poses = self.trainer.pipeline.model.camera_optimizer
         self.adam = self.trainer.optimizers.optimizers["camera_opt"]
-        self.live = self.trainer.pipeline.model.pose_panel.live
+        self.live = self.trainer.pipeline.pose_panel.live
         self.refined: Dict[int, torch.Tensor] = {}
         """Step -> refined poses after it."""
         self._target = 0
@@ -84,6 +84,12 @@ class LiveRun:
         self._target = len(self.refined) + steps
         self.trainer.training_state = "training"
         eventually(lambda: len(self.refined) >= self._target and self.trainer.training_state == "paused")
+
+    def go_round(self) -> None:
+        """Returns when the viewer's thread has done all that it has to do now."""
+        for _ in range(2):  # it wakes up after the first time, and the second time it is through with that
+            self.live._wake.set()
+            eventually(lambda: not self.live._wake.is_set())
 
     def is_shown(self) -> bool:
         """Whether the panel has caught up."""

@@ -17,7 +17,8 @@ from PIL import Image
 from scenes import CHAIR, chair_frames
 
 from hashpose_ns.cameras.alignment import align_poses
-from hashpose_ns.cameras.history import HISTORY_FILE, read_pose_history
+from hashpose_ns.runs.files import HISTORY_FILE
+from hashpose_ns.runs.history import read_pose_history
 
 pytest.importorskip("playwright", reason="playwright drives the browser of these tests")
 pytestmark = pytest.mark.skipif(

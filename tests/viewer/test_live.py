@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from client import Client, eventually
 from conftest import NUM_CAMERAS
@@ -73,11 +71,11 @@ def test_a_client_that_vanishes_in_the_middle_of_a_message_does_no_harm(live_run
 def test_nothing_is_sent_while_nobody_is_there(live_run):
     server = live_run.live.viewer.viser_server
     eventually(lambda: not server.get_clients())
-    time.sleep(1.2)  # an update that was under way
+    live_run.go_round()  # an update that was under way is over
     buffer = server._websock_server._broadcast_buffer
     sent, shown = buffer.message_counter, live_run.live.state
     live_run.advance(30)
-    time.sleep(1.2)
+    live_run.go_round()
     assert buffer.message_counter == sent and live_run.live.state is shown
 
 
@@ -90,7 +88,7 @@ def test_what_fails_in_drawing_is_reported_once_and_training_goes_on(live_run, c
         live_run.advance(2)
         eventually(lambda: live_run.live.state.step == live_run.live.step)
         live_run.live.refresh()
-        time.sleep(0.3)
+        live_run.go_round()
     assert capfd.readouterr().out.count("no such luck") == 1
     monkeypatch.undo()
     live_run.live.refresh()

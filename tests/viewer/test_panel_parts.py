@@ -11,9 +11,9 @@ import torch
 
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
+from hashpose_ns.photometry.image_losses import MEMORY, ImageLosses
 from hashpose_ns.viewer import curves
 from hashpose_ns.viewer.boundary import MAX_REPORTS, Boundary
-from hashpose_ns.viewer.losses import MEMORY, ImageLosses
 from hashpose_ns.viewer.panel import PosePanel
 from hashpose_ns.viewer.state import STATISTICS, PoseTracks
 from hashpose_ns.viewer.widgets import plain

@@ -17,9 +17,9 @@ from client import drawn_pose
 from conftest import free_port
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses
-from hashpose_ns.cameras.history import PoseHistory
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.plotting.cameras import FRUSTUM_EDGES, frustum_points
+from hashpose_ns.runs.history import PoseHistory
 from hashpose_ns.viewer.colors import REFERENCE, SELECTED, ColorScale
 from hashpose_ns.viewer.scene import (
     MAX_CAMERAS,

@@ -19,9 +19,10 @@ from hashpose_ns.bench import files
 from hashpose_ns.bench.reporting.figures import STYLE, load_cameras, save, wrapped
 from hashpose_ns.bench.reporting.frame import Group
 from hashpose_ns.cameras.alignment import align_poses
-from hashpose_ns.cameras.history import HISTORY_FILE, read_pose_history
 from hashpose_ns.plotting.cameras import Views, frustum_collection, frustum_points, frustum_size, show_limits
 from hashpose_ns.plotting.figures import AFTER, BEFORE, GAP, TRUE
+from hashpose_ns.runs.files import HISTORY_FILE
+from hashpose_ns.runs.history import read_pose_history
 
 COLUMNS = 4
 """Pictures side by side."""

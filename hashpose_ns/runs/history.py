@@ -1,4 +1,8 @@
-"""Poses over training, in memory and in a file: what paths in the viewer, replays and figures are drawn from."""
+"""Poses over training, in memory and in a file: what paths in the viewer, replays and figures are drawn from.
+
+The file, `hashpose_ns.runs.files.HISTORY_FILE`, is a sequence of numpy arrays as `numpy.save` writes them: a step []
+and the poses [N, 3, 4] of that step in turn.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,6 @@ from typing import List, Tuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
-
-HISTORY_FILE = "pose_history.npys"
-"""File in a run's folder: a sequence of numpy arrays as `numpy.save` writes them, a step [] and the poses [N, 3, 4] of
-that step in turn."""
 
 MAX_RECORDS = 240
 """How many records a whole training leaves."""
@@ -50,9 +49,9 @@ class PoseHistory:
             if step < before_step:
                 self._append(int(step), poses)
 
-    def append(self, step: int, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
-        """Keeps the poses after a step."""
-        self._append(step, camera_to_worlds.detach().float().cpu().numpy().copy())
+    def append(self, step: int, camera_to_worlds: Float[np.ndarray, "num_cameras 3 4"]) -> None:
+        """Keeps the poses after a step, in single precision."""
+        self._append(step, np.array(camera_to_worlds, dtype=np.float32))
 
     def _append(self, step: int, poses: Float[np.ndarray, "num_cameras 3 4"]) -> None:
         self.steps.append(step)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.errors import HashPoseError
-
-if TYPE_CHECKING:
-    from hashpose_ns.pipeline import HashPosePipeline
+from hashpose_ns.photometry.pixels import ImagePixels, pixel_rays, posed_cameras
+from hashpose_ns.photometry.scene import PosedScene, frozen
 
 PRIOR_STD = 1.0
 """Deviation, in scene units and radians, of a weak prior on every component of a twist: what is said of a camera whose
@@ -132,22 +130,8 @@ def covariance(
     return 0.5 * (result + result.T)
 
 
-@contextmanager
-def _true_gradient(model: Any) -> Iterator[None]:
-    """The encoding's gradient is that of its interpolation inside, not the smoothed one that poses are trained by."""
-    config = getattr(getattr(model.field, "encoding", None), "config", None)
-    reading = getattr(config, "gradient", None)
-    if reading is not None:
-        config.gradient = "linear"
-    try:
-        yield
-    finally:
-        if reading is not None:
-            config.gradient = reading
-
-
 def pose_covariances(
-    pipeline: "HashPosePipeline",
+    scene: PosedScene,
     rays_per_camera: int = 512,
     pixels_per_sample: float = PIXELS_PER_SAMPLE,
     seed: int = 0,
@@ -155,47 +139,37 @@ def pose_covariances(
     """Covariance of every training camera's refined pose, with the field as it is.
 
     Args:
-        pipeline: a trained pipeline; it is left as it was.
-        rays_per_camera: random pixels of each image that are looked at.
+        scene: a trained field and its images. Each is rendered with its own appearance.
+        rays_per_camera: random pixels of each image outside of its mask.
         pixels_per_sample: how many pixels of an image count as one independent sample. 1 would be right if residuals
-            of neighbouring pixels knew nothing of each other.
+            of neighbouring pixels were independent.
         seed: of the pixels.
+    Returns:
+        Covariances; the prior's (`PRIOR_STD`) for an image whose mask leaves no pixel.
+
     Raises:
         HashPoseError: fewer than 7 rays are asked for.
     """
-    from hashpose_ns.evaluation import frozen
-
     if rays_per_camera < 7:
         raise HashPoseError("The covariance of a pose has 6 dimensions and needs at least 7 rays per camera.")
-    model, dataset = pipeline.model, pipeline.datamanager.train_dataset
-    poses = model.camera_optimizer.refined_camera_to_worlds().detach()
+    poses = scene.poses.refined_camera_to_worlds().detach()
     generator = torch.Generator().manual_seed(seed)
-    was_training = model.training
-    model.eval()
-    model.field.train()  # each image's own appearance embedding, where there are embeddings
     covariances: List[Tensor] = []
-    try:
-        with frozen(model), _true_gradient(model):
-            for index, pose in enumerate(poses):
-                image = dataset[index]["image"]
-                height, width = image.shape[:2]
-                pixels = torch.randint(height * width, (rays_per_camera,), generator=generator)
-                rows, columns = pixels // width, pixels % width
-                camera = dataset.cameras[index : index + 1].to(model.device)
-                camera.camera_to_worlds = pose[None]
-                bundle = camera.generate_rays(
-                    camera_indices=0, coords=(torch.stack([rows, columns], dim=-1) + 0.5).to(model.device)
-                )
-                bundle.camera_indices = torch.full_like(bundle.camera_indices, index)
+    with frozen(scene.renderer):
+        for index, pose in enumerate(poses):
+            image = ImagePixels(scene.train, index)
+            if image.count == 0:
+                covariances.append(PRIOR_STD**2 * torch.eye(6, dtype=torch.float64))
+                continue
+            pixels = image.draw(rays_per_camera, generator).to(scene.device)
+            camera = posed_cameras(scene.train, pose[None], scene.device, [index])
+            bundle = pixel_rays(camera, pixels, torch.zeros_like(pixels.images))
 
-                def render(origins: Tensor, directions: Tensor) -> Tensor:
-                    bundle.origins, bundle.directions = origins, directions
-                    return model(bundle)["rgb"]
+            def render(origins: Tensor, directions: Tensor) -> Tensor:
+                bundle.origins, bundle.directions = origins, directions
+                return scene.renderer.colors(bundle, own_appearance=True)
 
-                colors, jacobians = ray_jacobians(render, bundle.origins, bundle.directions, pose)
-                target = model.renderer_rgb.blend_background(image[rows, columns].to(model.device))
-                independent = height * width / pixels_per_sample
-                covariances.append(covariance(jacobians, colors - target, independent).cpu())
-    finally:
-        model.train(was_training)
+            colors, jacobians = ray_jacobians(render, bundle.origins, bundle.directions, pose)
+            residuals = colors - scene.renderer.composite(pixels.colors)
+            covariances.append(covariance(jacobians, residuals, image.count / pixels_per_sample).cpu())
     return PoseUncertainty(torch.stack(covariances))

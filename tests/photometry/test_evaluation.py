@@ -13,16 +13,20 @@ from scenes import CHAIR
 
 from hashpose_ns.cameras.alignment import Similarity, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig
-from hashpose_ns.cameras.recovery import PoseJudge, RecoveryConfig, focus, recover_cameras
+from hashpose_ns.cameras.recovery import RecoveryConfig, focus
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.evaluation import HeldOutPixels, frozen, optimize_cameras, spread
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
-from hashpose_ns.image_metrics import image_metrics
 from hashpose_ns.model import HashPoseModelConfig
 from hashpose_ns.optim.curriculum import CurriculumConfig
+from hashpose_ns.photometry.align import optimize_cameras
+from hashpose_ns.photometry.image_metrics import image_metrics
+from hashpose_ns.photometry.pixels import ImagePixels, evenly_spaced, posed_cameras
+from hashpose_ns.photometry.recovery import recover_cameras
+from hashpose_ns.photometry.scene import frozen
+from hashpose_ns.photometry.scores import HeldOutPixels, PoseJudge
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
 from nerfstudio.cameras.lie_groups import exp_map_SE3
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -76,6 +80,11 @@ def trained_on_true_poses() -> HashPosePipeline:
     return pipeline.eval()
 
 
+def held_out_cameras(pipeline: HashPosePipeline, indices, poses):
+    """Held-out cameras at some of these poses of all of them."""
+    return posed_cameras(pipeline.scene.held_out, poses[indices], pipeline.device, indices)
+
+
 @pytest.fixture
 def untrained() -> HashPosePipeline:
     return make_pipeline(initial_poses="perturbed", perturbation=PerturbationConfig(rotation=0.05, translation=0.05))
@@ -104,7 +113,9 @@ def test_held_out_cameras_follow_a_change_of_the_learned_frame_exactly(untrained
     )
     optimizer.initial_camera_to_worlds = change.apply_to_poses(optimizer.reference_camera_to_worlds)
     given = untrained.datamanager.eval_dataset.cameras.camera_to_worlds.clone()
-    torch.testing.assert_close(untrained.aligned_eval_poses(), change.apply_to_poses(given), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        untrained.scene.aligned_held_out_poses(), change.apply_to_poses(given), rtol=0, atol=2e-5
+    )
     for step in range(2):  # aligned anew each time, not on top of the last time
         untrained.get_eval_loss_dict(step)
         cameras = untrained.datamanager.eval_ray_generator.cameras
@@ -133,9 +144,9 @@ def test_pose_metrics_are_those_of_the_alignment(untrained):
 def test_optimisation_recovers_a_camera_and_leaves_the_field_alone(trained_on_true_poses, side):
     pipeline = trained_on_true_poses
     model, index = pipeline.model, 3
-    image = pipeline.datamanager.eval_dataset[index]["image"]
-    poses = pipeline.aligned_eval_poses()
-    camera = pipeline.eval_cameras([index], poses)
+    image = ImagePixels(pipeline.scene.held_out, index)
+    poses = pipeline.scene.aligned_held_out_poses()
+    camera = held_out_cameras(pipeline, [index], poses)
     truth = camera.camera_to_worlds.clone()
     motion = exp_map_SE3(torch.tensor([[0.02, -0.03, 0.02, 0.02, 0.03, -0.02]]))  # 2.4 degrees
     camera.camera_to_worlds = pose_utils.multiply(truth, motion)
@@ -144,7 +155,7 @@ def test_optimisation_recovers_a_camera_and_leaves_the_field_alone(trained_on_tr
 
     def loss(pose) -> float:
         camera.camera_to_worlds = pose
-        return float((model.get_outputs_for_camera(camera)["rgb"] - image).square().mean())
+        return float((model.get_outputs_for_camera(camera)["rgb"] - image.image).square().mean())
 
     def shift(pose) -> float:
         """Pixels that the object's points move in the picture; turns and sideways steps of a camera look alike."""
@@ -155,12 +166,8 @@ def test_optimisation_recovers_a_camera_and_leaves_the_field_alone(trained_on_tr
             pixels.append(float(camera.fx) * torch.stack([x, y], dim=-1) / -z[:, None])
         return float((pixels[0] - pixels[1]).norm(dim=-1).mean())
 
-    original_side, model.camera_optimizer.config.side = model.camera_optimizer.config.side, side
-    try:
-        camera.camera_to_worlds = start
-        found = optimize_cameras(model, camera, [image], steps=100, rays=256, lr=3e-3)
-    finally:
-        model.camera_optimizer.config.side = original_side
+    camera.camera_to_worlds = start
+    found = optimize_cameras(model, camera, [image], side, steps=100, rays=256, lr=3e-3)
     assert shift(start) > 1.0 and shift(found) < 0.4 * shift(start), (shift(start), shift(found))
     assert loss(found) < 0.6 * loss(start) and loss(found) < 1.1 * loss(truth)
     rotation = found[0, :, :3].double()
@@ -182,7 +189,7 @@ def test_lost_cameras_are_found_and_put_back(trained_on_true_poses, side):
             motion = exp_map_SE3(torch.cat([torch.zeros(3), turn])[None])[0]  # about the chair, by 24 to 27 degrees
             optimizer.set_refined(index, pose_utils.multiply(motion, reference[index]))
         start = optimizer.refined_camera_to_worlds().detach()
-        moved = recover_cameras(pipeline, RecoveryConfig())
+        moved = recover_cameras(pipeline.scene, RecoveryConfig())
         end = optimizer.refined_camera_to_worlds().detach()
     finally:
         optimizer.pose_adjustment.data.zero_()
@@ -203,7 +210,7 @@ def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses):
     optimizer = trained_on_true_poses.model.camera_optimizer
     try:
         # Suspects all the same: two cameras with more loss than the median.
-        moved = recover_cameras(trained_on_true_poses, RecoveryConfig(cameras=0.05, suspicion=1.0))
+        moved = recover_cameras(trained_on_true_poses.scene, RecoveryConfig(cameras=0.05, suspicion=1.0))
         twists = optimizer.pose_adjustment.detach().clone()
     finally:
         optimizer.pose_adjustment.data.zero_()
@@ -237,13 +244,13 @@ def test_lost_cameras_are_judged_outside_of_masks(trained_on_true_poses, monkeyp
 
     def unexplained(index: int) -> float:
         pose = pipeline.model.camera_optimizer.refined_camera_to_worlds()[index : index + 1].detach()
-        return float(PoseJudge(pipeline, index, 192).losses(pose))
+        return float(PoseJudge(pipeline.scene, index, 192).losses(pose))
 
     clean = unexplained(3)
     monkeypatch.setattr(dataset, "get_data", with_thing)
     assert unexplained(3) < 2 * clean
     try:
-        assert recover_cameras(pipeline, RecoveryConfig(cameras=0.05, suspicion=3.0)) == []
+        assert recover_cameras(pipeline.scene, RecoveryConfig(cameras=0.05, suspicion=3.0)) == []
     finally:
         pipeline.model.camera_optimizer.pose_adjustment.data.zero_()
     monkeypatch.setattr(
@@ -284,24 +291,26 @@ def test_training_poses_return_to_a_field_that_knows_the_true_ones(trained_on_tr
 
 def test_optimisation_is_repeatable(trained_on_true_poses):
     pipeline = trained_on_true_poses
-    image = pipeline.datamanager.eval_dataset[0]["image"]
-    camera = pipeline.eval_cameras([0], pipeline.aligned_eval_poses())
+    image = ImagePixels(pipeline.scene.held_out, 0)
+    camera = held_out_cameras(pipeline, [0], pipeline.scene.aligned_held_out_poses())
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(optimize_cameras(pipeline.model, camera, [image], steps=3, rays=32, lr=1e-3))
+        found.append(optimize_cameras(pipeline.model, camera, [image], "world", steps=3, rays=32, lr=1e-3))
     assert torch.equal(*found)
     assert not torch.equal(found[0], camera.camera_to_worlds)
 
 
 def test_cameras_optimised_at_once_end_where_they_would_one_by_one(trained_on_true_poses):
     pipeline = trained_on_true_poses
-    aligned, indices = pipeline.aligned_eval_poses(), [0, 1, 2]
-    images = [pipeline.datamanager.eval_dataset[index]["image"] for index in indices]
-    settings = dict(steps=3, rays=64, lr=3e-3)  # more, and Adam makes much of rounding where a gradient is next to zero
-    together = optimize_cameras(pipeline.model, pipeline.eval_cameras(indices, aligned), images, **settings)
+    aligned, indices = pipeline.scene.aligned_held_out_poses(), [0, 1, 2]
+    images = [ImagePixels(pipeline.scene.held_out, index) for index in indices]
+    settings = dict(
+        side="world", steps=3, rays=64, lr=3e-3
+    )  # more, and Adam makes much of rounding where a gradient is next to zero
+    together = optimize_cameras(pipeline.model, held_out_cameras(pipeline, indices, aligned), images, **settings)
     alone = [
-        optimize_cameras(pipeline.model, pipeline.eval_cameras([index], aligned), [image], **settings)
+        optimize_cameras(pipeline.model, held_out_cameras(pipeline, [index], aligned), [image], **settings)
         for index, image in zip(indices, images)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=2e-4)
@@ -337,7 +346,7 @@ def test_evaluation_of_some_images(trained_on_true_poses, tmp_path: Path):
 
     singles = []
     for index in (0, 4, 9):
-        camera = pipeline.eval_cameras([index], pipeline.aligned_eval_poses())
+        camera = held_out_cameras(pipeline, [index], pipeline.scene.aligned_held_out_poses())
         outputs = pipeline.model.eval().get_outputs_for_camera(camera)
         batch = pipeline.datamanager.eval_dataset[index]
         singles.append(pipeline.model.get_image_metrics_and_images(outputs, batch)[0]["psnr"])
@@ -370,13 +379,11 @@ def test_single_images_are_taken_in_turn(untrained):
         assert torch.equal(picture[:, :32], photograph)
 
 
-def test_spread_of_images():
-    assert spread(10, -1) == spread(10, 10) == spread(10, 99) == list(range(10))
-    assert spread(10, 1) == [0]
-    assert spread(200, 5) == [0, 50, 100, 149, 199]
-    for count, wanted in ((0, -1), (10, 0)):
-        with pytest.raises(HashPoseError, match="no image to evaluate"):
-            spread(count, wanted)
+def test_evenly_spaced_indices():
+    assert evenly_spaced(10, -1) == evenly_spaced(10, 10) == evenly_spaced(10, 99) == list(range(10))
+    assert evenly_spaced(10, 1) == [0]
+    assert evenly_spaced(200, 5) == [0, 50, 100, 149, 199]
+    assert evenly_spaced(0, -1) == evenly_spaced(10, 0) == []
 
 
 def test_no_image_to_evaluate_exits_with_a_sentence(untrained, capsys):
@@ -406,10 +413,11 @@ def test_image_metrics_of_known_images():
 def test_held_out_pixels_score_what_a_render_of_their_images_scores(trained_on_true_poses):
     pipeline = trained_on_true_poses
     dataset, model = pipeline.datamanager.eval_dataset, pipeline.model
-    poses = pipeline.aligned_eval_poses()
+    poses = pipeline.scene.aligned_held_out_poses()
     held_out = HeldOutPixels(dataset, 320)
     errors = []
-    for index, coordinates, _ in held_out.pixels:
+    for index in range(len(dataset)):
+        coordinates = held_out.pixels.coordinates[held_out.pixels.images == index]
         camera = dataset.cameras[index : index + 1]
         camera.camera_to_worlds = poses[index : index + 1]
         rows, columns = coordinates.long().T
