@@ -62,7 +62,8 @@ class Report:
         aggregates = frame.make_aggregates(groups)
         with replaced_folder(target, True, is_report_file, "a report") as folder:
             (folder / "figures").mkdir()
-            figures = {each.slug: draw(each, folder / "figures") for each in (*groups, *aggregates)}
+            drawn: List[Union[Group, Aggregate]] = [*groups, *aggregates]
+            figures = {each.slug: draw(each, folder / "figures") for each in drawn}
             command = self._command(suite)
             findings = Findings(suite, runs, problems, groups, aggregates, figures, self.success_deg, command)
             write_report(findings, folder)

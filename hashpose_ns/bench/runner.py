@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Deque, Dict, Iterator, List, Literal, Optional, Protocol, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from hashpose_ns.bench import files
@@ -257,10 +257,18 @@ class Display:
     """
 
     def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
-        self.tasks, self.bars = tasks, {}  # type: Sequence[Task], Dict[int, TaskID]
-        columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}", "{task.fields[now]}")
-        columns = (*(TextColumn(c) if isinstance(c, str) else c for c in columns), TimeElapsedColumn())
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self.tasks = tasks
+        self.bars: Dict[int, TaskID] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[now]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self.console = console
         self.total = self.progress.add_task("all runs, steps", total=sum(t.record["steps"] for t in tasks), now="")
 
