@@ -84,6 +84,17 @@ def test_every_suite_expands_and_its_flags_are_flags(name: str, tmp_path: Path):
             configured(run)
 
 
+def test_the_suite_of_the_documentation_works(tmp_path: Path):
+    text = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
+    (tmp_path / "mine.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    (tmp_path / "garden").mkdir()
+    runs = suites.expand(suites.load_suite(str(tmp_path / "mine.yaml")), data=tmp_path)
+    assert len(runs) == 2 * 2 * 3
+    modes = {(run.scene, run.preset.name): configured(run).pipeline for run in runs[:4]}
+    assert modes["garden-noisy", "hashpose"].datamanager.initial_poses == "perturbed"
+    assert modes["garden", "no-curriculum"].model.curriculum.mode == "none"
+
+
 def test_what_was_asked_for_is_there():
     presets = suites.presets()
     assert set("abcde") == {name[-1] for name in presets if name.startswith("ablation-")}
