@@ -30,7 +30,7 @@ class Run:
     suite: str
     """Name of a suite that comes with the package (see hashpose-bench list), or your YAML file."""
     scale: str = ""
-    """Run length and model size: own, smoke, small, medium or paper (default: the suite's)."""
+    """Run length and model size, such as smoke or paper; by default the suite's."""
     scenes: Tuple[str, ...] = ()
     """Some of the suite's scenes."""
     presets: Tuple[str, ...] = ()

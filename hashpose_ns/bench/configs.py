@@ -75,7 +75,7 @@ def parse(config: HashPoseTrainerConfig, settings: Mapping[str, str]) -> HashPos
             words[inner != key] += [f"--{inner.replace('_', '-')}", *shlex.split(value)]
     parser = [settings[DATAPARSER]] if DATAPARSER in settings else []
     said = io.StringIO()
-    as_ns_train = tyro.conf.SuppressFixed[tyro.conf.FlagConversionOff[type(config)]]  # type: ignore[misc]
+    as_ns_train = tyro.conf.SuppressFixed[tyro.conf.FlagConversionOff[type(config)]]  # type: ignore
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return tyro.cli(as_ns_train, default=config, args=[*words[False], *parser, *words[True]])  # type: ignore

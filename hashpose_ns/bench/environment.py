@@ -64,13 +64,13 @@ def processor() -> str:
 
 # -- records -----------------------------------------------------------------------------------------------------------
 
-_PATH = re.compile(r"(?<![\w.$*})])~?/(?:[^\s/'\":;,]+/)*[^\s/'\":;,]+")
+_PATH = re.compile(r"""(?<![\w.$*})~/])~?/[^\s'":;,]*[^\s'":;,/]""")
 
 
 def portable(content: ContentT) -> ContentT:
     """Content for a record that is published: no string in it holds an absolute path of this machine.
 
-    Files of this checkout become relative to it, and of other paths the last two parts are left, behind `...`.
+    Files of this checkout become relative to it, and of other paths the last part is left, behind `...`.
 
     Args:
         content: strings, numbers, lists and dictionaries of these.
@@ -86,7 +86,7 @@ def portable(content: ContentT) -> ContentT:
         path = Path(match[0])
         if path.is_relative_to(PACKAGE.parent):
             return str(path.relative_to(PACKAGE.parent))
-        return ".../" + "/".join(path.parts[-2:] if len(path.parts) > 3 else path.parts[-1:])
+        return f".../{path.name}"
 
     return _PATH.sub(shorter, content)  # type: ignore[return-value]
 

@@ -84,12 +84,20 @@ class DoRun:
 
 def end_with(runner: int) -> None:
     """Ends this process when another one is no more, however that ended."""
-    while True:
-        try:
-            os.kill(runner, 0)
-        except OSError:
-            os._exit(1)
+    while is_alive(runner):
         time.sleep(WATCH_SECONDS)
+    os._exit(1)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and whose parent has not noticed does not."""
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # a system without /proc
+        return True
 
 
 class Jobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from dataclasses import dataclass
@@ -42,13 +43,9 @@ class Report:
         """Read the runs and write the report."""
         from hashpose_ns.export.replace import check_target, replaced_folder
 
-        try:
-            from hashpose_ns.bench.reporting import frame
-            from hashpose_ns.bench.reporting.document import Findings, write_report
-        except ImportError as error:
-            raise HashPoseError(
-                f"Reports need {error.name}, which is not installed: pip install 'hashpose[bench]'."
-            ) from error
+        for package in ("pandas", "seaborn", "markdown"):
+            if importlib.util.find_spec(package) is None:
+                raise HashPoseError(f"Reports need {package}, which is not installed: pip install 'hashpose[bench]'.")
         runs, problems = self._read()
         suite = runs.suite.iloc[0]
         target = self.output_dir or self.runs / suite / "report"
@@ -58,11 +55,15 @@ class Report:
                 "is left of one."
             )
         check_target(target, True, is_report_file, "a report")
+        from hashpose_ns.bench.reporting import frame
+        from hashpose_ns.bench.reporting.document import Findings, write_report
+
         groups = frame.make_groups(runs)
         aggregates = frame.make_aggregates(groups)
         with replaced_folder(target, True, is_report_file, "a report") as folder:
             (folder / "figures").mkdir()
-            figures = {each.slug: draw(each, folder / "figures") for each in (*groups, *aggregates)}
+            drawn: List[Union[Group, Aggregate]] = [*groups, *aggregates]
+            figures = {each.slug: draw(each, folder / "figures") for each in drawn}
             command = self._command(suite)
             findings = Findings(suite, runs, problems, groups, aggregates, figures, self.success_deg, command)
             write_report(findings, folder)

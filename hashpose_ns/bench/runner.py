@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import re
+import shlex
 import shutil
 import signal
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any, Deque, Dict, Iterator, List, Literal, Optional, Protocol, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from hashpose_ns.bench import files
@@ -23,6 +25,7 @@ from hashpose_ns.runs.files import last_record, last_step, read_json, write_json
 
 State = Literal["done", "resume", "new"]
 POLL_SECONDS = 0.5
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 PATIENCE = 6.0
 """Seconds that runs get to end when they are stopped."""
 
@@ -101,12 +104,23 @@ def difference(earlier: Dict[str, Any], record: Dict[str, Any]) -> Optional[str]
     """The first difference between two runs' settings in words; None if they are the same."""
 
     def asked(of: Dict[str, Any]) -> Dict[str, Any]:
-        more = {key: of[key] for key in ("base_method", "train", "evaluate", "measures") if key in of}
-        return {**more, **of.get("settings", {})}
+        more = {
+            "train": of.get("train", True),
+            "evaluate": of.get("evaluate", True),
+            "measures": of.get("measures", {}),
+        }
+        return {"base method": of.get("base_method"), **more, **of.get("settings", {})}
+
+    def read(value: Any) -> Any:
+        """`1e-3 True` as numbers and words, as it was before settings were flags."""
+        if isinstance(value, list):
+            return [read(each)[0] for each in value]
+        words = shlex.split(value) if isinstance(value, str) else [str(value)]
+        return [float(word) if NUMBER.fullmatch(word) else word for word in words]
 
     before, now = asked(earlier), asked(record)
     for key in [*now, *before]:
-        if before.get(key) != now.get(key):
+        if key not in before or key not in now or read(before[key]) != read(now[key]):
             return f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}"
     return None
 
@@ -117,8 +131,7 @@ def prepare(task: Task) -> None:
         shutil.rmtree(task.folder)
     task.folder.mkdir(parents=True, exist_ok=True)
     (task.folder / files.FAILURE).unlink(missing_ok=True)
-    if task.state == "new":
-        write_json(task.folder / files.RECORD, task.record)
+    write_json(task.folder / files.RECORD, {**(read_json(task.folder / files.RECORD) or {}), **task.record})
 
 
 @contextmanager
@@ -244,10 +257,18 @@ class Display:
     """
 
     def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
-        self.tasks, self.bars = tasks, {}  # type: Sequence[Task], Dict[int, TaskID]
-        columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}", "{task.fields[now]}")
-        columns = (*(TextColumn(c) if isinstance(c, str) else c for c in columns), TimeElapsedColumn())
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self.tasks = tasks
+        self.bars: Dict[int, TaskID] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[now]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self.console = console
         self.total = self.progress.add_task("all runs, steps", total=sum(t.record["steps"] for t in tasks), now="")
 

@@ -100,6 +100,7 @@ def load(record: Dict[str, Any], folder: Path) -> HashPosePipeline:
     from hashpose_ns.bench.configs import trainer_config
 
     config = trainer_config(record, folder).pipeline
+    assert config.datamanager.data is not None
     config.datamanager.dataparser.data = config.datamanager.data
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return config.setup(device=device, test_mode="inference")  # type: ignore[return-value]

@@ -49,7 +49,7 @@ def test_the_list_names_everything(bench):
         (["run", "--suite", "smoke", "--seeds", "x"], "--seeds takes"),
         (["run", "--suite", "smoke", "--jobs", "0"], "--jobs must be at least 1."),
         (["run", "--suite", "smoke", "--set", "a"], "--set takes path=value"),
-        (["run", "--suite", "smoke", "--set", "max_num_iteration=3"], "did you mean 'max_num_iterations'?"),
+        (["run", "--suite", "smoke", "--set", "max_num_iteration=3"], "did you mean --max-num-iterations?"),
         (["run", "--suite", "ablation"], "give the folder {data} stands for with --data."),
         (["run", "--suite", "ablation", "--data", "/nowhere"], "The scene 'chair' is not there"),
     ],

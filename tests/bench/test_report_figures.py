@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_folders import chair_poses, forward_facing_poses, make_run
+from run_folders import chair_poses, make_run
 
 from hashpose_ns.bench.report import draw
-from hashpose_ns.bench.reporting.cameras import Views, _centers_over_training, shown_runs
-from hashpose_ns.bench.reporting.curves import mean_series, series
-from hashpose_ns.bench.reporting.runs import find_runs
-from hashpose_ns.bench.reporting.tables import make_groups
-from hashpose_ns.bench.reporting.views import psnr, read_pair
+from hashpose_ns.bench.reporting.cameras import centers_over_training, psnr, read_pair, shown_runs
+from hashpose_ns.bench.reporting.figures import at_common_steps, curves
+from hashpose_ns.bench.reporting.frame import make_groups, read_runs
+from hashpose_ns.bench.reporting.uncertainty import compare, summary
 from hashpose_ns.cameras.alignment import align_poses
 from hashpose_ns.runs.files import HISTORY_FILE
 from hashpose_ns.runs.history import PoseHistory
@@ -25,7 +24,7 @@ def log(folder, records):
 
 
 def runs_of(root):
-    runs, problems = find_runs(root)
+    runs, problems = read_runs(root)
     assert problems == []
     return runs
 
@@ -40,57 +39,23 @@ def test_mean_over_seeds_at_the_steps_that_all_logged(tmp_path):
     ):
         folder = make_run(tmp_path, seed=seed, records=2, pictures=0)
         log(folder, [{"step": step, "train_seconds": seconds, key: value} for step, seconds, value in records])
-    steps, seconds, values = mean_series(runs_of(tmp_path), "rotation_deg_mean")
-    np.testing.assert_array_equal(steps, [0, 200])  # 150 is one seed's, 100 is no number in the other
-    np.testing.assert_allclose(seconds, [2.0, 6.0])
-    np.testing.assert_allclose(values, [7.0, 1.5])
+    means = at_common_steps(curves(runs_of(tmp_path))).groupby("step")[["seconds", "value"]].mean()
+    assert list(means.index) == [0, 200]  # 150 is one seed's, 100 is NaN in the other
+    np.testing.assert_allclose(means.seconds, [2.0, 6.0])
+    np.testing.assert_allclose(means.value, [7.0, 1.5])
 
 
 def test_movements_are_followed_where_there_are_no_errors(tmp_path):
     folder = make_run(tmp_path, start="given", records=4, pictures=0)
     recorded = [json.loads(line) for line in (folder / "pose_errors.jsonl").read_text().splitlines()]
-    _, _, values = series(runs_of(tmp_path)[0], "rotation_deg_mean")
+    data = curves(runs_of(tmp_path))
+    values = data[data.curve == "rotation_deg_mean"].value
     np.testing.assert_array_equal(values, [record["pose_change_rotation_deg_mean"] for record in recorded])
-
-
-@pytest.mark.parametrize("poses", [chair_poses(), forward_facing_poses()], ids=["chair", "forward-facing"])
-def test_views_are_orthographic_and_hold_all_cameras(poses):
-    reference = poses.numpy()
-    centers = reference[:, :, 3]
-    views = Views.of(reference, centers)
-    above, side = views.axes
-    for view in (above, side):
-        np.testing.assert_allclose(view @ view.T, np.eye(2), atol=1e-12)
-        assert (
-            np.abs(views.project(centers, 0 if view is above else 1)) < views.reach[0 if view is above else 1]
-        ).all()
-    up = side[1]
-    assert np.abs(above @ up).max() < 1e-12  # seen from above, height does not show
-    assert (reference[:, :, 1] @ up).mean() > 0.5  # and it is upwards for the cameras
-
-
-def test_chair_is_seen_from_its_own_top():
-    views = Views.of(chair_poses().numpy(), chair_poses()[:, :, 3].numpy())
-    assert views.axes[1, 1] @ [0, 0, 1] > 0.9
-
-
-def test_cameras_far_out_do_not_shrink_the_picture():
-    reference = chair_poses().numpy()
-    near, far = (Views.of(reference, distance * reference[:, :, 3]) for distance in (1.0, 1000.0))
-    assert (far.reach <= 1.6 * near.reach).all()
-
-
-def test_coinciding_centres_have_views_too():
-    reference = chair_poses(5).numpy()
-    reference[:, :, 3] = 1.0
-    views = Views.of(reference, reference[:, :, 3])
-    assert np.isfinite(views.axes).all() and (views.reach > 0).all()
 
 
 def test_paths_begin_and_end_where_the_aligned_cameras_are(tmp_path):
     folder = make_run(tmp_path, records=6, pictures=0)
-    (run,) = runs_of(tmp_path)
-    progress, centers = _centers_over_training(run)
+    _, progress, centers = centers_over_training(folder)
     assert progress[0] == 0.0 and progress[-1] == 1.0 and (np.diff(progress) > 0).all()
     with np.load(folder / "cameras.npz") as cameras:
         initial, refined, reference = (torch.from_numpy(cameras[n]) for n in ("initial", "refined", "reference"))
@@ -104,8 +69,7 @@ def test_poses_that_are_no_numbers_are_left_out_of_paths(tmp_path):
     folder = make_run(tmp_path, records=6, pictures=0)
     history = PoseHistory(folder / HISTORY_FILE, source=folder / HISTORY_FILE, before_step=10**9)
     history.append(5000, torch.full((40, 3, 4), float("nan")))
-    (run,) = runs_of(tmp_path)
-    progress, centers = _centers_over_training(run)
+    _, progress, centers = centers_over_training(folder)
     assert len(progress) == 7 and np.isfinite(centers).all()
 
 
@@ -115,7 +79,7 @@ def test_one_seed_is_shown_of_every_preset(tmp_path):
     make_run(tmp_path, preset="two", seed=0, state="failed", records=2)
     make_run(tmp_path, preset="two", seed=1, records=2, pictures=0)
     (group,) = make_groups(runs_of(tmp_path))
-    assert [(row.preset, run.seed) for row, run in shown_runs(group)] == [("one", 1), ("two", 1)]
+    assert [(title, run.seed) for title, run in shown_runs(group)] == [("one", 1), ("two", 1)]
 
 
 def test_pairs_and_their_psnr_by_hand(tmp_path):
@@ -157,3 +121,33 @@ def test_many_presets_and_odd_ones_are_drawn(tmp_path):
     (group,) = make_groups(runs_of(tmp_path / "runs"))
     names = sorted(figure.path.name.rpartition("_small_")[2] for figure in draw(group, tmp_path))
     assert names == ["camera_errors.png", "cameras.png", "curves.png", "paths.png", "views.jpg"]
+
+
+def test_uncertainties_are_compared_with_the_spread_over_seeds(tmp_path):
+    """Cameras that are turned and moved by known amounts between two runs; predictions twice as large as the spread."""
+    generator = torch.Generator().manual_seed(0)
+    angles = 0.01 * (1 + torch.rand(40, generator=generator, dtype=torch.float64))
+    for seed, sign in enumerate((-1.0, 1.0)):
+        folder = make_run(tmp_path, seed=seed, left=0.0, pictures=0, records=2)
+        with np.load(folder / "cameras.npz") as arrays:
+            cameras = dict(arrays)
+        turns = torch.linalg.matrix_exp(
+            sign * angles[:, None, None] * torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 0]])
+        )
+        cameras["refined"] = cameras["reference"].copy()
+        cameras["refined"][:, :, :3] = cameras["reference"][:, :, :3] @ turns.numpy()
+        cameras["rotation_deg"] = np.degrees(angles.numpy())
+        np.savez(folder / "cameras.npz", **cameras)
+        content = json.loads((folder / "results.json").read_text())
+        spread = np.degrees(angles.numpy()) * math.sqrt(2)  # of two values at +-a: a sqrt(2)
+        content["measures"] = {"uncertainty": {"rotation_deg": (2 * spread).tolist(), "center": [0.1] * 40}}
+        (folder / "results.json").write_text(json.dumps(content))
+    data = compare(runs_of(tmp_path))
+    rotations = data[data.kind == "rotation_deg"]
+    np.testing.assert_allclose(rotations.spread, np.degrees(angles) * math.sqrt(2), rtol=1e-6)
+    found = summary(data).loc["rotation_deg"]
+    assert found["spread / predicted"] == pytest.approx(0.5)
+    assert found["error / predicted"] == pytest.approx(0.5 / math.sqrt(2))
+    assert found["rank correlation with spread"] == pytest.approx(1.0)
+    (group,) = make_groups(runs_of(tmp_path))
+    assert [picture for picture in draw(group, tmp_path) if "uncertainty" in picture.path.name]

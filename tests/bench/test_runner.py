@@ -17,9 +17,10 @@ import pytest
 from commands import environment
 from tiny_suites import InThisProcess, write_suite
 
-from hashpose_ns.bench import cli, command, files, runner
+from hashpose_ns.bench import cli, files, jobs, runner
 from hashpose_ns.bench.runner import Task, look_at, prepare
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.runs.files import CHECKPOINTS, POSE_LOG, last_step, write_json
 from hashpose_ns.runs.history import read_pose_history
 
 BENCH = [sys.executable, "-m", "hashpose_ns.bench.cli"]
@@ -29,7 +30,7 @@ BENCH = [sys.executable, "-m", "hashpose_ns.bench.cli"]
 def bench(in_process, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """hashpose-bench in this process, runs included; `bench.engine.started` has the folders of those it did."""
     engine = InThisProcess()
-    monkeypatch.setattr(command, "LocalEngine", lambda *_: engine)
+    monkeypatch.setattr(jobs, "Jobs", lambda *_: engine)
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.0)
 
     def call(*arguments):
@@ -89,12 +90,12 @@ def test_a_run_leaves_what_its_readers_expect(bench, tmp_path: Path):
     assert {"python", "torch", "nerfstudio", "hashpose", "processor", "cores", "gpu", "threads"} == set(
         asked["environment"]
     )
-    assert asked["base_method"] == "hashpose-blender" and asked["settings"]["max_num_iterations"] == 20
+    assert asked["base_method"] == "hashpose-blender" and asked["settings"]["max_num_iterations"] == "20"
     content = read(folder / files.RESULTS)
     assert content["steps"] == 20 and content["train_seconds"] > 0 and content["ms_per_step"] > 0
     assert content["peak_memory_mb"] > 50 and content["parameters"] > 1000 and content["eval_seconds"] > 0
     results = content["results"]
-    log = [json.loads(line) for line in (folder / files.POSE_LOG).read_text().splitlines()]
+    log = [json.loads(line) for line in (folder / POSE_LOG).read_text().splitlines()]
     assert [record["step"] for record in log] == [0, 5, 10, 15, 19]
     cameras = np.load(folder / files.CAMERAS)
     assert cameras["initial"].shape == cameras["refined"].shape == cameras["reference"].shape == (4, 3, 4)
@@ -125,7 +126,7 @@ def test_a_run_leaves_what_its_readers_expect(bench, tmp_path: Path):
 
 
 def test_nerfstudios_own_commands_work_on_a_run(bench, ns_eval, tmp_path: Path):
-    arguments = [*write_suite(tmp_path, presets=["barf"], families={"mlp": {"pipeline.model.field.width": 16}})]
+    arguments = [*write_suite(tmp_path, presets=["barf"], families={"mlp": "--pipeline.model.field.width 16"})]
     assert bench(*arguments, "--output-dir", str(tmp_path / "out")).code == 0
     folder = tmp_path / "out" / "tiny" / "chair" / "barf" / "seed_0"
     outcome = ns_eval("--load-config", folder / "config.yml", "--output-path", tmp_path / "eval.json")
@@ -149,7 +150,7 @@ def test_nerfstudios_own_commands_work_on_a_run(bench, ns_eval, tmp_path: Path):
 
 
 def test_a_run_that_fails_is_reported_and_others_go_on(bench, tmp_path: Path):
-    absurd = {"name": "absurd", "like": "paper", "settings": {"optimizers.decoder.optimizer.lr": 1e38}}
+    absurd = {"name": "absurd", "like": "paper", "flags": "--optimizers.decoder.optimizer.lr 1e38"}
     arguments = [*write_suite(tmp_path, presets=[absurd, "paper"]), "--output-dir", str(tmp_path / "out")]
     outcome = bench(*arguments)
     assert outcome.code == 1
@@ -164,7 +165,7 @@ def test_a_run_that_fails_is_reported_and_others_go_on(bench, tmp_path: Path):
 
     # Mended, it is done without being asked twice; the other one is left alone
     before = (fine / files.RESULTS).stat().st_mtime_ns
-    absurd["settings"] = {"optimizers.decoder.optimizer.lr": 1e-3}
+    absurd["flags"] = "--optimizers.decoder.optimizer.lr 1e-3"
     outcome = bench(*write_suite(tmp_path, presets=[absurd, "paper"]), "--output-dir", str(tmp_path / "out"))
     assert outcome.code == 0, outcome.output[-3000:]
     assert bench.engine.started == [failed] and not (failed / files.FAILURE).exists()
@@ -181,21 +182,21 @@ def test_a_stopped_runner_stops_its_runs_and_the_same_command_goes_on(bench, tmp
     before = (done / files.RESULTS).stat().st_mtime_ns
 
     process = subprocess.Popen([*BENCH, *arguments], env=environment(), stdout=subprocess.PIPE, text=True)
-    wait_until(lambda: process.poll() is not None or files.last_checkpoint(cut) is not None)
+    wait_until(lambda: process.poll() is not None or last_step(cut) is not None)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Stopped by SIGTERM: 1 of 2 runs are complete" in output
     assert processes_about(cut) == []
     assert not (cut / files.RESULTS).exists() and not (cut / files.FAILURE).exists()
-    kept = files.last_checkpoint(cut)
+    kept = last_step(cut)
     assert kept is not None and kept < 149, "it was to be stopped in the middle"
 
     outcome = bench(*arguments)
     assert outcome.code == 0, outcome.output[-3000:]
     assert bench.engine.started == [cut] and "Loading latest Nerfstudio checkpoint" in outcome.output.replace("\n", " ")
     assert (done / files.RESULTS).stat().st_mtime_ns == before
-    log = [json.loads(line) for line in (cut / files.POSE_LOG).read_text().splitlines()]
+    log = [json.loads(line) for line in (cut / POSE_LOG).read_text().splitlines()]
     assert [record["step"] for record in log] == [*range(0, 150, 10), 149]
     assert read(cut / files.RESULTS)["train_seconds"] == log[-1]["train_seconds"] > log[-2]["train_seconds"]
 
@@ -206,9 +207,9 @@ def test_a_run_that_was_trained_but_not_evaluated_is_evaluated_only(bench, tmp_p
     folder = tmp_path / "out" / "tiny" / "chair" / "paper" / "seed_0"
     results = read(folder / files.RESULTS)
     (folder / files.RESULTS).unlink()
-    trained = (folder / files.POSE_LOG).stat().st_mtime_ns
+    trained = (folder / POSE_LOG).stat().st_mtime_ns
     assert bench(*arguments).code == 0
-    assert (folder / files.POSE_LOG).stat().st_mtime_ns == trained
+    assert (folder / POSE_LOG).stat().st_mtime_ns == trained
     again = read(folder / files.RESULTS)
     assert again["results"]["psnr_tto"] == pytest.approx(results["results"]["psnr_tto"], rel=1e-6)
 
@@ -228,14 +229,14 @@ def test_other_settings_are_never_mixed_into_a_run(tmp_path: Path):
     prepare(task)
     look_at(task, overwrite=False)
     assert task.state == "new"  # nothing but run.json: it was killed before its first checkpoint
-    (folder / files.CHECKPOINTS).mkdir()
-    (folder / files.CHECKPOINTS / "step-000000007.ckpt").touch()
+    (folder / CHECKPOINTS).mkdir()
+    (folder / CHECKPOINTS / "step-000000007.ckpt").touch()
     look_at(task, overwrite=False)
     assert task.state == "resume"
     changed = task_with(folder, width=32)
     with pytest.raises(HashPoseError, match=r"other settings \(width was 64, is 32\); --overwrite"):
         look_at(changed, overwrite=False)
-    files.write_json(folder / files.RESULTS, {"results": {}})
+    write_json(folder / files.RESULTS, {"results": {}})
     look_at(task, overwrite=False)
     assert task.state == "done"
     with pytest.raises(HashPoseError, match="other settings"):
@@ -245,6 +246,15 @@ def test_other_settings_are_never_mixed_into_a_run(tmp_path: Path):
     prepare(changed)
     assert [path.name for path in folder.iterdir()] == [files.RECORD]
     assert read(folder / files.RECORD)["settings"] == {"width": 32}
+
+
+def test_runs_from_before_settings_were_flags_are_known(tmp_path: Path):
+    settings = {"rate": 1e-3, "window": [0.0, 0.5], "clip": True, "mode": "off"}
+    earlier = {"base_method": "m", "settings": settings}
+    now = {"rate": "1e-3", "window": "0 0.5", "clip": "True", "mode": "off"}
+    assert runner.difference(earlier, {"base_method": "m", "settings": now, "train": True}) is None
+    changed = {**now, "window": "0 0.6"}
+    assert runner.difference(earlier, {"base_method": "m", "settings": changed}) == "window was [0.0, 0.5], is 0 0.6"
 
 
 def test_two_runners_never_share_a_folder(bench, tmp_path: Path):
@@ -271,87 +281,109 @@ SLEEPERS = """
     import sys
     from pathlib import Path
     from rich.console import Console
-    from hashpose_ns.bench import engines, runner
-    from hashpose_ns.bench.progress import Display
+    from hashpose_ns.bench import jobs, runner
 
-    # In place of a training: a process that ends by itself in a minute, and otherwise as a worker does
-    code = "import sys, time; from hashpose_ns.bench.worker import stop_with; stop_with(int(sys.argv[2])); " + (
-        "open(sys.argv[1] + '/up', 'w'); time.sleep(60)")
-    command = engines.worker_command
-    engines.worker_command = lambda folder: [sys.executable, "-c", code, *command(folder)[3:]]
+    # In place of a training: something that ends by itself in a minute
+    class Sleeper(jobs.DoRun):
+        def __call__(self, folder):
+            import os, sys, time, types
+            sys.modules["hashpose_ns.bench.worker"] = types.SimpleNamespace(main=lambda path: WORK)
+            return super().__call__(folder)
+    jobs.DoRun = Sleeper
     record = dict(base_method="m", settings={}, scene="s", preset="p", steps=9)
     tasks = [runner.Task(dict(record, seed=seed), Path(sys.argv[1]) / f"seed_{seed}") for seed in range(3)]
-    console = Console()
     try:
-        with Display(console, tasks, 2) as display:
-            runner.run_tasks(tasks, engines.LocalEngine(2, 0), 2, display)
+        runner.run_tasks(tasks, jobs.Jobs(jobs.Cluster(), Path(sys.argv[1]), 2), 2, Console())
     except runner.Stopped as stop:
         print("stopped by", stop)
 """
+SLEEP = "(open(path / 'up', 'w'), time.sleep(60))"
+
+
+def sleepers(work: str) -> List[str]:
+    return [sys.executable, "-c", textwrap.dedent(SLEEPERS).replace("WORK", work)]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_runner(how: signal.Signals, tmp_path: Path):
-    program = [sys.executable, "-c", textwrap.dedent(SLEEPERS), str(tmp_path)]
     process = subprocess.Popen(
-        program, env=environment(), stdout=subprocess.PIPE, text=True,
+        [*sleepers(SLEEP), str(tmp_path)], env=environment(), stdout=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )  # fmt: skip
-    folders = [tmp_path / "seed_0", tmp_path / "seed_1"]
-    wait_until(lambda: all((folder / "up").exists() for folder in folders))
-    assert len([pid for folder in folders for pid in processes_about(folder)]) == 2
+    wait_until(lambda: all((tmp_path / f"seed_{seed}" / "up").exists() for seed in (0, 1)))
+    assert len(processes_about(tmp_path)) >= 2
     process.send_signal(how)
-    output, _ = process.communicate(timeout=30)
-    wait_until(lambda: not any(processes_about(folder) for folder in folders), 10)
+    output, _ = process.communicate(timeout=60)
+    wait_until(lambda: not processes_about(tmp_path), 30)
     if how != signal.SIGKILL:
-        assert f"stopped by {how.name}" in output
-    assert not any((folder / files.FAILURE).exists() for folder in folders), "being stopped is no failure"
+        assert f"stopped by {how.name}" in output and "Traceback" not in output
+    assert not list(tmp_path.glob(f"*/{files.FAILURE}")), "being stopped is no failure"
     assert not (tmp_path / "seed_2").exists()
 
 
 def test_under_nohup_a_terminal_that_closes_stops_nothing(tmp_path: Path):
-    program = textwrap.dedent(SLEEPERS).replace("sleep(60)", "sleep(1)")
-    process = subprocess.Popen(["nohup", sys.executable, "-c", program, str(tmp_path)], env=environment())
+    command = sleepers(SLEEP.replace("60", "1"))
+    process = subprocess.Popen(["nohup", *command, str(tmp_path)], env=environment(), start_new_session=True)
     wait_until(lambda: (tmp_path / "seed_0" / "up").exists())
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=60) == 0
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=90) == 0
     assert (tmp_path / "seed_2" / "up").exists()
 
 
 def test_a_process_that_is_killed_is_a_failure(tmp_path: Path):
-    program = textwrap.dedent(SLEEPERS).replace(
-        "time.sleep(60)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment(), check=True, timeout=60)
+    command = sleepers("os.kill(os.getpid(), 9)")
+    subprocess.run([*command, str(tmp_path)], env=environment(), check=True, timeout=120)
     for seed in range(3):
-        failure = read(tmp_path / f"seed_{seed}" / files.FAILURE)
-        assert "ended by the signal SIGKILL" in failure["error"]
+        assert "ended from outside" in read(tmp_path / f"seed_{seed}" / files.FAILURE)["error"]
 
 
-# -- a cluster ---------------------------------------------------------------------------------------------------------
-
-
-def test_submitit_does_two_runs_at_a_time(tmp_path: Path, in_process, monkeypatch: pytest.MonkeyPatch):
-    """Real jobs of submitit on this machine, each with a real process for its run."""
-    pytest.importorskip("submitit")
+def test_two_runs_at_a_time(tmp_path: Path, in_process, monkeypatch: pytest.MonkeyPatch):
+    """Real jobs of submitit on this machine."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = [*write_suite(tmp_path, presets=["paper"], seeds=2), "--output-dir", str(tmp_path / "out")]
-    cluster = ["--engine", "submitit", "--cluster.kind", "local", "--cluster.gpus", "0", "--cluster.cpus", "1"]
-    outcome = in_process(cli.entrypoint, *arguments, *cluster, "--jobs", "2")
+    outcome = in_process(cli.entrypoint, *arguments, "--jobs", "2")
     assert outcome.code == 0, outcome.output[-3000:]
+    assert "[2/2] chair / paper / seed" in outcome.output and " deg, translation x100 " in outcome.output
     folders = [tmp_path / "out" / "tiny" / "chair" / "paper" / f"seed_{seed}" for seed in (0, 1)]
     for folder in folders:
         assert read(folder / files.RESULTS)["steps"] == 20
+        assert read(folder / files.RECORD)["environment"]["threads"] == 1
         assert "Training Finished" in (folder / files.LOG).read_text()
-    first, second = ((folder / files.LOG).stat().st_mtime for folder in folders)
-    begun = [read(folder / files.RECORD)["started"] for folder in folders]
-    assert max(begun) < time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(min(first, second))), "one after the other"
-    jobs = {path.name.split("_")[0] for path in (tmp_path / "out" / ".submitit").glob("*_result.pkl")}
-    assert len(jobs) == 2
+    assert len(list((tmp_path / "out" / ".submitit").glob("*_result.pkl"))) == 2
 
 
-def test_without_submitit_one_sentence(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_submitit_one_sentence(in_process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "submitit", None)  # import submitit raises ImportError
-    outcome = bench(*write_suite(tmp_path), "--output-dir", str(tmp_path / "out"), "--engine", "submitit")
-    assert outcome.code == 1 and "pip install 'hashpose[cluster]'" in outcome.output
+    outcome = in_process(cli.entrypoint, *write_suite(tmp_path), "--output-dir", str(tmp_path / "out"))
+    assert outcome.code == 1 and "pip install 'hashpose[bench]'" in outcome.output
     assert not (tmp_path / "out").exists()
+
+
+# -- suites of records -------------------------------------------------------------------------------------------------
+
+
+def test_a_suite_may_only_measure(bench, tmp_path: Path):
+    """Poses judged without training, as in benchmarks/suites/guard-pairs.yaml."""
+    measures = {"guard": {"initial": "reference", "refined": 5.0, "steps": 2}, "pixels": {"radius": 0.5}}
+    arguments = write_suite(tmp_path, train=False, measures=measures)
+    outcome = bench(*arguments, "--output-dir", str(tmp_path / "out"))
+    assert outcome.code == 0, outcome.output[-3000:]
+    content = read(tmp_path / "out" / "tiny" / "chair" / "paper" / "seed_0" / files.RESULTS)
+    verdict, pixels = content["measures"]["guard"], content["measures"]["pixels"]["pixels"]
+    assert verdict["verdict"] in ("helped", "hurt", "undecided") and content["steps"] == 0
+    assert verdict["error_initial_deg"] < 1e-4 < 1 < verdict["error_refined_deg"] < 20
+    assert verdict["error_initial_pixels"] < 1e-4 < verdict["error_refined_pixels"] and pixels > 0
+    assert not (tmp_path / "out" / "tiny" / "chair" / "paper" / "seed_0" / CHECKPOINTS).exists()
+
+
+def test_a_suite_may_leave_evaluation_out(bench, tmp_path: Path):
+    arguments = write_suite(tmp_path, evaluate=False, measures={"uncertainty": {}})
+    assert bench(*arguments, "--output-dir", str(tmp_path / "out")).code == 0
+    folder = tmp_path / "out" / "tiny" / "chair" / "paper" / "seed_0"
+    content = read(folder / files.RESULTS)
+    assert "psnr_tto" not in content["results"] and not (folder / files.RENDERS).exists()
+    assert content["results"]["barf_rotation_deg_mean"] > 0 and content["cpu_seconds"] > 0
+    assert len(content["measures"]["uncertainty"]["center"]) == 4
+    unknown = write_suite(tmp_path, "other", evaluate=False, measures={"uncertainties": {}})
+    outcome = bench(*unknown, "--output-dir", str(tmp_path / "out"))
+    assert outcome.code == 1 and "There is no measure 'uncertainties'; choose among pixels" in outcome.output

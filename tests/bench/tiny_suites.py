@@ -1,4 +1,4 @@
-"""Suites that take seconds, and an engine that does without a process for each run."""
+"""Suites that take seconds, and a starter that does without a process for each run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,16 @@ from scenes import blender_scene
 
 from hashpose_ns.bench import worker
 
-TINY = {
-    "max_num_iterations": 20,
-    "steps_per_save": 5,
-    "steps_per_pose_log": 5,
-    "pipeline.datamanager.train_num_rays_per_batch": 64,
-    "pipeline.datamanager.eval_num_rays_per_batch": 64,
-    "pipeline.eval_num_images": 2,
-    "pipeline.tto_steps": 2,
-    "pipeline.tto_rays": 32,
-}
-TINY_HASH = {
-    "pipeline.model.num_samples": 16,
-    "pipeline.model.field.encoding.num_levels": 4,
-    "pipeline.model.field.encoding.log2_hashmap_size": 10,
-    "pipeline.model.field.encoding.base_resolution": 4,
-    "pipeline.model.field.encoding.max_resolution": 32,
-    "pipeline.model.field.decoder.width": 16,
-}
+TINY = (
+    "--max-num-iterations 20 --steps-per-save 5 --steps-per-pose-log 5 --pipeline.eval-num-images 2 "
+    "--pipeline.datamanager.train-num-rays-per-batch 64 --pipeline.datamanager.eval-num-rays-per-batch 64 "
+    "--pipeline.tto-steps 2 --pipeline.tto-rays 32"
+)
+TINY_HASH = (
+    "--pipeline.model.num-samples 16 --pipeline.model.field.encoding.num-levels 4 "
+    "--pipeline.model.field.encoding.log2-hashmap-size 10 --pipeline.model.field.encoding.base-resolution 4 "
+    "--pipeline.model.field.encoding.max-resolution 32 --pipeline.model.field.decoder.width 16"
+)
 
 
 def suite_content(folder: Path, **changes: Any) -> Dict[str, Any]:
@@ -41,7 +33,7 @@ def suite_content(folder: Path, **changes: Any) -> Dict[str, Any]:
         "scale": "smoke",
         "scenes": {"chair": "{data}/chair"},
         "presets": ["paper"],
-        "settings": TINY,
+        "flags": TINY,
         "families": {"hash": TINY_HASH},
     }
     return {**content, **changes}
@@ -57,10 +49,10 @@ def write_suite(folder: Path, name: str = "tiny", **changes: Any) -> List[str]:
 class InThisProcess:
     """Does a run at once when it is started, which saves a process' ten seconds of imports."""
 
-    def __init__(self, *_) -> None:
+    def __init__(self) -> None:
         self.started: List[Path] = []
 
-    def start(self, folder: Path, slot: int) -> "InThisProcess":
+    def start(self, folder: Path, slot: int) -> InThisProcess:
         from nerfstudio.utils import profiler, writer
 
         for state in (writer.EVENT_WRITERS, writer.EVENT_STORAGE, writer.GLOBAL_BUFFER, profiler.PROFILER):
@@ -69,11 +61,8 @@ class InThisProcess:
         worker.main(folder)
         return self
 
-    def is_over(self) -> bool:
+    def done(self) -> bool:
         return True
 
-    def ending(self) -> str:
-        return "It left no word."
-
-    def stop(self) -> None:
+    def cancel(self) -> None:
         pass

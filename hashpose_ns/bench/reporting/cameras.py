@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -117,8 +116,8 @@ def draw_paths(group: Group, path: Path) -> bool:
                     pieces = np.stack([way[:-1], way[1:]], axis=1)
                     axis.add_collection(LineCollection(list(pieces), colors=colors, linewidths=1.3, capstyle="round"))
                 true = view.project(reference[:, :, 3])
-                axis.scatter(*true.T, s=26, facecolors="none", edgecolors=TRUE, linewidths=1.1, zorder=3)
-                axis.scatter(*flat[-1].T, s=7, color=colormap(1.0), zorder=4)
+                axis.scatter(true[:, 0], true[:, 1], s=26, facecolors="none", edgecolors=TRUE, linewidths=1.1, zorder=3)
+                axis.scatter(flat[-1, :, 0], flat[-1, :, 1], s=7, color=colormap(1.0), zorder=4)
             axes[0].set_title(wrapped(title))
         handles = [
             Line2D([], [], color=colormap(0.25), linewidth=2, label="early in training"),
@@ -150,7 +149,7 @@ def centers_over_training(
     return reference, progress, similarity.apply_to_points(torch.from_numpy(centers)).numpy()
 
 
-def _panels(views: Views, count: int, margin: float) -> Tuple[Figure, Sequence[Sequence[Axes]]]:
+def _panels(views: Views, count: int, margin: float) -> Tuple[Figure, List[Any]]:
     """A figure with two prepared axes, from above and from the side, for each of so many pictures.
 
     Args:
@@ -210,7 +209,7 @@ def draw_views(group: Group, path: Path) -> Optional[str]:
     height = blocks * (len(names) * (width * photograph.shape[0] / photograph.shape[1] + 0.34) + 0.35)
     with rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(width * columns, height), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0.0, wspace=0.0)  # type: ignore[union-attr]
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0.0, wspace=0.0)  # type: ignore
         grid = figure.subplots(blocks * len(names), columns, squeeze=False, subplot_kw=dict(xticks=[], yticks=[]))
         for index, row in enumerate(grid):
             image, block = index % len(names), index // len(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from hashpose_ns.bench.reporting.frame import PSNR, ROTATION, TRANSLATION, Aggre
 from hashpose_ns.plotting.axes import log_axis
 from hashpose_ns.plotting.figures import BEFORE, COLORS
 
-STYLE: Dict[str, Any] = {
+STYLE: Any = {
     **sns.axes_style("whitegrid"),
     "font.family": "DejaVu Sans",
     "axes.titlesize": 11,
@@ -224,12 +224,12 @@ def draw_scenes(aggregate: Aggregate, path: Path) -> bool:
         Whether there was anything to draw.
     """
     data = pd.concat([group.runs for group in aggregate.groups])
-    data, metrics = data[data.state == "done"], (ROTATION, TRANSLATION, PSNR)
+    data, metrics = data[data.state == "done"], [ROTATION, TRANSLATION, PSNR]
     shown = {
         metric: data[np.isfinite(data[metric.name]) & ~(data.moved.astype(bool) & metric.of_poses)]
         for metric in metrics
     }
-    metrics = tuple(metric for metric in metrics if len(shown[metric]))
+    metrics = [metric for metric in metrics if len(shown[metric])]
     if not metrics:
         return False
     scenes = [group.scene for group in aggregate.groups]
@@ -253,7 +253,7 @@ def draw_scenes(aggregate: Aggregate, path: Path) -> bool:
     return True
 
 
-def _published_dots(axes: Sequence[Axes], metrics: Sequence[Any], aggregate: Aggregate) -> List[Line2D]:
+def _published_dots(axes: Iterable[Axes], metrics: Sequence[Any], aggregate: Aggregate) -> List[Line2D]:
     """Draws what was published for all scenes; entries of the legend."""
     handles = []
     for marker, source in zip("sD^vPX", [row.title for row in aggregate.published]):

@@ -356,7 +356,8 @@ class Aggregate:
 def make_groups(runs: pd.DataFrame) -> List[Group]:
     """Groups and presets in the order of the runs."""
     found = runs.groupby(["scene", "scenario", "scale"], sort=False)
-    return sorted((Group(*key, members) for key, members in found), key=lambda group: (group.scenario, group.scale))
+    groups = [Group(scene, scenario, scale, members) for (scene, scenario, scale), members in found]
+    return sorted(groups, key=lambda group: (group.scenario, group.scale))
 
 
 def make_aggregates(groups: Sequence[Group]) -> List[Aggregate]:
