@@ -17,7 +17,7 @@ lint: $(TOOLS)
 	$(VENV)/bin/python -m ruff check hashpose_ns tests benchmarks
 	$(VENV)/bin/python -m ruff format --check hashpose_ns tests benchmarks
 	$(VENV)/bin/python .ci/mypy_ratchet
-#	$(VENV)/bin/lint-imports  # once pyproject.toml has its contracts
+	$(VENV)/bin/lint-imports
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

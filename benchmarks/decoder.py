@@ -10,7 +10,6 @@ so. nn.Linear computes in float32 or, by autocast, in bfloat16.
 
 from __future__ import annotations
 
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
 import torch
 import training
 import tyro
+from record import write_record
 from rich.console import Console
 from rich.table import Table
 
@@ -96,7 +96,7 @@ def alternatives(width: int, args: Args) -> Tuple[Dict[str, Callable[[], Any]], 
 
 def main(args: Args) -> None:
     """Measures, prints, writes."""
-    load, results, missing = os.getloadavg()[0], [], {}
+    results, missing = [], {}
     for width in args.widths:
         torch.manual_seed(0)
         steps, missing = alternatives(width, args)
@@ -123,7 +123,7 @@ def main(args: Args) -> None:
         Console().print(f"Not measured: {name}. {reason}", markup=False)
     if args.output is not None:
         content = {"clock": training.CLOCK, "rays": rays, "samples": samples, "threads": torch.get_num_threads()}
-        training.write_record(args.output, load, **content, results=results, not_measured=missing)
+        write_record(args.output, **content, results=results, not_measured=missing)
 
 
 if __name__ == "__main__":

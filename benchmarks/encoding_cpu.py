@@ -11,12 +11,6 @@ the backward pass: `--gradient product`. Its kernels are compiled before anythin
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +18,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 import tyro
+from record import write_record
 from rich.table import Table
 
 from hashpose_ns.bench.environment import processor
@@ -120,13 +115,6 @@ def drjit_steps(x: torch.Tensor, grad_output: torch.Tensor) -> Tuple[Callable[[]
     return only_forward, both
 
 
-def git_commit() -> str:
-    """The checkout's commit, with a plus if files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() if result.returncode == 0 else "unknown"
-
-
 def main(args: Args) -> None:
     """Runs the benchmark, prints a table and, if asked, writes a JSON file."""
     if args.threads is not None:
@@ -180,27 +168,14 @@ def main(args: Args) -> None:
     CONSOLE.print(table)
 
     if args.output is not None:
-        record = dict(
-            benchmark="encoding_cpu",
-            command=shlex.join(["python", "benchmarks/encoding_cpu.py", *sys.argv[1:]]),
-            git_commit=git_commit(),
-            machine=dict(
-                cpu=processor(),
-                threads=threads,
-                load_average=os.getloadavg()[0],
-                system=platform.platform(),
-                python=platform.python_version(),
-            ),
-            torch_version=torch.__version__,
+        write_record(
+            args.output,
             grid=dict(num_levels=16, features_per_level=2, log2_hashmap_size=19, base=16, max=2048, dims=3),
             gradient=args.gradient,
             drjit=drjit,
             repeats=args.repeats,
             results=rows,
         )
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(record, indent=2) + "\n")
-        CONSOLE.print(f"Wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ number in this repository comes from it.
 from __future__ import annotations
 
 import copy
-import json
-import shlex
+import os
 import statistics
 import sys
 from dataclasses import dataclass
@@ -29,9 +28,9 @@ from typing import Callable, Dict, List, Optional, Tuple
 import torch
 import tyro
 from encoding_cpu import forward, forward_backward
+from record import write_record
 from rich.table import Table
 
-from hashpose_ns.bench.environment import environment
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.encoding.backends import get_backend
 from hashpose_ns.encoding.grid import READINGS
@@ -190,8 +189,8 @@ def main(args: Args) -> None:
     CONSOLE.print(f"All agree with float64: the largest difference is {worst:.1e} of the largest number.")
     rows = [row for count in args.points for row in measure(encodings, count, args.repeats, device)]
 
-    where = environment()
-    table = Table(title=f"Hash encoding, {where['environment']['gpu']}, torch {torch.__version__}; ms: step (kernels)")
+    gpu = torch.cuda.get_device_name()
+    table = Table(title=f"Hash encoding, {gpu}, torch {torch.__version__}; ms: step (kernels)")
     for column in ("points", "encoding", "forward", "forward + backward", f"times {BASELINE}"):
         table.add_column(column, justify="left" if column == "encoding" else "right")
     baseline = {row["points"]: row["forward_backward_step_ms"] for row in rows if row["encoding"] == BASELINE}
@@ -207,11 +206,10 @@ def main(args: Args) -> None:
     CONSOLE.print(table)
 
     if args.output is not None:
-        where["commit"] = where["commit"] or args.commit
-        record = dict(
-            benchmark="encoding_gpu",
-            command=shlex.join(["python", "benchmarks/encoding_gpu.py", *sys.argv[1:]]),
-            **where,
+        if args.commit:
+            os.environ.setdefault("HASHPOSE_COMMIT", args.commit)
+        write_record(
+            args.output,
             triton=sys.modules["triton"].__version__ if "triton" in sys.modules else None,
             grid=dict(**GRID, base=16, max=2048, dims=3),
             gradient=args.gradient,
@@ -219,9 +217,6 @@ def main(args: Args) -> None:
             errors_against_float64=errors,
             results=rows,
         )
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(record, indent=2) + "\n")
-        CONSOLE.print(f"Wrote {args.output}")
 
 
 if __name__ == "__main__":

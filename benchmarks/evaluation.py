@@ -11,7 +11,6 @@ values do not change what there is to compute.
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import tempfile
 from collections import defaultdict
@@ -22,6 +21,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 import torch
 import training
 import tyro
+from record import write_record
 from rich.console import Console
 
 
@@ -43,35 +43,38 @@ class Args:
 
 def main(args: Args) -> None:
     """Measures, prints, writes."""
-    from hashpose_ns.evaluation import optimized_eval_cameras, spread
+    from hashpose_ns.photometry.align import optimized_held_out_poses
+    from hashpose_ns.photometry.pixels import evenly_spaced, posed_cameras
 
-    load, size = os.getloadavg()[0], training.SIZES[args.size]
+    size = training.SIZES[args.size]
     with tempfile.TemporaryDirectory() as temporary:
         # nerfstudio's format holds a tenth of the images out
         size = dataclasses.replace(size, views=max(size.views, 80))
-        scene = training.make_scene(Path(temporary) / "scene", size.views, size.resolution)
+        data = training.make_scene(Path(temporary) / "scene", size.views, size.resolution)
         settings = training.sample_settings(size.method, size.samples)
         if args.size == "tiny":
             settings.update({"pipeline.tto_steps": 2, "pipeline.tto_rays": 32})
-        trainer = training.make_trainer(size.method, scene, Path(temporary) / "out", settings)
+        trainer = training.make_trainer(size.method, data, Path(temporary) / "out", settings)
         pipeline = trainer.pipeline
         pipeline.model.update_to_step(training.START_STEP)
         pipeline.eval()
-        poses = pipeline.aligned_eval_poses()
-        indices = spread(len(poses), max(args.at_once))
+        scene = pipeline.scene
+        poses = scene.aligned_held_out_poses()
+        indices = evenly_spaced(len(poses), max(args.at_once))
 
         def render(chunk: int) -> Callable[[], None]:
             def run() -> None:
                 pipeline.model.config.eval_num_rays_per_chunk = chunk
                 for index in indices:
-                    pipeline.model.get_outputs_for_camera(pipeline.eval_cameras([index], poses))
+                    camera = posed_cameras(scene.held_out, poses[index : index + 1], scene.device, [index])
+                    pipeline.model.get_outputs_for_camera(camera)
 
             return run
 
         def optimize(count: int) -> Callable[[], None]:
             def run() -> None:
                 pipeline.config.tto_images = count
-                list(optimized_eval_cameras(pipeline, indices, poses))
+                list(optimized_held_out_poses(pipeline.scene, indices, poses))
 
             return run
 
@@ -105,9 +108,7 @@ def main(args: Args) -> None:
             "clock": training.CLOCK,
         }
         memory = training.memory_mb()
-        training.write_record(
-            args.output, load, size=args.size, **vars(size), **asked, results=results, memory_mb=memory
-        )
+        write_record(args.output, size=args.size, **vars(size), **asked, results=results, memory_mb=memory)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ exponential of matrices in float64. `--runs before=FOLDER after=FOLDER` notes ho
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 import training
 import tyro
 from launches import Launches
+from record import write_record
 from rich.console import Console
 from rich.table import Table
 
@@ -107,7 +107,6 @@ def ended(folder: Path) -> List[Dict[str, Any]]:
 
 def main(args: Args) -> None:
     """Measures, prints, writes."""
-    load = os.getloadavg()[0]
     torch.manual_seed(0)
     costs = [row for count in args.cameras for row in cost(count, args.repeats)]
     exactness = [row for angle in args.angles for row in errors(angle)]
@@ -118,7 +117,7 @@ def main(args: Args) -> None:
             table.add_row(*(str(value) for value in row.values()))
         Console().print(table)
     if args.output is not None:
-        training.write_record(args.output, load, costs=costs, errors=exactness, runs=runs)
+        write_record(args.output, costs=costs, errors=exactness, runs=runs)
 
 
 if __name__ == "__main__":

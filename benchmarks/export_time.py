@@ -6,9 +6,6 @@ python benchmarks/export_time.py --output benchmarks/results
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,9 +16,7 @@ from unittest import mock
 import numpy as np
 import torch
 import tyro
-from pose_runs import git
-
-from hashpose_ns.bench.environment import processor
+from record import write_record
 
 
 @dataclass
@@ -106,16 +101,7 @@ def main(args: Args) -> None:
                     export.main()
                     times.append(time.perf_counter() - begin)
                 seconds[name] = round(min(times), 3)
-    content = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": git("rev-parse", "HEAD"),
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
-        "cameras": args.cameras,
-        "points": args.points,
-        "seconds": seconds,
-    }
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "export_time.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_record(args.output / "export_time.json", cameras=args.cameras, points=args.points, seconds=seconds)
     print(json.dumps(seconds, indent=1))
 
 

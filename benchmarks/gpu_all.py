@@ -25,9 +25,11 @@ from typing import Any, Dict, List, Literal, Optional
 
 import torch
 import tyro
-from pose_runs import DEMO_SCENE, REPOSITORY
+from record import REPOSITORY
 from rich.console import Console
 from rich.table import Table
+
+from hashpose_ns.demo import DEMO_SCENE
 
 LIMITS = {"encoding_gpu": 90, "step": 150, "launches": 40, "decoder": 80, "scaling": 90, "evaluation": 70}
 """Seconds that each part may take at most."""

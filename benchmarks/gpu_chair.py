@@ -21,10 +21,10 @@ from typing import Dict, List, Literal, Tuple
 
 import torch
 import tyro
+from record import REPOSITORY, write_record
 from rich.console import Console
 from rich.table import Table
 
-REPOSITORY = Path(__file__).parent.parent
 PLUGINS = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
     "NERFSTUDIO_METHOD_CONFIGS": "hashpose-blender=hashpose_ns.methods:blender",
@@ -45,7 +45,7 @@ RECIPES = {
     "--optimizers.camera-opt.optimizer.lr 8e-3 --optimizers.camera-opt.scheduler.lr-final 1e-3 "
     "--optimizers.camera-opt.scheduler.cooldown 0.25",
 }
-"""Name -> flags. `best` is what benchmarks/convergence.py found at small scale, with a rate for the larger decoder."""
+"""Name -> flags. `best` is what benchmarks/suites/convergence.yaml found, with a rate for the larger decoder."""
 
 
 @dataclass
@@ -117,8 +117,7 @@ def main(args: Args) -> None:
     """Runs everything and writes the JSON after every part, so that a time limit loses little."""
     args.output.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
-    report: Dict = {"command": sys.argv, "commit": commit, "device": device, "torch": torch.__version__, "runs": []}
+    report: Dict = {"device": device, "runs": []}
     if args.tests:
         report["encoding_tests_exit_code"], _ = run(
             [sys.executable, "-m", "pytest", str(REPOSITORY / "tests" / "encoding")], args.output / "encoding_tests.log"
@@ -130,7 +129,7 @@ def main(args: Args) -> None:
     for recipe, seed in itertools.product(args.recipes, args.seeds):
         result = train_and_evaluate(args, recipe, seed)
         report["runs"].append(result)
-        (args.output / "gpu_chair.json").write_text(json.dumps(report, indent=1))
+        write_record(args.output / "gpu_chair.json", **report)
         scores = result.get("results", {})
         table.add_row(
             recipe,

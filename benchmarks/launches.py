@@ -15,7 +15,6 @@ its own record of kernels stands beside the counts.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 import training
 import tyro
+from record import write_record
 from rich.console import Console
 from rich.table import Table
 from step import RAYS
@@ -201,7 +201,7 @@ def on_the_device(trainer: Any, first: int) -> Dict[str, float]:
 
 def main(args: Args) -> None:
     """Counts, prints, writes."""
-    load, results = os.getloadavg()[0], {}
+    results = {}
     settings = training.read_settings(args.settings)
     with tempfile.TemporaryDirectory() as folder:
         scene = training.make_scene(Path(folder) / "scene", views=10, resolution=16)
@@ -216,7 +216,7 @@ def main(args: Args) -> None:
         table.add_row("sum", *(str(result["total"][key]) for key in ("forward", "backward", "waits")))
         Console().print(table)
     if args.output is not None:
-        training.write_record(args.output, load, settings=settings, results=results)
+        write_record(args.output, settings=settings, results=results)
 
 
 if __name__ == "__main__":

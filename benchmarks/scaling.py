@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 import training
 import tyro
+from record import write_record
 from rich.console import Console
 from rich.table import Table
 
@@ -124,7 +124,7 @@ def figure(rows: List[Dict[str, Any]], path: Path) -> None:
 
 def main(args: Args) -> None:
     """Measures, prints, writes."""
-    load, size = os.getloadavg()[0], training.SIZES[args.size]
+    size = training.SIZES[args.size]
     subjects: Dict[Tuple[str, int], Subject] = {}
     made: Dict[Tuple, Subject] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -157,7 +157,7 @@ def main(args: Args) -> None:
     Console().print(table)
     if args.output is not None:
         asked = {"size": args.size, **vars(size), "clock": training.CLOCK}
-        training.write_record(args.output, load, **asked, results=rows, exponents=exponents)
+        write_record(args.output, **asked, results=rows, exponents=exponents)
         figure(rows, args.output.with_suffix(".png"))
 
 

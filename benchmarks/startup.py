@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
-import training
 import tyro
+from record import write_record
 from rich.console import Console
 
 NO_PLUGINS = """
@@ -64,7 +64,6 @@ def cpu_seconds(program: str) -> float:
 
 def main(args: Args) -> None:
     """Measures, prints, writes."""
-    load = os.getloadavg()[0]
     times: Dict[str, List[float]] = {name: [] for name in PROGRAMS}
     for repeat in range(args.repeats):
         order = list(PROGRAMS.items())
@@ -74,7 +73,7 @@ def main(args: Args) -> None:
     for name, result in results.items():
         Console().print(f"{result['seconds']:7.2f} s  {name}")
     if args.output is not None:
-        training.write_record(args.output, load, repeats=args.repeats, results=results)
+        write_record(args.output, repeats=args.repeats, results=results)
 
 
 if __name__ == "__main__":

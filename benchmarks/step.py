@@ -26,6 +26,7 @@ from typing import Any, Dict, List, Optional
 import torch
 import training
 import tyro
+from record import write_record
 from rich.console import Console
 from rich.table import Table
 from step_parts import split_step
@@ -164,7 +165,7 @@ class Worker:
 
 def main(args: Args) -> None:
     """Measures, prints, writes."""
-    load, size = os.getloadavg()[0], training.SIZES[args.size]
+    size = training.SIZES[args.size]
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # those of the libraries, in every process
     chosen = {name: case for name, case in cases(size).items() if args.methods is None or name in args.methods}
     workers: Dict[str, Worker] = {}
@@ -210,7 +211,7 @@ def main(args: Args) -> None:
     Console().print(table)
     Console().print("\n".join(f"{ms:8.3f} ms  {name}" for name, ms in breakdown.items()))
     if args.output is not None:
-        training.write_record(args.output, load, size=args.size, **vars(size), results=results, breakdown_ms=breakdown)
+        write_record(args.output, size=args.size, **vars(size), results=results, breakdown_ms=breakdown)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import training
 import tyro
+from record import write_record
 from rich.console import Console
 
 
@@ -73,7 +74,7 @@ def main(args: Args) -> None:
     if args.scene is not None:
         serve(args)
         return
-    load, size = os.getloadavg()[0], training.SIZES[args.size]
+    size = training.SIZES[args.size]
     workers: Dict[str, Any] = {}
     times: Dict[str, List[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -107,9 +108,7 @@ def main(args: Args) -> None:
     for name, result in results.items():
         Console().print(f"{name}: {result['ms']:.2f} ms a step of {training.CLOCK} (least {result['ms_least']:.2f})")
     if args.output is not None:
-        training.write_record(
-            args.output, load, size=args.size, **vars(size), clock=training.CLOCK, steps=args.steps, results=results
-        )
+        write_record(args.output, size=args.size, **vars(size), clock=training.CLOCK, steps=args.steps, results=results)
 
 
 if __name__ == "__main__":

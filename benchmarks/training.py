@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import resource
-import shlex
-import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -16,9 +13,8 @@ from pathlib import Path
 from typing import Any, Dict, Literal, Optional, Sequence
 
 import torch
-from pose_runs import DEMO_SCENE
 
-from hashpose_ns.bench.environment import environment
+from hashpose_ns.demo import DEMO_SCENE
 from nerfstudio.engine.trainer import Trainer
 
 TOTAL_STEPS = 1_000_000
@@ -97,7 +93,6 @@ def make_trainer(method: str, scene: Path, output: Path, settings: Optional[Dict
         settings: dotted path -> value.
     """
     from hashpose_ns.bench.configs import base_config
-    from hashpose_ns.bench.settings import apply_setting
 
     warnings.filterwarnings("ignore")
     captures = method in ("hashpose-small", "barf", "nerfacto")
@@ -106,9 +101,9 @@ def make_trainer(method: str, scene: Path, output: Path, settings: Optional[Dict
     else:
         config = base_config(method.removesuffix("-blender"), "captures" if captures else "blender")
         for key, value in {"camera_optimizer.start": 0.0, "camera_optimizer.warmup": 0.0}.items():
-            apply_setting(config, f"pipeline.model.{key}", value)
+            set_value(config, f"pipeline.model.{key}", value)
     for key, value in (settings or {}).items():
-        apply_setting(config, key, value)
+        set_value(config, key, value)
     config.output_dir, config.experiment_name, config.timestamp = output, method, "run"
     config.pipeline.datamanager.data = scene
     config.max_num_iterations, config.vis = TOTAL_STEPS, "tensorboard"
@@ -125,6 +120,19 @@ def make_trainer(method: str, scene: Path, output: Path, settings: Optional[Dict
         scheduler.last_epoch = START_STEP - 1
         scheduler.step()
     return trainer
+
+
+def set_value(config: Any, path: str, value: Any) -> None:
+    """Sets an entry of nested dataclasses and dictionaries by its dotted path. Only that it exists is checked, so that
+    it works with any version of the package."""
+    *owners, name = path.split(".")
+    for owner in owners:
+        config = config[owner] if isinstance(config, dict) else getattr(config, owner)
+    if isinstance(config, dict):
+        config[name] = value
+    else:
+        getattr(config, name)
+        setattr(config, name, tuple(value) if isinstance(value, list) else value)
 
 
 def read_settings(pairs: Sequence[str]) -> Dict[str, Any]:
@@ -170,12 +178,3 @@ def memory_mb() -> Dict[str, float]:
     if torch.cuda.is_available():
         record["cuda"] = torch.cuda.max_memory_allocated() / 2**20
     return record
-
-
-def write_record(output: Path, load_before: float, **content: Any) -> None:
-    """Writes JSON with machine, versions and commit; the load average tells how busy a shared machine was."""
-    machine = {**environment(), "load_average": [load_before, os.getloadavg()[0]]}
-    machine["commit"] = machine["commit"] or os.environ.get("HASHPOSE_COMMIT")  # a copy without .git is told
-    record = {"benchmark": output.stem, "command": shlex.join(["python", *sys.argv]), **machine, **content}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n")

@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -27,8 +25,9 @@ from pathlib import Path
 from typing import Dict, Optional
 
 import tyro
+from record import REPOSITORY, write_record
 
-CHAIR = Path(__file__).resolve().parent.parent / "hashpose_ns" / "data" / "demo_chair"
+CHAIR = REPOSITORY / "hashpose_ns" / "data" / "demo_chair"
 
 
 @dataclass
@@ -113,7 +112,7 @@ def main(args: Args) -> None:
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
-    viewer, live = trainer.viewer_state, trainer.pipeline.model.pose_panel.live
+    viewer, live = trainer.viewer_state, trainer.pipeline.pose_panel.live
     training = threading.Thread(target=trainer.train)
     training.start()
 
@@ -159,22 +158,15 @@ def main(args: Args) -> None:
     print(f"The panel takes {100 * share:.2f} % of the time with {args.cameras} cameras.")
     shutil.rmtree(folder)
     if args.output is not None:
-        record = {
-            "benchmark": "viewer_cost",
-            "command": shlex.join(["python", "benchmarks/viewer_cost.py", *sys.argv[1:]]),
-            "git_commit": subprocess.run(
-                ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, cwd=CHAIR
-            ).stdout.strip(),
-            "machine": {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0], "system": platform.platform()},
-            "cameras": args.cameras,
-            "rounds": args.rounds,
-            "seconds": args.seconds,
-            "share": share,
-            "without_panel": alone,
-            "with_panel": watched,
-        }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(record, indent=2) + "\n")
+        write_record(
+            args.output,
+            cameras=args.cameras,
+            rounds=args.rounds,
+            seconds=args.seconds,
+            share=share,
+            without_panel=alone,
+            with_panel=watched,
+        )
 
 
 if __name__ == "__main__":

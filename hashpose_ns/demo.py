@@ -117,7 +117,7 @@ class Demo:
     @staticmethod
     def _figures(run: Path, cameras: Path, curve: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
-        from hashpose_ns.figures import plot_cameras, plot_pose_errors
+        from hashpose_ns.plotting.figures import plot_cameras, plot_pose_errors
         from hashpose_ns.runs.files import read_pose_log
         from nerfstudio.utils.eval_utils import eval_setup
 

@@ -202,8 +202,7 @@ class HashPoseField(RenderedField):
         smoothed: bool = True,
     ) -> Dict[FieldHeadNames, Tensor]:
         """Densities and colours of samples, see `RenderedField`; normals are not computed."""
-        features, inside = self.encode(ray_samples, smoothed)
-        density, geometry = self.decode_density(features, inside, self.uses_bfloat16(features.device))
+        density, geometry = self.get_density(ray_samples, smoothed)
         colors = self.get_outputs(ray_samples, geometry, own_appearance)
         return {**colors, FieldHeadNames.DENSITY: density}
 
@@ -269,10 +268,10 @@ class HashPoseField(RenderedField):
         return color.float()
 
     def get_density(
-        self, ray_samples: RaySamples
+        self, ray_samples: RaySamples, smoothed: bool = True
     ) -> Tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch geometry"]]:
-        """Densities (per scene unit) and geometry features of samples."""
-        features, inside = self.encode(ray_samples)
+        """Densities (per scene unit) and geometry features of samples, see `RenderedField` for `smoothed`."""
+        features, inside = self.encode(ray_samples, smoothed)
         return self.decode_density(features, inside, self.uses_bfloat16(features.device))
 
     def get_outputs(

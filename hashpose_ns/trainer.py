@@ -57,9 +57,10 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Puts lost cameras back during training."""
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        """Restores a configuration from a config.yml, and tells its pipeline which run that is."""
+        """Restores a configuration, and if it is that of a run (from its config.yml) tells the pipeline which."""
         self.__dict__.update(state)
-        self.pipeline.run_folder = self.get_base_dir()
+        if self.experiment_name is not None and self.method_name is not None:  # nerfstudio would make a name up
+            self.pipeline.run_folder = self.get_base_dir()
 
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""

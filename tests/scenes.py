@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Tuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 import hashpose_ns
+from hashpose_ns.cameras.start import TrainingCameras
 
 CHAIR = Path(hashpose_ns.__file__).parent / "data" / "demo_chair"
 """Blender format, 40 training and 10 test images of 100x100 with alpha."""
@@ -74,6 +76,14 @@ def llff_scene(folder: Path, num_images: int = 10, size: int = 24) -> Path:
         rows.append(np.concatenate([np.hstack([down_right_backwards, center, image]).ravel(), [2.0, 20.0]]))
     np.save(folder / "poses_bounds.npy", np.array(rows))
     return folder
+
+
+def training_metadata(poses: torch.Tensor, half_extent: Tuple[float, float] = (1.0, 1.0)) -> dict:
+    """What a model is told of training cameras that start at their reference poses."""
+    metadata: dict = {}
+    names = tuple(f"{index}.png" for index in range(len(poses)))
+    TrainingCameras(poses, poses, names, half_extent).into(metadata)
+    return metadata
 
 
 def edit_json(path: Path, edit) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import roma
 import torch
+from scenes import training_metadata
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -68,7 +69,7 @@ def make_model(
     return config.setup(
         scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
         num_train_data=N,
-        metadata={"initial_camera_to_worlds": poses, "reference_camera_to_worlds": poses, "half_extent": (0.4, 0.3)},
+        metadata=training_metadata(poses, half_extent=(0.4, 0.3)),
     )
 
 
@@ -166,11 +167,11 @@ def ball_model(monkeypatch, **settings) -> HashPoseModel:
     """A model whose field is a ball of radius 0.4 with a hard surface, coloured by position."""
     model = make_model(background_color="white", near_plane=1.0, far_plane=5.0, **settings)
 
-    def density(samples):
+    def density(samples, *_):
         positions = samples.frustums.get_positions()
         return 40.0 * (positions.norm(dim=-1, keepdim=True) < 0.4).float(), positions
 
-    def colors(samples, density_embedding):
+    def colors(samples, density_embedding, *_):
         return {FieldHeadNames.RGB: (density_embedding + 0.5).clamp(0, 1)}
 
     monkeypatch.setattr(model.field, "get_density", density)

@@ -12,14 +12,12 @@ from typing_extensions import Annotated
 
 from hashpose_ns.bench.command import Run
 from hashpose_ns.bench.listing import List
-from hashpose_ns.bench.planar import Planar
 from hashpose_ns.bench.report import Report
 from hashpose_ns.errors import exits_on_user_error
 
 Commands = Union[
     Annotated[Run, tyro.conf.subcommand(name="run")],
     Annotated[Report, tyro.conf.subcommand(name="report")],
-    Annotated[Planar, tyro.conf.subcommand(name="planar")],
     Annotated[List, tyro.conf.subcommand(name="list")],
 ]
 

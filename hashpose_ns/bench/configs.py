@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
+import re
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Mapping, Sequence, Tuple
+
+import tyro
 
 from hashpose_ns import methods
-from hashpose_ns.bench.settings import apply_setting, nearest, plain
-from hashpose_ns.bench.suites import Run
+from hashpose_ns.bench.suites import DATAPARSER, Run, Settings, nearest
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.peers.methods import PEERS, PROTOCOLS, Protocol, peer_config
 from hashpose_ns.trainer import HashPoseTrainerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-DATAPARSER = "pipeline.datamanager.dataparser"
 RESOLUTION = "pipeline.datamanager.camera_res_scale_factor"
 
 
@@ -52,69 +55,94 @@ def base_config(method: str, protocol: Protocol) -> HashPoseTrainerConfig:
     known = {str(config.method_name): config for config in found} | {"hashpose": PROTOCOLS[protocol].config}
     if method not in known:
         raise HashPoseError(f"there is no method '{method}' to build on{nearest(method, [*known, *PEERS])}")
-    return copy.deepcopy(known[method])  # type: ignore
+    return copy.deepcopy(known[method])  # type: ignore[return-value]
 
 
-def apply(config: HashPoseTrainerConfig, key: str, value: Any) -> Any:
-    """Sets one setting; a dataparser by its name. Returns the value as it was set.
+def parse(config: HashPoseTrainerConfig, settings: Mapping[str, str]) -> HashPoseTrainerConfig:
+    """A config with settings changed: what ns-train makes of them as flags.
 
-    Raises:
-        HashPoseError: there is no such setting, or the value is not of its type.
-    """
-    if key != DATAPARSER:
-        return apply_setting(config, key, value)
-    from nerfstudio.configs.dataparser_configs import all_dataparsers
-
-    if value not in all_dataparsers:
-        raise HashPoseError(f"there is no dataparser '{value}'{nearest(str(value), all_dataparsers)}")
-    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers[value])
-    return value
-
-
-def configured(run: Run) -> Tuple[HashPoseTrainerConfig, Dict[str, Any]]:
-    """A run's config, and all settings in which it differs from its base method.
+    Args:
+        config: the method's; it is left as it is.
+        settings: dotted path -> value. `pipeline.datamanager.dataparser` is a dataparser's name.
 
     Raises:
-        HashPoseError: a setting is wrong; the message says where it comes from.
+        HashPoseError: there is no such setting, or a value is not of its type; tyro's words in one sentence.
     """
-    settings: Dict[str, Any] = {}
-    source = f"The preset '{run.preset.name}'"
+    words: Dict[bool, list] = {False: [], True: []}  # those of the dataparser follow its name
+    for key, value in settings.items():
+        inner = key.removeprefix(f"{DATAPARSER}.")
+        if key != DATAPARSER:
+            words[inner != key] += [f"--{inner.replace('_', '-')}", *shlex.split(value)]
+    parser = [settings[DATAPARSER]] if DATAPARSER in settings else []
+    said = io.StringIO()
+    as_ns_train = tyro.conf.SuppressFixed[tyro.conf.FlagConversionOff[type(config)]]  # type: ignore[misc]
     try:
-        config = base_config(run.preset.base, run.scenario.protocol)
-        for source, layer in run.layers:
-            for key, value in layer.items():
-                settings[key] = plain(apply(config, key, value))
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(as_ns_train, default=config, args=[*words[False], *parser, *words[True]])  # type: ignore
+    except SystemExit:
+        raise HashPoseError(_complaint(said.getvalue())) from None
+
+
+def _complaint(panel: str) -> str:
+    """tyro's error message as a sentence: what is wrong, and the first flag that it thinks was meant."""
+    lines = [line.strip(" \u2502|") for line in panel.splitlines()]
+    rules = [index for index, line in enumerate(lines) if re.fullmatch(r"[-\u2500\u256d\u256e]{5,}", line)]
+    first = rules[0] + 1 if rules else 0
+    end = next((index for index in rules[1:] if index > first), len(lines))
+    sentence = " ".join(filter(None, lines[first:end])).rstrip(".") or "the settings cannot be read"
+    meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
+    return sentence[0].lower() + sentence[1:] + (f"; did you mean {meant[1]}?" if meant else ".")
+
+
+def configured(run: Run) -> HashPoseTrainerConfig:
+    """A run's config.
+
+    Raises:
+        HashPoseError: a setting is wrong; the message says which layer it comes from.
+    """
+    try:
+        base = base_config(run.preset.base, run.scenario.protocol)
     except HashPoseError as error:
-        raise HashPoseError(f"{source}: {error}") from None
-    return config, settings
+        raise HashPoseError(f"The preset '{run.preset.name}': {error}") from None
+    try:
+        return parse(base, run.settings)
+    except HashPoseError as error:
+        said = str(error).replace("-", "_")
+        sources = [source for source, layer in run.layers.items() if any(f"__{key}" in said for key in layer)]
+        raise HashPoseError(f"{sources[-1] if sources else run.preset.name}: {error}") from None
 
 
-class ImageHeights:
-    """Heights of scenes' images; every scene is read once."""
+class Checks:
+    """Configs of runs and heights of their images; seeds apart, every run is checked once and every scene read once."""
 
     def __init__(self) -> None:
-        self.known: Dict[str, int] = {}
+        self.configs: Dict[Tuple[str, str], HashPoseTrainerConfig] = {}
+        self.heights: Dict[str, int] = {}
 
-    def __call__(self, scene: str, config: HashPoseTrainerConfig) -> int:
-        """Height in pixels of a scene's first training image, by the dataparser that will read it.
+    def __call__(self, run: Run) -> Tuple[HashPoseTrainerConfig, int]:
+        """A run's config, of any seed, and the height in pixels of its scene's first training image.
 
         Raises:
-            HashPoseError: the scene cannot be read.
+            HashPoseError: a setting is wrong, or the scene cannot be read by the dataparser that will read it.
         """
+        name = (run.scene, run.preset.name)
+        if name not in self.configs:
+            self.configs[name] = configured(run)
+        config = self.configs[name]
         parser: DataParserConfig = config.pipeline.datamanager.dataparser
         parser.data = Path(str(config.pipeline.datamanager.data))
         key = repr(parser)
-        if key not in self.known:
+        if key not in self.heights:
             try:
                 outputs = parser.setup().get_dataparser_outputs(split="train")
             except HashPoseError as error:
-                raise HashPoseError(f"The scene '{scene}': {error}") from error
+                raise HashPoseError(f"The scene '{run.scene}': {error}") from error
             except (OSError, AssertionError, ValueError, KeyError) as error:  # how dataparsers say so
                 raise HashPoseError(
-                    f"The scene '{scene}' in {parser.data} cannot be read: {one_line(error)}."
+                    f"The scene '{run.scene}' in {parser.data} cannot be read: {one_line(error)}."
                 ) from error
-            self.known[key] = int(outputs.cameras.height[0])
-        return self.known[key]
+            self.heights[key] = int(outputs.cameras.height[0])
+        return config, self.heights[key]
 
 
 def resolution_factor(height: int, wanted: int) -> float:
@@ -129,28 +157,27 @@ def resolution_factor(height: int, wanted: int) -> float:
     return wanted / height if halvings.is_integer() else (wanted + math.exp(-1)) / height
 
 
-def record_of(run: Run, heights: ImageHeights, said: Sequence[str] = ()) -> Dict[str, Any]:
+def record_of(run: Run, checks: Checks, said: Sequence[str] = ()) -> Dict[str, Any]:
     """What run.json says of a run before it begins.
 
     Args:
         run: the run.
-        heights: of images of scenes.
+        checks: shared by the runs of a suite.
         said: what the command line said beyond scene, preset, seed and scale.
 
     Raises:
         HashPoseError: a setting is wrong, or the scene cannot be read.
     """
-    config, settings = configured(run)
-    height = heights(run.scene, config)
-    if run.scenario.image_height is not None and RESOLUTION not in settings:
-        wanted = round(run.scenario.image_height * run.scale.resolution)
-        settings[RESOLUTION] = resolution_factor(height, wanted)
+    (config, height), settings = checks(run), run.settings
+    full, fraction = run.scenario.image_height, run.scale.resolution
+    if full is not None and fraction is not None and RESOLUTION not in settings:
+        settings[RESOLUTION] = repr(resolution_factor(height, round(full * fraction)))
     command = (
         *("hashpose-bench", "run", *said, "--scale", run.scale.name, "--scenes", run.scene),
         *("--presets", run.preset.name, "--seeds", f"{run.seed}-{run.seed}"),
     )
     return {
-        "suite": run.suite,
+        "suite": run.suite.name,
         "scale": run.scale.name,
         "scene": run.scene,
         "preset": run.preset.name,
@@ -160,22 +187,24 @@ def record_of(run: Run, heights: ImageHeights, said: Sequence[str] = ()) -> Dict
         "scenario": run.scenario.name,
         "protocol": run.scenario.protocol,
         "base_method": str(config.method_name),
-        "steps": config.max_num_iterations,
+        "steps": config.max_num_iterations if run.suite.train else 0,
+        "train": run.suite.train,
+        "evaluate": run.suite.evaluate,
+        "measures": {**run.suite.measures, **run.preset.measures},
         "settings": settings,
         "command": shlex.join(command),
     }
 
 
-def trainer_config(record: Dict[str, Any], folder: Path) -> BenchTrainerConfig:
+def trainer_config(record: Mapping[str, Any], folder: Path) -> BenchTrainerConfig:
     """The config of a recorded run.
 
     Args:
         record: content of run.json.
         folder: the run's folder.
     """
-    base = base_config(record["base_method"], record["protocol"])
-    for key, value in record["settings"].items():
-        apply(base, key, value)
+    settings: Settings = record["settings"]
+    base = parse(base_config(record["base_method"], record["protocol"]), settings)
     config = BenchTrainerConfig(
         **{entry.name: getattr(base, entry.name) for entry in fields(base)}, preset=folder.parent.name
     )

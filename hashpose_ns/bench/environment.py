@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, TypeVar
 
 import torch
 
 import hashpose_ns
 
 PACKAGE = Path(hashpose_ns.__file__).parent
+ContentT = TypeVar("ContentT")
 
 
 def environment() -> Dict[str, Any]:
@@ -56,3 +60,39 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+_PATH = re.compile(r"(?<![\w.$*})])~?/(?:[^\s/'\":;,]+/)*[^\s/'\":;,]+")
+
+
+def portable(content: ContentT) -> ContentT:
+    """Content for a record that is published: no string in it holds an absolute path of this machine.
+
+    Files of this checkout become relative to it, and of other paths the last two parts are left, behind `...`.
+
+    Args:
+        content: strings, numbers, lists and dictionaries of these.
+    """
+    if isinstance(content, dict):
+        return {portable(key): portable(value) for key, value in content.items()}  # type: ignore[return-value]
+    if isinstance(content, (list, tuple)):
+        return [portable(value) for value in content]  # type: ignore[return-value]
+    if not isinstance(content, str):
+        return content
+
+    def shorter(match: re.Match) -> str:
+        path = Path(match[0])
+        if path.is_relative_to(PACKAGE.parent):
+            return str(path.relative_to(PACKAGE.parent))
+        return ".../" + "/".join(path.parts[-2:] if len(path.parts) > 3 else path.parts[-1:])
+
+    return _PATH.sub(shorter, content)  # type: ignore[return-value]
+
+
+def command_line() -> str:
+    """The command that runs, as it can be published."""
+    program, *words = sys.argv
+    name = f"python {portable(str(Path(program).absolute()))}" if program.endswith(".py") else Path(program).name
+    return f"{name} {portable(shlex.join(words))}".strip()

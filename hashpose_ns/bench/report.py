@@ -6,18 +6,19 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, List, Optional, Sequence, Union
 
 from hashpose_ns.errors import HashPoseError
 
 if TYPE_CHECKING:
-    from hashpose_ns.bench.reporting.document import Figure
-    from hashpose_ns.bench.reporting.runs import BenchRun
-    from hashpose_ns.bench.reporting.tables import Aggregate, Group
+    import pandas as pd
+
+    from hashpose_ns.bench.reporting.document import Findings, Picture
+    from hashpose_ns.bench.reporting.frame import Aggregate, Group
 
 MADE_BY = "hashpose-bench report"
 """Value of `made_by` in summary.json: a folder with it is a report, which a newer one may replace."""
-PICTURES = ("curves.png", "camera_errors.png", "cameras.png", "paths.png", "views.jpg", "scenes.png")
+PICTURES = ("curves.png", "camera_errors.png", "cameras.png", "paths.png", "views.jpg", "scenes.png", "uncertainty.png")
 """Endings of the figures' names."""
 
 
@@ -41,8 +42,15 @@ class Report:
         """Read the runs and write the report."""
         from hashpose_ns.export.replace import check_target, replaced_folder
 
-        found, problems = self._read()
-        suite = str(found[0].asked["suite"])
+        try:
+            from hashpose_ns.bench.reporting import frame
+            from hashpose_ns.bench.reporting.document import Findings, write_report
+        except ImportError as error:
+            raise HashPoseError(
+                f"Reports need {error.name}, which is not installed: pip install 'hashpose[bench]'."
+            ) from error
+        runs, problems = self._read()
+        suite = runs.suite.iloc[0]
         target = self.output_dir or self.runs / suite / "report"
         if target.is_dir() and not (self.overwrite or is_report(target)):
             raise HashPoseError(
@@ -50,52 +58,41 @@ class Report:
                 "is left of one."
             )
         check_target(target, True, is_report_file, "a report")
-
-        from hashpose_ns.bench.reporting.content import Findings, compose
-        from hashpose_ns.bench.reporting.document import write_html, write_markdown
-        from hashpose_ns.bench.reporting.tables import make_aggregates, make_groups
-
-        groups = make_groups(found)
-        aggregates = make_aggregates(groups)
+        groups = frame.make_groups(runs)
+        aggregates = frame.make_aggregates(groups)
         with replaced_folder(target, True, is_report_file, "a report") as folder:
             (folder / "figures").mkdir()
-            figures = {group.slug: draw(group, folder / "figures") for group in groups}
-            figures.update({aggregate.slug: draw_all_scenes(aggregate, folder / "figures") for aggregate in aggregates})
+            figures = {each.slug: draw(each, folder / "figures") for each in (*groups, *aggregates)}
             command = self._command(suite)
-            document = compose(Findings(suite, found, problems, groups, aggregates, figures, self.success_deg, command))
-            write_markdown(document, folder / "report.md")
-            write_html(document, folder / "report.html")
-            summary = self._summary(suite, found, groups, aggregates, command)
-            (folder / "summary.json").write_text(
-                json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
-        self._print(found, groups, target)
+            findings = Findings(suite, runs, problems, groups, aggregates, figures, self.success_deg, command)
+            write_report(findings, folder)
+            (folder / "summary.json").write_text(self._summary(findings), encoding="utf-8")
+        self._print(runs, groups, target)
 
-    def _read(self) -> "tuple[List[BenchRun], List[str]]":
+    def _read(self) -> "tuple[pd.DataFrame, List[str]]":
         """The suite's runs, and sentences about what cannot be read.
 
         Raises:
             HashPoseError: there are none, or it is not said of which suite.
         """
-        from hashpose_ns.bench.reporting.runs import find_runs, in_order
+        from hashpose_ns.bench.reporting.frame import in_order, read_runs
 
         if not self.runs.is_dir():
             raise HashPoseError(f"There is no folder {self.runs}; give the one that runs were written to with --runs.")
-        found, problems = find_runs(self.runs)
-        suites = sorted({str(run.asked["suite"]) for run in found})
-        if not found:
+        found, problems = read_runs(self.runs)
+        if found.empty:
             why = f" ({problems[0].rstrip('.')})" if problems else ""
             raise HashPoseError(
                 f"{self.runs} holds no runs{why}; make some with hashpose-bench, or give another folder with --runs."
             )
+        suites = sorted(set(found.suite))
         if self.suite is not None and self.suite not in suites:
             raise HashPoseError(f"{self.runs} holds no runs of the suite '{self.suite}'; it holds {', '.join(suites)}.")
         if self.suite is None and len(suites) > 1:
             raise HashPoseError(
                 f"{self.runs} holds runs of several suites; choose one with --suite: {', '.join(suites)}."
             )
-        suite = self.suite or suites[0]
-        return in_order([run for run in found if run.asked["suite"] == suite]), problems
+        return in_order(found[found.suite == (self.suite or suites[0])]), problems
 
     def _command(self, suite: str) -> str:
         words = ["hashpose-bench", "report", "--runs", str(self.runs), "--suite", suite]
@@ -105,62 +102,47 @@ class Report:
             words += ["--success-deg", f"{self.success_deg:g}"]
         return shlex.join(words)
 
-    def _summary(
-        self,
-        suite: str,
-        found: Sequence["BenchRun"],
-        groups: Sequence["Group"],
-        aggregates: Sequence["Aggregate"],
-        command: str,
-    ) -> Dict[str, Any]:
-        """What summary.json holds: all numbers of the tables, NaN as null."""
+    def _summary(self, findings: Findings) -> str:
+        """What summary.json holds: all numbers of the tables and all runs, NaN as null, a line for each run. No path of
+        this machine is in it, so that it can be published as a record."""
         from hashpose_ns import __version__
-        from hashpose_ns.bench.reporting.tables import aggregate_as_json, group_as_json
+        from hashpose_ns.bench.environment import portable
+        from hashpose_ns.bench.reporting.tables import aggregate_as_json, group_as_json, runs_as_json
 
-        runs = [
-            {
-                "scene": run.asked["scene"],
-                "preset": run.preset,
-                "seed": run.seed,
-                "state": run.state,
-                "error": run.error if run.state == "failed" else None,
-                **{key: run.asked.get(key) for key in ("commit", "environment", "command")},
-            }
-            for run in found
-        ]
-        return {
+        content = {
             "made_by": MADE_BY,
             "version": __version__,
-            "command": command,
-            "suite": suite,
+            "command": findings.command,
+            "suite": findings.suite,
             "success_deg": self.success_deg,
-            "tables": [group_as_json(group, self.success_deg) for group in groups],
-            "aggregates": [aggregate_as_json(aggregate) for aggregate in aggregates],
-            "runs": runs,
+            "tables": [group_as_json(group, self.success_deg) for group in findings.groups],
+            "aggregates": [aggregate_as_json(aggregate) for aggregate in findings.aggregates],
         }
+        text = json.dumps(portable(content), indent=1, allow_nan=False)
+        lines = [json.dumps(portable(run), allow_nan=False) for run in runs_as_json(findings.runs)]
+        return text[:-2] + ',\n "runs": [\n' + ",\n".join(lines) + "\n ]\n}\n"
 
-    def _print(self, found: Sequence["BenchRun"], groups: Sequence["Group"], target: Path) -> None:
+    def _print(self, runs: pd.DataFrame, groups: Sequence[Group], target: Path) -> None:
         """The main numbers, and where the rest is."""
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
-        from hashpose_ns.bench.reporting.metrics import PSNR, ROTATION, TRANSLATION, words
+        from hashpose_ns.bench.reporting.frame import PSNR, ROTATION, TRANSLATION
+        from hashpose_ns.bench.reporting.tables import cell
 
-        console = Console()
+        console, metrics = Console(), (ROTATION, TRANSLATION, PSNR)
         for group in groups:
             table = Table(title=escape(group.title), title_justify="left")
-            for column in ("preset", "seeds", *[metric.title for metric in (ROTATION, TRANSLATION, PSNR)]):
+            for column in ("preset", "seeds", *[metric.title for metric in metrics]):
                 table.add_column(escape(column), justify="left" if column == "preset" else "right")
-            for row in group.rows:
-                numbers = [
-                    words(metric, row.statistic(metric), len(row.done)) for metric in (ROTATION, TRANSLATION, PSNR)
-                ]
-                table.add_row(escape(row.title), row.seeds, *numbers)
+            for preset, title in group.presets.items():
+                done = len(group.of(preset, "done"))
+                numbers = [cell(metric, group.number(preset, metric), done) for metric in metrics]
+                table.add_row(escape(title), f"{done} of {len(group.of(preset))}", *numbers)
             console.print(table)
-        for run in found:
-            if run.state == "failed":
-                console.print(f"failed: {run.label}: {run.error}", style="red", markup=False, soft_wrap=True)
+        for run in runs[runs.state == "failed"].itertuples():
+            console.print(f"failed: {run.label}: {run.error}", style="red", markup=False, soft_wrap=True)
         console.print(f"Report: {target / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -180,57 +162,52 @@ def is_report_file(path: str) -> bool:
     return folder == "figures" and name.endswith(PICTURES)
 
 
-def draw(group: "Group", folder: Path) -> List["Figure"]:
-    """Draws what there is to draw of a group's runs.
+def draw(of: Union[Group, Aggregate], folder: Path) -> List[Picture]:
+    """Draws what there is to draw of one scene's runs, or of all scenes.
 
     Args:
-        group: runs of one scene.
+        of: runs.
         folder: where the pictures go.
     """
-    from hashpose_ns.bench.reporting.cameras import draw_cameras, draw_paths, shown_runs
-    from hashpose_ns.bench.reporting.curves import draw_camera_errors, draw_curves
-    from hashpose_ns.bench.reporting.document import Figure
-    from hashpose_ns.bench.reporting.views import draw_views
+    from hashpose_ns.bench.reporting import cameras, figures, uncertainty
+    from hashpose_ns.bench.reporting.document import Picture
+    from hashpose_ns.bench.reporting.frame import Aggregate
 
-    curves, errors, cameras, paths, views = (folder / f"{group.slug}_{name}" for name in PICTURES[:5])
-    figures = []
-    if draw_curves(group, curves):
+    paths = {name: folder / f"{of.slug}_{name}" for name in PICTURES}
+    drawn: List[Picture] = []
+    if isinstance(of, Aggregate):
+        if figures.draw_scenes(of, paths["scenes.png"]):
+            caption = "Mean over seeds of every scene, and its standard deviation."
+            drawn.append(Picture(paths["scenes.png"], caption))
+        return drawn
+    if figures.draw_curves(of, paths["curves.png"]):
         caption = (
-            "Pose errors and the PSNR of some held-out pixels over training. Thick: mean over seeds; thin: each seed; "
-            "dotted: runs that are unfinished, or failed at the cross."
+            "Pose errors and the PSNR of some held-out pixels over training: mean and standard deviation over seeds; "
+            " dotted: runs that are unfinished, or failed at the cross."
         )
-        figures.append(Figure(curves, caption))
-    if draw_camera_errors(group, errors):
+        drawn.append(Picture(paths["curves.png"], caption))
+    if figures.draw_camera_errors(of, paths["camera_errors.png"]):
         caption = "Errors of the training cameras, all seeds, before training and after it."
-        figures.append(Figure(errors, caption))
-    seeds = sorted({run.seed for _, run in shown_runs(group)})
+        drawn.append(Picture(paths["camera_errors.png"], caption))
+    seeds = sorted({run.seed for _, run in cameras.shown_runs(of)})
     which = f"seed {seeds[0]}" if len(seeds) == 1 else "one seed each"
-    if draw_cameras(group, cameras):
+    if cameras.draw_cameras(of, paths["cameras.png"]):
         caption = f"Cameras aligned to the reference ones, from above and from the side; {which}."
-        figures.append(Figure(cameras, caption))
-    if draw_paths(group, paths):
+        drawn.append(Picture(paths["cameras.png"], caption))
+    if cameras.draw_paths(of, paths["paths.png"]):
         caption = (
             "Paths of the camera centres over training, all taken to the reference frame by their last alignment; "
             f"{which}. The scene as a whole may drift on the way."
         )
-        figures.append(Figure(paths, caption))
-    how = draw_views(group, views)
+        drawn.append(Picture(paths["paths.png"], caption))
+    how = cameras.draw_views(of, paths["views.jpg"])
     if how is not None:
         caption = f"Held-out photographs and renders ({how}), with the PSNR of the pictures shown."
-        figures.append(Figure(views, caption))
-    return figures
-
-
-def draw_all_scenes(aggregate: "Aggregate", folder: Path) -> List["Figure"]:
-    """Draws the numbers of all scenes.
-
-    Args:
-        aggregate: scenes.
-        folder: where the picture goes.
-    """
-    from hashpose_ns.bench.reporting.curves import draw_scenes
-    from hashpose_ns.bench.reporting.document import Figure
-
-    path = folder / f"{aggregate.slug}_{PICTURES[5]}"
-    caption = "Mean over seeds of every scene, and its standard deviation."
-    return [Figure(path, caption)] if draw_scenes(aggregate, path) else []
+        drawn.append(Picture(paths["views.jpg"], caption))
+    for preset, title in of.presets.items():
+        data = uncertainty.compare(of.of(preset, "done"))
+        if data is not None:
+            path = folder / f"{of.slug}_{preset}_uncertainty.png"
+            figures.draw_uncertainty(data, path)
+            drawn.append(Picture(path, f"{title}: what the runs predict of their poses, camera by camera."))
+    return drawn

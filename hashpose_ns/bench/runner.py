@@ -1,4 +1,4 @@
-"""Does the runs of a suite: what is done already is left alone, what was cut off goes on, what fails is reported."""
+"""Does the runs of a suite: complete ones are left alone, those cut off resume, failures are reported."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Deque, Dict, Iterator, List, Literal, Optional, Sequence
+from typing import Any, Deque, Dict, Iterator, List, Literal, Optional, Protocol, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from hashpose_ns.bench import files
-from hashpose_ns.bench.engines import Engine, Handle
-from hashpose_ns.bench.progress import Display
+from hashpose_ns.bench.jobs import Job
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.runs.files import last_record, last_step, read_json, write_json
 
 State = Literal["done", "resume", "new"]
 POLL_SECONDS = 0.5
+PATIENCE = 6.0
+"""Seconds that runs get to end when they are stopped."""
 
 
 @dataclass
@@ -30,31 +36,32 @@ class Task:
     folder: Path
     """Its folder."""
     state: State = "new"
-    """`done`: nothing to do; `resume`: there is a checkpoint to go on from; `new`: from the start."""
-    begun: Optional[float] = None
-    """When it was started in this process, by time.monotonic()."""
-    begun_at: int = 0
-    """The step it was started from."""
-    seconds: Optional[float] = None
-    """How long it took in this process, once it is over."""
+    """`done`: nothing to do; `resume`: there is a checkpoint to resume from; `new`: from the start."""
+    seconds: float = 0.0
+    """How long it took in this process."""
     failure: Optional[str] = None
     """Why it failed, once it has."""
     slot: int = -1
-    handle: Optional[Handle] = field(default=None, repr=False)
+    job: Optional[Job] = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
         """How a person calls it."""
         return f"{self.record['scene']} / {self.record['preset']} / seed {self.record['seed']}"
 
-    @property
-    def steps(self) -> int:
-        """Length of its training."""
-        return self.record["steps"]
-
     def step(self) -> int:
         """Steps it has taken, as far as its pose log says."""
-        return int(files.last_record(self.folder).get("step", -1)) + 1
+        return int(last_record(self.folder).get("step", -1)) + 1
+
+
+class Starter(Protocol):
+    """Starts runs, as `hashpose_ns.bench.jobs.Jobs` does."""
+
+    def start(self, folder: Path, slot: int) -> Job:
+        """Starts the run that a folder's run.json describes."""
+
+
+# -- what is left to do ------------------------------------------------------------------------------------------------
 
 
 def look_at(task: Task, overwrite: bool) -> None:
@@ -62,7 +69,7 @@ def look_at(task: Task, overwrite: bool) -> None:
 
     Args:
         task: the run; its state is set.
-        overwrite: whether to begin anew where the folder holds a run with other settings.
+        overwrite: whether to start over where the folder holds a run with other settings.
 
     Raises:
         HashPoseError: the folder holds a run with other settings, or something else.
@@ -70,30 +77,34 @@ def look_at(task: Task, overwrite: bool) -> None:
     task.state = "new"
     if not task.folder.exists() or not any(task.folder.iterdir()):
         return
-    earlier = files.read_json(task.folder / files.RECORD)
+    earlier = read_json(task.folder / files.RECORD)
     if earlier is None:
         raise HashPoseError(
             f"{task.folder} holds files but no {files.RECORD}; give another --output-dir, or remove it."
         )
-    complete = files.read_json(task.folder / files.RESULTS) is not None
+    complete = read_json(task.folder / files.RESULTS) is not None
     change = difference(earlier, task.record)
     if change is not None:
-        worth_keeping = complete or files.last_checkpoint(task.folder) is not None
+        worth_keeping = complete or last_step(task.folder) is not None
         if worth_keeping and not overwrite and not (task.folder / files.FAILURE).exists():
             raise HashPoseError(
-                f"{task.folder} holds a run with other settings ({change}); --overwrite begins such runs anew, another "
+                f"{task.folder} holds a run with other settings ({change}); --overwrite starts such runs over, another "
                 "--output-dir keeps them."
             )
     elif complete:
         task.state = "done"
-    elif files.last_checkpoint(task.folder) is not None:
+    elif last_step(task.folder) is not None:
         task.state = "resume"
 
 
 def difference(earlier: Dict[str, Any], record: Dict[str, Any]) -> Optional[str]:
-    """The first difference between two runs' settings in words; None where they are the same."""
-    before = {"base method": earlier.get("base_method"), **earlier.get("settings", {})}
-    now = {"base method": record["base_method"], **record["settings"]}
+    """The first difference between two runs' settings in words; None if they are the same."""
+
+    def asked(of: Dict[str, Any]) -> Dict[str, Any]:
+        more = {key: of[key] for key in ("base_method", "train", "evaluate", "measures") if key in of}
+        return {**more, **of.get("settings", {})}
+
+    before, now = asked(earlier), asked(record)
     for key in [*now, *before]:
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}"
@@ -101,13 +112,13 @@ def difference(earlier: Dict[str, Any], record: Dict[str, Any]) -> Optional[str]
 
 
 def prepare(task: Task) -> None:
-    """Makes a run's folder ready: empty but for run.json where it begins anew."""
+    """Makes a run's folder ready: empty but for run.json if it starts over."""
     if task.state == "new" and task.folder.exists():
         shutil.rmtree(task.folder)
     task.folder.mkdir(parents=True, exist_ok=True)
     (task.folder / files.FAILURE).unlink(missing_ok=True)
     if task.state == "new":
-        files.write_json(task.folder / files.RECORD, task.record)
+        write_json(task.folder / files.RECORD, task.record)
 
 
 @contextmanager
@@ -128,6 +139,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
 
 
 class Stopped(BaseException):
@@ -153,14 +167,14 @@ def stops_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_tasks(tasks: Sequence[Task], engine: Engine, jobs: int, display: Display) -> List[Task]:
-    """Does all that is not done. A run that fails doesn't stop the others.
+def run_tasks(tasks: Sequence[Task], starter: Starter, jobs: int, console: Console) -> List[Task]:
+    """Does all that is not done. A run that fails does not stop the others.
 
     Args:
         tasks: runs, looked at.
-        engine: where they take place.
+        starter: starts them.
         jobs: runs at a time.
-        display: where progress is shown.
+        console: where progress is shown.
 
     Returns:
         Those that failed.
@@ -170,22 +184,24 @@ def run_tasks(tasks: Sequence[Task], engine: Engine, jobs: int, display: Display
     """
     waiting: Deque[Task] = deque(task for task in tasks if task.state != "done")
     running: List[Task] = []
-    with stops_on_signals():
+    begun: Dict[int, float] = {}
+    with Display(console, tasks) as display, stops_on_signals():
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     task = waiting.popleft()
                     task.slot = min(set(range(jobs)) - {other.slot for other in running})
                     prepare(task)
-                    task.begun, task.begun_at = time.monotonic(), (files.last_checkpoint(task.folder) or -1) + 1
+                    begun[id(task)] = time.monotonic()
                     running.append(task)
-                    task.handle = engine.start(task.folder, task.slot)
+                    task.job = starter.start(task.folder, task.slot)
                 time.sleep(POLL_SECONDS)
-                for task in [task for task in running if task.handle is not None and task.handle.is_over()]:
+                for task in [task for task in running if task.job is not None and task.job.done()]:
                     running.remove(task)
+                    task.seconds = time.monotonic() - begun[id(task)]
                     finish(task)
                     display.finished(task)
-                display.update(running, list(waiting))
+                display.update(running)
         finally:
             stop_all(running)
     return [task for task in tasks if task.failure is not None]
@@ -193,25 +209,92 @@ def run_tasks(tasks: Sequence[Task], engine: Engine, jobs: int, display: Display
 
 def finish(task: Task) -> None:
     """Finds out how a run ended."""
-    assert task.handle is not None and task.begun is not None
-    task.seconds = time.monotonic() - task.begun
-    if files.read_json(task.folder / files.RESULTS) is not None:
+    if read_json(task.folder / files.RESULTS) is not None:
         task.state = "done"
         return
-    failure = files.read_json(task.folder / files.FAILURE)
-    if failure is None:
-        files.write_failure(task.folder, task.handle.ending())
-        failure = files.read_json(task.folder / files.FAILURE) or {}
-    task.failure = str(failure.get("error"))
+    if read_json(task.folder / files.FAILURE) is None:
+        files.write_failure(task.folder, "The process was ended from outside, perhaps for want of memory.")
+    task.failure = str((read_json(task.folder / files.FAILURE) or {}).get("error"))
 
 
 def stop_all(running: Sequence[Task]) -> None:
-    """Ends runs; a second signal doesn't leave some of them behind."""
-    while True:
+    """Ends runs and waits for that; a second signal does not leave some of them behind."""
+    end = time.monotonic() + PATIENCE
+    for attempt in range(2):
         try:
-            for task in running:
-                if task.handle is not None:
-                    task.handle.stop()
+            jobs = [task.job for task in running if task.job is not None]
+            for job in jobs:
+                job.cancel()
+            while not all(job.done() for job in jobs) and time.monotonic() < end:
+                time.sleep(0.1)
             return
         except (Stopped, KeyboardInterrupt):
             continue
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+class Display:
+    """Progress bars of all runs and of those under way, and a line for each run that ends.
+
+    Args:
+        console: where; bars are shown on a terminal only.
+        tasks: all runs, looked at.
+    """
+
+    def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
+        self.tasks, self.bars = tasks, {}  # type: Sequence[Task], Dict[int, TaskID]
+        columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}", "{task.fields[now]}")
+        columns = (*(TextColumn(c) if isinstance(c, str) else c for c in columns), TimeElapsedColumn())
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self.console = console
+        self.total = self.progress.add_task("all runs, steps", total=sum(t.record["steps"] for t in tasks), now="")
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.progress.stop()
+
+    def update(self, running: Sequence[Task]) -> None:
+        """Shows how far things are."""
+        for task in running:
+            if id(task) not in self.bars:
+                self.bars[id(task)] = self.progress.add_task(task.label, total=task.record["steps"], now="")
+            self.progress.update(self.bars[id(task)], completed=task.step(), now=summary(last_record(task.folder)))
+        done = sum(task.record["steps"] for task in self.tasks if task.state == "done" or task.failure)
+        self.progress.update(self.total, completed=done + sum(task.step() for task in running), now=counts(self.tasks))
+
+    def finished(self, task: Task) -> None:
+        """Says how a run ended."""
+        if id(task) in self.bars:
+            self.progress.remove_task(self.bars.pop(id(task)))
+        over = sum(other.state == "done" or other.failure is not None for other in self.tasks)
+        line = Text(f"[{over}/{len(self.tasks)}] {task.label}: ")
+        if task.failure is not None:
+            line.append(f"failed: {task.failure}", style="red")
+        else:
+            line.append(summary((read_json(task.folder / files.RESULTS) or {}).get("results", {})))
+        self.console.print(line.append(f"  ({task.seconds:.0f} s)", style="dim"), soft_wrap=True)
+
+
+def counts(tasks: Sequence[Task]) -> str:
+    """How many runs are done, and how many failed."""
+    done, failed = (sum(map(test, tasks)) for test in (lambda t: t.state == "done", lambda t: t.failure is not None))
+    return f"{done} of {len(tasks)} runs are complete" + (f", {failed} failed" if failed else "")
+
+
+def summary(values: Dict[str, Any]) -> str:
+    """A run in a few numbers, of results.json or of a record of its pose log."""
+    parts = []
+    if "pose_error_after_rotation_deg_mean" in values:
+        before, after = (values[f"pose_error_{when}_rotation_deg_mean"] for when in ("before", "after"))
+        parts.append(
+            f"{before:.3g} -> {after:.3g} deg, translation x100 {100 * values['pose_error_after_translation_mean']:.3g}"
+        )
+    elif "pose_change_rotation_deg_mean" in values:
+        parts.append(f"moved by {values['pose_change_rotation_deg_mean']:.3g} deg")
+    psnr = next((values[key] for key in ("psnr_tto", "psnr_aligned", "held_out_psnr") if values.get(key)), None)
+    return ", ".join(parts + ([f"{psnr:.2f} dB"] if psnr is not None else []))

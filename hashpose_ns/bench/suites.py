@@ -1,8 +1,8 @@
-"""Suites, scenarios, scales and presets, read from YAML, and a suite expanded into runs.
+"""Suites, scenarios, scales and presets: what the YAML files in `data/` hold, and a suite expanded into runs.
 
-A run's settings are layers on its preset's base method, later ones winning:
+Settings are flags, written as after `ns-train METHOD`. A run has those of its layers, later ones winning:
 
-    base method < scenario < scale < suite < preset < `--set`
+    base method < scenario < scale < suite < scene < preset < `--set`
 
 Scenario, scale and suite can tell families of methods apart (`families`: hash grids, MLPs, nerfacto) and single methods
 (`methods`); a scale also scenarios (`scenarios`), as short training wants other rates on other data. The preset comes
@@ -14,79 +14,308 @@ Nothing heavy is imported here: `hashpose-bench list` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import difflib
+import re
+import shlex
+from dataclasses import MISSING, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Literal, Mapping, Optional, Sequence, Type, TypeVar, Union, get_type_hints
 
 import yaml
 
-from hashpose_ns.bench.entries import (
-    EntryT,
-    Layer,
-    Preset,
-    Scale,
-    Scenario,
-    Settings,
-    Suite,
-    check_name,
-    inherited,
-    parse_yaml,
-    read_all,
-    read_entry,
-    read_file,
-)
-from hashpose_ns.bench.settings import nearest, normalised
 from hashpose_ns.demo import DEMO_SCENE
-from hashpose_ns.errors import HashPoseError
+from hashpose_ns.errors import HashPoseError, one_line
 
 DATA_FOLDER = Path(__file__).parent / "data"
 SUITES_FOLDER = DATA_FOLDER / "suites"
+DATAPARSER = "pipeline.datamanager.dataparser"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Names of scenes, presets and suites become folders."""
+WORDS = ("title", "description", "paper", "deviations")
+"""What an entry that is like another one does not inherit."""
+UNATTENDED = (
+    "--vis tensorboard --logging.local-writer.enable False "
+    "--steps-per-eval-batch 0 --steps-per-eval-image 0 --steps-per-eval-all-images 0"
+)
+"""Flags of all runs: nobody watches, and the pose log follows training."""
 
-UNATTENDED: Settings = {
-    "vis": "tensorboard",
-    "logging.local_writer.enable": False,
-    "steps_per_eval_batch": 0,
-    "steps_per_eval_image": 0,
-    "steps_per_eval_all_images": 0,
-}
-"""Settings of all runs: nobody watches, and the pose log follows training."""
+Settings = Dict[str, str]
+"""Dotted path -> value, as typed on a command line."""
+Flags = Union[str, List[str]]
+Measures = Dict[str, Dict[str, Union[bool, int, float, str]]]
+Family = Literal["hash", "mlp", "nerfacto"]
+EntryT = TypeVar("EntryT", bound="Entry")
+
+
+def read_flags(flags: Flags) -> Settings:
+    """`--a.b-c 1 2 --d True` as {"a.b_c": "1 2", "d": "True"}; of a flag given twice the last.
+
+    Raises:
+        HashPoseError: a word is neither a flag nor a flag's value.
+    """
+    text = flags if isinstance(flags, str) else " ".join(flags)
+    found: Dict[str, List[str]] = {}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise HashPoseError(f"the flags {text!r} cannot be split into words: {one_line(error)}.") from None
+    key = None
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            key = flag[2:].replace("-", "_")
+            found[key] = [value] if equals else []
+        elif key is None:
+            raise HashPoseError(f"'{word}' is not a flag; write flags as after ns-train, such as --seed 3.")
+        else:
+            found[key].append(word)
+    return {key: shlex.join(values) for key, values in found.items()}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence on an unknown name: `; did you mean 'X'?` if one is close, else a full stop."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else "."
+
+
+# -- entries -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What suites, scenarios, scales and presets have in common."""
+
+    name: str
+    """Its name in the file, or the file's."""
+    description: str = ""
+    """What it is, in a sentence or two."""
+    flags: Flags = ""
+    """Settings, as flags of ns-train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Entry):
+    """Flags of which some are for one family of methods, or one method, only."""
+
+    families: Dict[Family, Flags] = field(default_factory=dict)
+    """Flags for the methods of a family, on top of the others."""
+    methods: Dict[str, Flags] = field(default_factory=dict)
+    """Flags for what is built on one method (a preset's `base`), on top of its family's."""
+
+    def of(self, preset: Preset) -> Settings:
+        """The settings for a preset."""
+        layers = (self.flags, self.families.get(preset.family, ""), self.methods.get(preset.base, ""))
+        return {key: value for flags in layers for key, value in read_flags(flags).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset(Entry):
+    """A method with the settings that make it what it is."""
+
+    base: str
+    """The method it is built on: `hashpose`, this package's for the scenario's protocol; another of its methods; or a
+    peer."""
+    family: Family
+    """Which rates and sizes of scales and scenarios are meant for it."""
+    title: str = ""
+    """Name in tables; by default the preset's name."""
+    paper: str = ""
+    """The table or row of the paper it stands for."""
+    deviations: str = ""
+    """Where it differs from what it stands for."""
+    scenes: List[str] = field(default_factory=list)
+    """The suite's scenes it runs on; by default all."""
+    measures: Measures = field(default_factory=dict)
+    """Further measures, beside the suite's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario(Layer):
+    """Where the images come from, and what is known of the poses at the start."""
+
+    protocol: Literal["blender", "llff", "captures"]
+    """Whose settings of data, rays, initial poses and evaluation the base methods have: those of `hashpose-blender`,
+    `hashpose-llff` or `hashpose`."""
+    dataparser: str
+    """nerfstudio's name for it, such as blender-data."""
+    image_height: Optional[int] = None
+    """Height in pixels that a scale's resolution is a fraction of; null takes the images as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(Layer):
+    """How long and how large: image size, steps, rays, samples, networks, and rates that suit the length."""
+
+    resolution: Optional[float] = None
+    """Fraction of the scenario's image height; null takes images as they are. Images are never enlarged."""
+    scenarios: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    """More `flags`, `families` and `methods` for some scenarios, by their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite(Layer):
+    """What is compared on what."""
+
+    scenario: str
+    """The scenario's name."""
+    scale: str = "own"
+    """Name of the scale it is meant for; `--scale` takes another."""
+    scenes: Dict[str, Union[str, List[str], Dict[str, Flags]]]
+    """Name -> folder (of several the first that exists), or both `folder` and `flags`. `{data}` stands for `--data`,
+    `demo` for the packaged scene."""
+    presets: List[Union[str, Dict[str, Any]]]
+    """Names of presets, or presets of its own, written as in presets.yaml with their `name`."""
+    seeds: Union[int, List[int]] = 1
+    """Seeds, or their number."""
+    train: bool = True
+    """Whether to train; without it only `measures` are taken, of the poses training would start from."""
+    evaluate: bool = True
+    """Whether to render and score held-out images after training."""
+    measures: Measures = field(default_factory=dict)
+    """Further measures of every run: name -> options, see hashpose_ns/bench/measures.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One training: a preset on a scene with a seed."""
 
-    suite: str
+    suite: Suite
     scale: Scale
     scenario: Scenario
     scene: str
     preset: Preset
     seed: int
-    layers: Tuple[Tuple[str, Settings], ...]
+    layers: Dict[str, Settings]
     """Where settings come from -> settings; later ones win."""
+
+    @property
+    def settings(self) -> Settings:
+        """All settings."""
+        return {key: value for layer in self.layers.values() for key, value in layer.items()}
 
     def folder(self, output_dir: Path) -> Path:
         """Where the run goes: nerfstudio's output_dir / experiment_name / method_name / timestamp."""
-        return output_dir / self.suite / self.scene / self.preset.name / f"seed_{self.seed}"
+        return output_dir / self.suite.name / self.scene / self.preset.name / f"seed_{self.seed}"
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that is there twice is an error; YAML's own loader takes the last."""
+
+    def construct_mapping(self, node, deep=False):
+        """Builds a dictionary."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_file(path: Path) -> Dict[str, Any]:
+    """Reads a YAML file that maps names to something.
+
+    Raises:
+        HashPoseError: it cannot be read, or holds something else.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise HashPoseError(f"The file {path} cannot be read: {one_line(error)}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise HashPoseError(f"The file {path} is not YAML{where}: {getattr(error, 'problem', error)}.") from error
+    if not isinstance(content, dict):
+        raise HashPoseError(f"The file {path} holds no names with values.")
+    return content
+
+
+def check_name(name: str, where: str) -> None:
+    """Raises HashPoseError unless a name can be that of a folder; `where` is what the message calls it."""
+    if not NAME.fullmatch(name):
+        raise HashPoseError(f"{where}: a name has letters, digits, '.', '_' and '-' only.")
+
+
+def read_entry(cls: Type[EntryT], name: str, content: Any, where: str) -> EntryT:
+    """Makes an entry of what YAML holds.
+
+    Args:
+        cls: suite, scenario, scale or preset.
+        name: its name.
+        content: field -> value.
+        where: what a message calls it.
+
+    Raises:
+        HashPoseError: a field is unknown, missing or of another type, or the name cannot be that of a folder.
+    """
+    import typeguard
+
+    check_name(str(name), where)
+    if not isinstance(content, dict):
+        raise HashPoseError(f"{where} must hold names with values, not {content!r}.")
+    known = {entry.name: entry for entry in dataclasses.fields(cls) if entry.name != "name"}
+    hints = get_type_hints(cls)
+    for key, value in content.items():
+        if key not in known:
+            raise HashPoseError(f"{where} has an unknown field '{key}'{nearest(str(key), known)}")
+        try:
+            typeguard.check_type(
+                value, hints[key], collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS
+            )
+        except typeguard.TypeCheckError:
+            wanted = str(hints[key]).replace("typing.", "").replace("<class '", "").replace("'>", "")
+            raise HashPoseError(f"{where}: '{key}' expects {wanted}, not {value!r}.") from None
+    for key, entry in known.items():
+        if key not in content and entry.default is MISSING and entry.default_factory is MISSING:
+            raise HashPoseError(f"{where} lacks the field '{key}'.")
+    return cls(name=str(name), **content)
+
+
+def inherited(content: Any, others: Mapping[str, Any], where: str) -> Any:
+    """An entry's content with what it takes over from the one it is `like`: all but its words; flags add up."""
+    if not isinstance(content, dict) or "like" not in content:
+        return content
+    own = dict(content)
+    model = own.pop("like")
+    if model not in others:
+        raise HashPoseError(f"{where} is like '{model}', which does not exist{nearest(str(model), others)}")
+    parent = inherited(others[model], others, f"The entry '{model}'")
+    flags = [text for entry in (parent, own) for text in _listed(entry.get("flags", ""))]
+    return {key: value for key, value in parent.items() if key not in WORDS} | own | {"flags": flags}
+
+
+def _listed(flags: Flags) -> List[str]:
+    return [flags] if isinstance(flags, str) else list(flags)
+
+
+def _read_all(cls: Type[EntryT], file: str) -> Dict[str, EntryT]:
+    content, kind = read_file(DATA_FOLDER / file), cls.__name__.lower()
+    return {
+        name: read_entry(cls, name, inherited(entry, content, f"The {kind} '{name}'"), f"The {kind} '{name}'")
+        for name, entry in content.items()
+    }
 
 
 @lru_cache(maxsize=None)
 def presets() -> Dict[str, Preset]:
     """The presets that come with the package."""
-    return read_all(Preset, DATA_FOLDER / "presets.yaml")
+    return _read_all(Preset, "presets.yaml")
 
 
 @lru_cache(maxsize=None)
 def scenarios() -> Dict[str, Scenario]:
     """The scenarios that come with the package."""
-    return read_all(Scenario, DATA_FOLDER / "scenarios.yaml")
+    return _read_all(Scenario, "scenarios.yaml")
 
 
 @lru_cache(maxsize=None)
 def scales() -> Dict[str, Scale]:
     """The scales that come with the package."""
-    return read_all(Scale, DATA_FOLDER / "scales.yaml")
+    return _read_all(Scale, "scales.yaml")
 
 
 def suite_names() -> List[str]:
@@ -133,6 +362,7 @@ def suite_presets(suite: Suite, names: Sequence[str] = ()) -> List[Preset]:
         HashPoseError: one is unknown, or not well formed.
     """
     known = dict(presets())
+    content = dict(read_file(DATA_FOLDER / "presets.yaml"))  # of which own presets can be like any, and like each other
     wanted: List[str] = []
     for entry in suite.presets:
         if isinstance(entry, dict):
@@ -141,8 +371,8 @@ def suite_presets(suite: Suite, names: Sequence[str] = ()) -> List[Preset]:
             if name is None:
                 raise HashPoseError(f"A preset of the suite '{suite.name}' lacks the field 'name'.")
             where = f"The preset '{name}' of the suite '{suite.name}'"
-            content = read_file(DATA_FOLDER / "presets.yaml") if "like" in own else {}
-            known[name] = read_entry(Preset, name, inherited(own, content, where), where)
+            content[name] = inherited(own, content, where)
+            known[name] = read_entry(Preset, name, content[name], where)
             entry = name
         wanted.append(entry)
     if not wanted:
@@ -158,7 +388,7 @@ def scene_folder(suite: Suite, scene: str, data: Optional[Path]) -> Path:
     """
     places = suite.scenes[scene]
     candidates = []
-    for place in [places] if isinstance(places, str) else places:
+    for place in _listed(places.get("folder", "demo") if isinstance(places, dict) else places):
         if place == "demo":
             return DEMO_SCENE
         if "{data}" in place and data is None:
@@ -188,7 +418,7 @@ def parse_seeds(words: Sequence[str]) -> List[int]:
 
 
 def parse_overrides(words: Sequence[str]) -> Settings:
-    """Settings from the command line: `path=value` with a value as in YAML.
+    """Settings from the command line: `path=value`, the value as after a flag.
 
     Raises:
         HashPoseError: a word is none.
@@ -198,10 +428,7 @@ def parse_overrides(words: Sequence[str]) -> Settings:
         key, equals, value = word.partition("=")
         if not equals:
             raise HashPoseError(f"--set takes path=value, such as max_num_iterations=500, not '{word}'.")
-        try:
-            overrides[key] = parse_yaml(value)
-        except yaml.YAMLError:
-            overrides[key] = value
+        overrides.update(read_flags(f"--{key.removeprefix('--')} {value}"))
     return overrides
 
 
@@ -226,17 +453,16 @@ def expand(
         overrides: settings that win over all others.
 
     Raises:
-        HashPoseError: a name is unknown, or a scene is not there.
+        HashPoseError: a name is unknown, a scene is not there, or flags are malformed.
     """
     the_scale = pick("scale", scale or suite.scale, scales())
-    known_scenarios = scenarios()
-    scenario = pick("scenario", suite.scenario, known_scenarios)
+    scenario = pick("scenario", suite.scenario, scenarios())
     for name in the_scale.scenarios:
-        pick("scenario", name, known_scenarios)
-    for scene in scenes:
+        pick("scenario", name, scenarios())
+    chosen = suite_presets(suite, preset_names)
+    for scene in [*scenes, *(scene for preset in chosen for scene in preset.scenes)]:
         if scene not in suite.scenes:
             raise HashPoseError(f"The suite '{suite.name}' has no scene '{scene}'{nearest(scene, suite.scenes)}")
-    chosen = suite_presets(suite, preset_names)
     folders = {scene: scene_folder(suite, scene, data) for scene in scenes or suite.scenes}
     where = f"The scale '{the_scale.name}' for the scenario '{scenario.name}'"
     special = read_entry(Layer, scenario.name, the_scale.scenarios.get(scenario.name, {}), where)
@@ -250,33 +476,37 @@ def expand(
                 )
 
     def run(scene: str, preset: Preset, seed: int) -> Run:
-        ours = {
-            "pipeline.datamanager.dataparser": scenario.dataparser,
-            "pipeline.datamanager.data": str(folders[scene]),
-            "machine.seed": seed,
-            "pipeline.datamanager.perturbation.seed": seed,
-            **UNATTENDED,
+        ours: Settings = {
+            DATAPARSER: scenario.dataparser,
+            "pipeline.datamanager.data": shlex.quote(str(folders[scene])),
+            "machine.seed": str(seed),
+            "pipeline.datamanager.perturbation.seed": str(seed),
+            **read_flags(UNATTENDED),
         }
+        place = suite.scenes[scene]
         layers = {
-            "The runner": ours,
-            f"The scenario '{scenario.name}'": scenario.of(preset),
-            f"The scale '{the_scale.name}'": the_scale.of(preset),
-            where: special.of(preset),
-            f"The suite '{suite.name}'": suite.of(preset),
-            f"The preset '{preset.name}'": preset.settings,
-            "--set": overrides or {},
+            "The runner": lambda: ours,
+            f"The scenario '{scenario.name}'": lambda: scenario.of(preset),
+            f"The scale '{the_scale.name}'": lambda: the_scale.of(preset),
+            where: lambda: special.of(preset),
+            f"The suite '{suite.name}'": lambda: suite.of(preset),
+            f"The scene '{scene}'": lambda: read_flags(place.get("flags", "") if isinstance(place, dict) else ""),
+            f"The preset '{preset.name}'": lambda: read_flags(preset.flags),
+            "--set": lambda: overrides or {},
         }
-        return Run(
-            suite=suite.name,
-            scale=the_scale,
-            scenario=scenario,
-            scene=scene,
-            preset=preset,
-            seed=seed,
-            layers=tuple(
-                (source, {normalised(key): value for key, value in layer.items()}) for source, layer in layers.items()
-            ),
-        )
+        read: Dict[str, Settings] = {}
+        for source, flags in layers.items():
+            try:
+                read[source] = flags()
+            except HashPoseError as error:
+                raise HashPoseError(f"{source}: {error}") from None
+        return Run(suite=suite, scale=the_scale, scenario=scenario, scene=scene, preset=preset, seed=seed, layers=read)
 
     all_seeds = seeds or (range(suite.seeds) if isinstance(suite.seeds, int) else suite.seeds)
-    return [run(scene, preset, seed) for seed in all_seeds for scene in folders for preset in chosen]
+    return [
+        run(scene, preset, seed)
+        for seed in all_seeds
+        for scene in folders
+        for preset in chosen
+        if not preset.scenes or scene in preset.scenes
+    ]

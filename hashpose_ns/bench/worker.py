@@ -1,25 +1,21 @@
-"""One run of a suite in a process of its own: trained as ns-train does it, evaluated as ns-eval does it.
+"""One run of a suite: trained as ns-train does it, evaluated as ns-eval does it. Resumes from the newest checkpoint.
 
-    python -m hashpose_ns.bench.worker RUN_FOLDER [PARENT_PID]
-
-The folder holds a run.json. Goes on from the newest checkpoint in it. Writes results.json last, or failure.json.
+The folder holds a run.json. Writes results.json last, or failure.json.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import shutil
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Tuple
+from typing import TYPE_CHECKING, Any, Dict
 
 from hashpose_ns.bench import files
 from hashpose_ns.errors import HashPoseError, one_line
+from hashpose_ns.runs.files import CHECKPOINTS, CONFIG, last_step, read_pose_log, write_json
 
 if TYPE_CHECKING:
     from hashpose_ns.pipeline import HashPosePipeline
@@ -28,20 +24,26 @@ RENDERED_IMAGES = 4
 """Held-out images whose renders are kept."""
 
 
-def stop_with(parent: int) -> None:
-    """Has the kernel end this process when the one that started it is no more; only Linux can.
-
-    Args:
-        parent: process id of the one that started it.
-    """
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it had ended before
-            sys.exit(1)
+def main(folder: Path) -> int:
+    """Runs, and says why where that fails. Returns the exit code."""
+    try:
+        run(folder)
+    except (Exception, SystemExit) as error:
+        # nerfstudio's scripts end with the exit code alone; the plugin's sentence is what the code was made of.
+        cause = error.__context__ if isinstance(error, SystemExit) else error
+        if isinstance(cause, HashPoseError):
+            sentence = str(cause)
+        else:
+            traceback.print_exc()
+            sentence = f"{type(cause or error).__name__}: {one_line(cause or error)}."  # type: ignore[arg-type]
+        sys.stdout.flush()
+        files.write_failure(folder, sentence)
+        return 1
+    return 0
 
 
 def run(folder: Path) -> None:
-    """Trains and evaluates.
+    """Trains, evaluates and measures.
 
     Args:
         folder: the run's folder.
@@ -50,22 +52,22 @@ def run(folder: Path) -> None:
     from hashpose_ns.bench.environment import environment
 
     record.update(environment(), started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    files.write_json(folder / files.RECORD, record)
-    train(record, folder)
-    memory = peak_memory()
+    write_json(folder / files.RECORD, record)
+    content: Dict[str, Any] = {"steps": record["steps"]}
+    if record["train"]:
+        whole, begin = last_step(folder) is None, time.process_time()
+        train(record, folder)
+        if whole:  # a run that was resumed has spent more than this process knows
+            content["cpu_seconds"] = round(time.process_time() - begin, 2)
+        content.update(training_time(folder), peak_memory_mb=peak_memory())
     begin = time.perf_counter()
-    pipeline, results = evaluate(folder)
-    eval_seconds = time.perf_counter() - begin
+    pipeline = load(record, folder)
+    content["results"] = evaluate(pipeline, folder, record["evaluate"] and record["train"])
+    content["eval_seconds"] = round(time.perf_counter() - begin, 3)
     write_cameras(pipeline, folder / files.CAMERAS)
-    final = {
-        "results": results,
-        "steps": record["steps"],
-        **training_time(folder),
-        "eval_seconds": round(eval_seconds, 3),
-        "peak_memory_mb": memory,
-        "parameters": sum(parameter.numel() for parameter in pipeline.model.parameters()),
-    }
-    files.write_json(folder / files.RESULTS, final)
+    content["measures"] = measure(pipeline, record)
+    content["parameters"] = sum(parameter.numel() for parameter in pipeline.model.parameters())
+    write_json(folder / files.RESULTS, content)
     (folder / files.FAILURE).unlink(missing_ok=True)
 
 
@@ -79,34 +81,46 @@ def train(record: Dict[str, Any], folder: Path) -> None:
     from nerfstudio.scripts.train import main
 
     config = trainer_config(record, folder)
-    last = config.max_num_iterations - 1
-    checkpoint = files.last_checkpoint(folder)
-    if checkpoint is None or checkpoint < last:
-        config.load_dir = folder / files.CHECKPOINTS if checkpoint is not None else None
+    last, step = config.max_num_iterations - 1, last_step(folder)
+    if step is None or step < last:
+        config.load_dir = folder / CHECKPOINTS if step is not None else None
         main(config)
-    if files.last_checkpoint(folder) != last:
+    if last_step(folder) != last:
         raise HashPoseError(f"Training stopped before its last step, {last}.")
 
 
-def evaluate(folder: Path) -> Tuple["HashPosePipeline", Dict[str, float]]:
-    """Evaluates the held-out images of the test split, and keeps some of their renders.
+def load(record: Dict[str, Any], folder: Path) -> HashPosePipeline:
+    """The trained pipeline with the test split held out; an untrained one if the run does not train."""
+    if record["train"]:
+        from nerfstudio.utils.eval_utils import eval_setup
 
-    Returns:
-        The trained pipeline, and ns-eval's metrics with BARF's way of computing angles beside ours.
-    """
+        return eval_setup(folder / CONFIG, test_mode="test")[1]  # type: ignore[return-value]
+    import torch
+
+    from hashpose_ns.bench.configs import trainer_config
+
+    config = trainer_config(record, folder).pipeline
+    config.datamanager.dataparser.data = config.datamanager.data
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return config.setup(device=device, test_mode="inference")  # type: ignore[return-value]
+
+
+def evaluate(pipeline: HashPosePipeline, folder: Path, render: bool) -> Dict[str, float]:
+    """Pose errors, with BARF's way of computing angles beside ours, and if asked what ns-eval says of held-out images.
+    A few renders are kept."""
     from hashpose_ns.cameras.alignment import pose_errors
-    from nerfstudio.utils.eval_utils import eval_setup
 
-    _, pipeline, _, _ = eval_setup(folder / "config.yml", test_mode="test")
-    staging = folder / ".renders"
-    shutil.rmtree(staging, ignore_errors=True)
-    results = pipeline.get_average_eval_image_metrics(output_path=staging, get_std=True)
-    keep_some(staging, folder / files.RENDERS)
+    if render:
+        staging = folder / ".renders"
+        shutil.rmtree(staging, ignore_errors=True)
+        results = pipeline.get_average_eval_image_metrics(output_path=staging, get_std=True)
+        keep_some(staging, folder / files.RENDERS)
+    else:
+        results = pipeline.pose_metrics()
     optimizer = pipeline.model.camera_optimizer
     refined, reference = optimizer.refined_camera_to_worlds().detach(), optimizer.reference_camera_to_worlds
     angles = pose_errors(refined, reference, barf_exact=True).rotation_deg
-    results["barf_rotation_deg_mean"] = float(angles.mean())
-    return pipeline, results
+    return {**results, "barf_rotation_deg_mean": float(angles.mean())}
 
 
 def keep_some(staging: Path, renders: Path) -> None:
@@ -122,7 +136,23 @@ def keep_some(staging: Path, renders: Path) -> None:
     shutil.rmtree(staging)
 
 
-def write_cameras(pipeline: "HashPosePipeline", path: Path) -> None:
+def measure(pipeline: HashPosePipeline, record: Dict[str, Any]) -> Dict[str, Any]:
+    """The suite's named measures.
+
+    Raises:
+        HashPoseError: there is no such measure, or it has no such option.
+    """
+    from hashpose_ns.bench.measures import MEASURES
+
+    found = {}
+    for name, options in record["measures"].items():
+        if name not in MEASURES:
+            raise HashPoseError(f"There is no measure '{name}'; choose among {', '.join(MEASURES)}.")
+        found[name] = MEASURES[name](pipeline, record["seed"], **options)
+    return found
+
+
+def write_cameras(pipeline: HashPosePipeline, path: Path) -> None:
     """Initial, refined and reference poses [N, 3, 4] of the training cameras, their images' names, and the errors of
     each: `rotation_deg`, `translation`, `center`, and the same with `_before`."""
     import numpy as np
@@ -139,8 +169,8 @@ def write_cameras(pipeline: "HashPosePipeline", path: Path) -> None:
     arrays = {name: pose.cpu().double().numpy() for name, pose in poses.items()}
     for when, suffix in (("refined", ""), ("initial", "_before")):
         errors = pose_errors(poses[when], poses["reference"])
-        for measure in ("rotation_deg", "translation", "center"):
-            arrays[measure + suffix] = getattr(errors, measure).cpu().numpy()
+        for name in ("rotation_deg", "translation", "center"):
+            arrays[name + suffix] = getattr(errors, name).cpu().numpy()
     arrays["names"] = np.array(image_names(pipeline.datamanager.train_dataparser_outputs.image_filenames))
     with open(path, "wb") as file:
         np.savez(file, **arrays)
@@ -149,8 +179,8 @@ def write_cameras(pipeline: "HashPosePipeline", path: Path) -> None:
 def training_time(folder: Path) -> Dict[str, float]:
     """Seconds of training in all, and milliseconds a step in its second half: the first steps, and what is compiled
     for them, are not what a step costs."""
-    log = [json.loads(line) for line in (folder / files.POSE_LOG).read_text().splitlines()]
-    first, last = log[len(log) // 2 - 1], log[-1]
+    log = read_pose_log(folder)
+    first, last = log[max(len(log) // 2 - 1, 0)], log[-1]
     steps = last["step"] - first["step"]
     seconds = last["train_seconds"] - first["train_seconds"]
     return {"train_seconds": last["train_seconds"], "ms_per_step": round(1e3 * seconds / max(steps, 1), 4)}
@@ -166,29 +196,3 @@ def peak_memory() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
-
-
-def main(folder: Path) -> int:
-    """Runs, and says why where that fails. Returns the exit code."""
-    try:
-        run(folder)
-    except (Exception, SystemExit) as error:
-        # nerfstudio's scripts end with the exit code alone; the plugin's sentence is what the code was made of.
-        cause = error.__context__ if isinstance(error, SystemExit) else error
-        if not isinstance(cause, HashPoseError):
-            traceback.print_exc()
-        sys.stdout.flush()
-        files.write_failure(folder, str(cause) if isinstance(cause, HashPoseError) else describe(cause or error))
-        return 1
-    return 0
-
-
-def describe(error: BaseException) -> str:
-    """An unexpected error in a line."""
-    return f"{type(error).__name__}: {one_line(error)}."  # type: ignore
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        stop_with(int(sys.argv[2]))
-    sys.exit(main(Path(sys.argv[1])))

@@ -62,7 +62,8 @@ class ExportVideo:
             raise HashPoseError(f"There is no file {self.load_config}; --load-config takes the config.yml of a run.")
         from rich.progress import track
 
-        from hashpose_ns.export.replay import ReplayDrawing, load_replay
+        from hashpose_ns.export.replay import load_replay
+        from hashpose_ns.export.replay_drawing import ReplayDrawing
         from nerfstudio.utils.rich_utils import CONSOLE
 
         run = self.load_config.resolve().parent
@@ -70,14 +71,16 @@ class ExportVideo:
         title = f"{run.parent.parent.name}: {len(replay.start)} cameras" if self.title is None else self.title
         drawing = ReplayDrawing(replay, self.size, title, self.orbit_degrees)
         positions = frame_positions(len(replay.steps), *lengths)
-        with replaced_file(self.output_path, self.overwrite) as path:
-            frames = track(
-                draw_frames(drawing, positions), "Drawing", total=len(positions), console=CONSOLE, transient=True
-            )
-            if path.suffix.lower() == ".gif":
-                write_gif(frames, path, self.fps)
-            else:
-                write_mp4(frames, path, self.size, self.fps)
+        frames = draw_frames(drawing, positions)
+        frames = iter(track(frames, "Drawing", total=len(positions), console=CONSOLE, transient=True))
+        try:
+            with replaced_file(self.output_path, self.overwrite) as path:
+                if path.suffix.lower() == ".gif":
+                    write_gif(frames, path, self.fps)
+                else:
+                    write_mp4(frames, path, self.size, self.fps)
+        except OSError as error:
+            raise HashPoseError(f"{self.output_path} could not be written ({error.strerror or error}).") from error
         CONSOLE.print(
             f"Wrote {len(positions)} frames of {len(replay.start)} cameras over steps {replay.steps[0]:.0f} to "
             f"{replay.steps[-1]:.0f}, {self.output_path.stat().st_size / 1e6:.2f} MB: {self.output_path}",

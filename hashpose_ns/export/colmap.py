@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Dict, List, Literal, Optional, Sequence, Tuple
 
@@ -50,7 +51,7 @@ def write_colmap_model(
     """
     if not len(camera_to_worlds) == len(cameras) == len(names):
         raise ValueError(f"There are {len(camera_to_worlds)} poses, {len(cameras)} cameras and {len(names)} names.")
-    check_names(names, format)
+    check_names(names, format)  # before anything takes time
     intrinsics, fisheye = frame_intrinsics(cameras), is_fisheye(cameras)
     # One model for all perspective cameras: nerfstudio's colmap dataparser reads no mixtures
     distorted = any(colmap_model(values, kind)[0] == "OPENCV" for values, kind in zip(intrinsics, fisheye))
@@ -76,8 +77,54 @@ def write_colmap_model(
             id=i + 1, qvec=qvec, tvec=tvec, camera_id=camera_ids[i], name=name, xys=pixels, point3D_ids=seen + 1
         )
     points3d = {} if points is None else _points3d(points, [seen for _, seen in observations])
-    colmap_utils.write_model(colmap_cameras, images, points3d, path=str(directory), ext=f".{format}")
-    return [directory / f"{part}.{format}" for part in ("cameras", "images", "points3D")]
+    return write_model(directory, colmap_cameras, images, points3d, format)
+
+
+def write_model(
+    directory: Path,
+    cameras: Dict[int, colmap_utils.Camera],
+    images: Dict[int, colmap_utils.Image],
+    points: Dict[int, colmap_utils.Point3D],
+    format: Literal["bin", "txt"],
+) -> List[Path]:
+    """Writes cameras.*, images.* and points3D.*, the binary ones byte for byte as pycolmap does.
+
+    pycolmap's own writer is not used: on a full disk it cuts files off without an error.
+
+    Args:
+        directory: an existing folder.
+        cameras: by id.
+        images: by id.
+        points: by id.
+        format: COLMAP's binary or text format.
+
+    Returns:
+        The three files.
+
+    Raises:
+        HashPoseError: if the format cannot hold a name.
+        OSError: if the files cannot be written.
+    """
+    check_names([image.name for image in images.values()], format)
+    files = [directory / f"{part}.{format}" for part in ("cameras", "images", "points3D")]
+    if format == "txt":
+        writers = colmap_utils.write_cameras_text, colmap_utils.write_images_text, colmap_utils.write_points3D_text
+    else:
+        writers = colmap_utils.write_cameras_binary, _write_images_binary, colmap_utils.write_points3D_binary
+    for content, write, path in zip((cameras, images, points), writers, files):
+        write(content, path)
+    return files
+
+
+def _write_images_binary(images: Dict[int, colmap_utils.Image], path: Path) -> None:
+    """images.bin with any names; nerfstudio's writer of this name fails on those that are not ASCII."""
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(images)))
+        for image in images.values():
+            file.write(struct.pack("<i7di", image.id, *image.qvec, *image.tvec, image.camera_id))
+            file.write(image.name.encode("utf-8") + b"\0" + struct.pack("<Q", len(image.point3D_ids)))
+            xy = np.reshape(image.xys, (-1, 2))
+            file.write(np.rec.fromarrays([*xy.T, image.point3D_ids], formats=["<f8", "<f8", "<i8"]).tobytes())
 
 
 def world_to_camera(
@@ -90,7 +137,7 @@ def world_to_camera(
 
 def _observations(
     cameras: Cameras, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], points: Optional[ExportedPoints]
-) -> List[Tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, "n"]]]:
+) -> List[Tuple[Float[np.ndarray, "_ 2"], Int[np.ndarray, "_"]]]:
     """For each image, where it shows points, and which, in rising order."""
     if points is None or points.seen_by is None:
         return [(np.zeros((0, 2)), np.zeros(0, dtype=np.int64))] * len(camera_to_worlds)
@@ -103,7 +150,7 @@ def _observations(
     return list(zip(np.split(pixels.numpy()[rows], ends), np.split(point.numpy()[rows], ends)))
 
 
-def _points3d(points: ExportedPoints, seen: List[Int[np.ndarray, "n"]]) -> Dict[int, colmap_utils.Point3D]:
+def _points3d(points: ExportedPoints, seen: List[Int[np.ndarray, "_"]]) -> Dict[int, colmap_utils.Point3D]:
     """COLMAP's points, with tracks of what each image sees."""
     point = np.concatenate(seen)
     image_ids = np.concatenate([np.full(len(part), i + 1) for i, part in enumerate(seen)])
@@ -131,6 +178,3 @@ def check_names(names: Sequence[str], format: str) -> None:
     for name in names:
         if format == "txt" and any(character.isspace() for character in name):
             raise HashPoseError(f"COLMAP's text format cannot hold the white space in {name!r}; use --format bin.")
-        # nerfstudio's binary writer packs one byte per character
-        if format == "bin" and not name.isascii():
-            raise HashPoseError(f"The binary format cannot hold the letters of {name!r}; use --format txt.")

@@ -91,7 +91,9 @@ def _input_points(scene: PosedScene, exported: ExportedCameras) -> ExportedPoint
 
 
 def write_ply(path: Path, points: ExportedPoints, transform: Optional[Float[np.ndarray, "3 4"]] = None) -> None:
-    """Writes positions and colours as a binary PLY file.
+    """Writes positions and colours as a binary PLY file with float64 positions.
+
+    By hand: trimesh rounds to float32 (half a metre in national grids), and plyfile is licensed under the GPL.
 
     Args:
         path: the file.
@@ -99,14 +101,8 @@ def write_ply(path: Path, points: ExportedPoints, transform: Optional[Float[np.n
         transform: rigid motion from the points' frame to that of the file.
     """
     xyz = points.xyz if transform is None else points.xyz @ transform[:, :3].T + transform[:, 3]
-    vertices = np.zeros(
-        len(xyz), dtype=[*((axis, "<f8") for axis in "xyz"), *((color, "u1") for color in ("red", "green", "blue"))]
-    )
-    for column, name in enumerate("xyz"):
-        vertices[name] = xyz[:, column]
-    for column, name in enumerate(("red", "green", "blue")):
-        vertices[name] = points.rgb[:, column]
-    properties = [f"property double {axis}" for axis in "xyz"]
-    properties += [f"property uchar {color}" for color in ("red", "green", "blue")]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(xyz)}", *properties, "end_header", ""]
-    path.write_bytes("\n".join(header).encode("ascii") + vertices.tobytes())
+    names, types = ("x", "y", "z", "red", "green", "blue"), ["double"] * 3 + ["uchar"] * 3
+    properties = "".join(f"property {type} {name}\n" for type, name in zip(types, names))
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(xyz)}\n{properties}end_header\n"
+    vertices = np.rec.fromarrays([*xyz.T, *points.rgb.T], formats=["<f8"] * 3 + ["u1"] * 3)
+    path.write_bytes(header.encode("ascii") + vertices.tobytes())

@@ -72,6 +72,7 @@ def exported_cameras(
     """
     outputs = scene.train_outputs
     check_invertible(scene.dataparser, outputs)
+    _check_poses(scene)
     frame = input_frame(scene.poses, outputs, align)
     chosen = _training_cameras(scene, frame, align, put_back)
     held_out = _held_out(scene)
@@ -121,6 +122,17 @@ def exported_cameras(
     )
 
 
+def _check_poses(scene: PosedScene) -> None:
+    """Raises HashPoseError if the run's poses are not those of its dataset's images, or broken."""
+    refined, filenames = scene.poses.refined_camera_to_worlds(), scene.train_outputs.image_filenames
+    if len(refined) != len(filenames):
+        raise HashPoseError(
+            f"The run refined {len(refined)} poses but its dataset now has {len(filenames)} training images; export "
+            "with the dataset and the split of the training."
+        )
+    validate_poses(refined, [Path(filename).name for filename in filenames])
+
+
 def _training_cameras(
     scene: PosedScene, frame: InputFrame, align: Literal["input", "none"], put_back: Collection[int]
 ) -> _Chosen:
@@ -128,12 +140,6 @@ def _training_cameras(
     optimizer, outputs = scene.poses, scene.train_outputs
     refined = optimizer.refined_camera_to_worlds().detach().cpu()
     initial = optimizer.initial_camera_to_worlds.detach().cpu()
-    if len(refined) != len(outputs.image_filenames):
-        raise HashPoseError(
-            f"The run refined {len(refined)} poses but its dataset now has {len(outputs.image_filenames)} training "
-            "images; export with the dataset and the split of the training."
-        )
-    validate_poses(refined, [Path(filename).name for filename in outputs.image_filenames])
     if put_back and frame.arbitrary:
         raise HashPoseError(
             "Cameras cannot be put back to where training started, as it started from the identity; export with "

@@ -64,4 +64,4 @@ def write_trajectory(
         rows = torch.cat([torch.tensor(times, dtype=torch.float64)[order, None], poses[:, :, 3], quaternions], dim=1)
         rows = rows.numpy()
     # 17 digits give back every float64, and hold times of a year in nanoseconds
-    path.write_text("".join(" ".join(f"{value:.17g}" for value in row) + "\n" for row in rows), encoding="ascii")
+    np.savetxt(path, rows, fmt="%.17g")

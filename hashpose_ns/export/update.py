@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Literal, Optional, Tuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.errors import HashPoseError, one_line
-from hashpose_ns.export.colmap import check_names, world_to_camera
+from hashpose_ns.export.colmap import world_to_camera, write_model
 from hashpose_ns.export.exported import FROZEN
 from hashpose_ns.export.frame import flip_axes
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
@@ -38,10 +38,9 @@ class ColmapModel:
     images: Dict[int, Any]
     points: Dict[int, Any]
 
-    def write(self, directory: Path, format: str) -> None:
+    def write(self, directory: Path, format: Literal["bin", "txt"]) -> None:
         """Writes cameras.*, images.* and points3D.*."""
-        check_names([image.name for image in self.images.values()], format)
-        colmap_utils.write_model(self.cameras, self.images, self.points, path=str(directory), ext=f".{format}")
+        write_model(directory, self.cameras, self.images, self.points, format)
 
 
 @dataclass(frozen=True)

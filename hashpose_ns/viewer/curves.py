@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from hashpose_ns.plotting.axes import log_ticks, tick_label
 from hashpose_ns.runs.files import read_pose_log
 from hashpose_ns.viewer.colors import CURVES, sequential
 from hashpose_ns.viewer.state import PoseState, PoseTracks
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 150
 """Points of a curve."""
-
-MAX_TICKS = 9
-"""Labels of an axis."""
 
 LEVEL_POINTS = 60
 """Points of a curve of one level of the grid."""
@@ -33,17 +31,6 @@ Trace = Tuple[str, Sequence[float], Sequence[float], str]
 """Name, x, y and colour."""
 
 
-def log_ticks(values: Sequence[float]) -> List[float]:
-    """Round numbers for a logarithmic axis over positive values: 1, 2 and 5 times powers of ten, or these alone."""
-    low, high = min(values) / 1.3, max(values) * 1.3
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 2, 5), (1,)):
-        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-        if len(ticks) <= MAX_TICKS:
-            break
-    return ticks
-
-
 class Figure:
     """What viser asks of a plotly figure: its JSON."""
 
@@ -53,9 +40,9 @@ class Figure:
         curves = [[v if math.isfinite(v) and (v > 0 or not log) else None for v in y] for _, _, y, _ in traces]
         known = [v for curve in curves for v in curve if v is not None]
         y_axis: Dict[str, Any] = {**axis, "type": "log" if log else "linear"}
-        ticks = log_ticks(known) if log and known else []
+        ticks = log_ticks(min(known) / 1.3, max(known) * 1.3) if log and known else []
         if len(ticks) >= 2:  # plotly labels what lies between powers of ten by a single digit
-            y_axis.update(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+            y_axis.update(tickvals=ticks, ticktext=[tick_label(tick) for tick in ticks])
         self.content: Dict[str, Any] = {
             "data": [
                 {

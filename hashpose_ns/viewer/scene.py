@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, UInt8
 
 from hashpose_ns.cameras.alignment import align_poses
+from hashpose_ns.plotting.cameras import FRUSTUM_EDGES, Views, frustum_points
 from hashpose_ns.viewer import colors as tints
 from hashpose_ns.viewer.state import PoseState, PoseTracks
-from hashpose_ns.viewer.tubes import frustum_edges, tubes_glb
+from hashpose_ns.viewer.tubes import tubes_glb
 
 if TYPE_CHECKING:
     from nerfstudio.cameras.cameras import Cameras
@@ -122,14 +123,12 @@ class PoseScene:
             colors = np.tile(np.array(tints.MOVED, np.uint8), (len(drawn), 1)) if colors is None else colors[drawn]
             colors[drawn == selected] = tints.SELECTED
             radii = np.where(drawn == selected, 2.0 * radius, radius)
-            self._tubes(
-                REFINED, frustum_edges(refined, self.extents), np.repeat(colors, 8, axis=0), np.repeat(radii, 8)
-            )
+            self._tubes(REFINED, self._frustums(refined), np.repeat(colors, 8, axis=0), np.repeat(radii, 8))
         # a little thinner: where poses coincide the refined ones are seen
         if visible[INITIAL]:
-            self._tubes(INITIAL, frustum_edges(initial, self.extents), tints.START, 0.8 * radius)
+            self._tubes(INITIAL, self._frustums(initial), tints.START, 0.8 * radius)
         if visible[REFERENCE]:
-            self._tubes(REFERENCE, frustum_edges(reference, self.extents), tints.REFERENCE, 0.8 * radius)
+            self._tubes(REFERENCE, self._frustums(reference), tints.REFERENCE, 0.8 * radius)
         if visible[MOVED]:
             self._tubes(MOVED, np.stack([initial[:, :, 3], refined[:, :, 3]], axis=1), tints.MOVED, radius)
         if visible[PATHS]:
@@ -156,6 +155,10 @@ class PoseScene:
                 earlier = state.to_input.inverse().apply_to_points(torch.from_numpy(earlier)).numpy()
             points = np.concatenate([earlier, points])
         return np.stack([points[:-1], points[1:]], axis=2).reshape(-1, 2, 3)
+
+    def _frustums(self, camera_to_worlds: Float[np.ndarray, "drawn 3 4"]) -> Float[np.ndarray, "drawn 8 2 3"]:
+        """The edges of viewing pyramids."""
+        return frustum_points(camera_to_worlds, self.extents)[:, FRUSTUM_EDGES]
 
     def _tubes(self, layer: str, lines: np.ndarray, color, radius) -> None:
         lines = lines.reshape(-1, 2, 3).astype(np.float32)
@@ -208,17 +211,9 @@ def fitting_frustum_scale(cameras: "Cameras", reference: Float[torch.Tensor, "n 
 
 
 def view_of_all(camera_to_worlds: Float[torch.Tensor, "n 3 4"]) -> Tuple[np.ndarray, np.ndarray]:
-    """Where to stand in viser's scene [3], and where to look [3], to have all cameras in view: behind them where they
-    look the same way, else beside and above them."""
-    centers = camera_to_worlds[:, :, 3].double().numpy()
-    middle = centers.mean(axis=0)
-    radius = max(float(np.linalg.norm(centers - middle, axis=-1).max()), spread(camera_to_worlds))
-    behind = camera_to_worlds[:, :, 2].double().mean(dim=0).numpy()
-    direction = np.array([1.0, 1.0, 0.75])
-    if np.linalg.norm(behind) > 0.8:
-        direction = behind / np.linalg.norm(behind) + np.array([0.2, 0.2, 0.3])
-    direction /= np.linalg.norm(direction)
-    return SCENE_SCALE * (middle + VIEW_DISTANCE * radius * direction), SCENE_SCALE * middle
+    """Where to stand in viser's scene [3], and where to look [3], to have all cameras in view."""
+    view = Views(camera_to_worlds.double().numpy(), smallest=spread(camera_to_worlds)).oblique(distance=VIEW_DISTANCE)
+    return SCENE_SCALE * view.eye, SCENE_SCALE * view.center
 
 
 def frustum_shapes(cameras: "Cameras") -> Float[np.ndarray, "num_cameras 3"]:

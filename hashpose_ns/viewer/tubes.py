@@ -16,26 +16,6 @@ FLOAT, UNSIGNED_BYTE, UNSIGNED_SHORT = 5126, 5121, 5123
 """glTF 2.0's component types."""
 
 
-def frustum_edges(
-    camera_to_worlds: Float[np.ndarray, "num_cameras 3 4"], extents: Float[np.ndarray, "num_cameras 3"]
-) -> Float[np.ndarray, "num_cameras 8 2 3"]:
-    """The edges of viewing pyramids.
-
-    Args:
-        camera_to_worlds: poses, OpenGL axes.
-        extents: half width, half height and depth of each pyramid.
-    Returns:
-        For each camera four edges from its centre, and four around.
-    """
-    signs = np.array([[-1, -1, -1], [1, -1, -1], [1, 1, -1], [-1, 1, -1]], dtype=np.float32)
-    corners = signs * extents[:, None]
-    corners = corners @ camera_to_worlds[:, :, :3].swapaxes(1, 2) + camera_to_worlds[:, None, :, 3]
-    centers = np.broadcast_to(camera_to_worlds[:, None, :, 3], corners.shape)
-    sides = np.stack([centers, corners], axis=2)
-    around = np.stack([corners, np.roll(corners, -1, axis=1)], axis=2)
-    return np.concatenate([sides, around], axis=1).astype(np.float32)
-
-
 def tubes_glb(
     lines: Float[np.ndarray, "num_lines 2 3"],
     colors: UInt8[np.ndarray, "num_lines 3"],

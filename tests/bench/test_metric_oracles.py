@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig, perturb_poses
-from hashpose_ns.image_metrics import image_metrics
+from hashpose_ns.photometry.image_metrics import image_metrics
 
 metrics = pytest.importorskip("evo.core.metrics", reason="evo is the independent oracle of these tests")
 trajectory = pytest.importorskip("evo.core.trajectory")

@@ -136,7 +136,7 @@ def test_nerfstudios_own_commands_work_on_a_run(bench, ns_eval, tmp_path: Path):
     for key in set(theirs) - timing:
         assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-6), key
 
-    from hashpose_ns.export.poses import load_trained_pipeline
+    from hashpose_ns.runs.load import load_trained_pipeline
 
     moved = (tmp_path / "out").rename(tmp_path / "elsewhere")
     pipeline = load_trained_pipeline(moved / folder.relative_to(tmp_path / "out") / "config.yml")

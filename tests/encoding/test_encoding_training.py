@@ -6,6 +6,7 @@ from typing import Tuple
 
 import roma
 import torch
+from scenes import training_metadata
 from torch import Tensor
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
@@ -51,7 +52,7 @@ def train(backend: str, device: torch.device, **encoding) -> Tuple[Tensor, Tenso
     model = config.setup(
         scene_box=SceneBox(aabb=torch.tensor([[-1.5] * 3, [1.5] * 3])),
         num_train_data=CAMERAS,
-        metadata={"initial_camera_to_worlds": poses, "reference_camera_to_worlds": poses},
+        metadata=training_metadata(poses),
     ).to(device)
     model.set_training_length(STEPS)
     cameras = Cameras(camera_to_worlds=poses, fx=20.0, fy=20.0, cx=8.0, cy=8.0, width=16, height=16)

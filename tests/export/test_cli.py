@@ -220,7 +220,7 @@ def test_what_the_file_system_refuses_is_one_sentence(tmp_path, run, monkeypatch
 
     options, expected = ("--images", "link"), ""
     if reason == "full disk":
-        monkeypatch.setattr("nerfstudio.data.utils.colmap_parsing_utils.write_model", refuse)
+        monkeypatch.setattr("nerfstudio.data.utils.colmap_parsing_utils.write_points3D_binary", refuse)
         expected = "out could not be written (No space left on device)."
     elif reason == "missing image":
         (tmp_path / "data/images/03.png").unlink()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.exported import ExportedPoints
 from hashpose_ns.export.points import with_points, write_ply
 from hashpose_ns.export.poses import exported_cameras
 from hashpose_ns.export.projection import project

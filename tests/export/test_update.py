@@ -149,7 +149,7 @@ def test_a_model_that_is_not_the_run_s_is_refused(tmp_path, call, capture, found
     refused("There is no COLMAP model in", tmp_path)
     refused("cannot be undistorted", model, found, "--images", "undistorted")
     identity = helpers.scene(
-        found.datamanager.train_dataparser_outputs, found.datamanager.dataparser, helpers.poses(NUM),
+        found.train_outputs, found.dataparser, helpers.poses(NUM),
         identity_poses(NUM).double(),
     )  # fmt: skip
     refused("have no place in an existing model", model, identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from itertools import count
@@ -17,7 +18,9 @@ from PIL import Image
 
 from hashpose_ns.cameras.alignment import align_poses, pose_errors
 from hashpose_ns.export import cli, replay, video
-from hashpose_ns.figures import AFTER, BEFORE, TRUE
+from hashpose_ns.export.replay_drawing import ReplayDrawing
+from hashpose_ns.plotting.cameras import frustum_segments
+from hashpose_ns.plotting.figures import AFTER, BEFORE, TRUE
 from hashpose_ns.runs.files import HISTORY_FILE
 from hashpose_ns.runs.history import PoseHistory
 
@@ -165,55 +168,18 @@ def test_records_that_are_no_numbers_are_left_out(perturbed_run):
 # -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
-def test_pyramids_look_where_the_cameras_look():
-    poses = cameras_around().numpy()
-    points = replay.pyramids(poses, 0.5)
-    np.testing.assert_allclose(points[:, 0], poses[:, :, 3])
-    middle = points[:, 1:].mean(axis=1) - points[:, 0]
-    np.testing.assert_allclose(middle, -0.5 * poses[:, :, 2], atol=1e-12)
-    right_and_up = points[:, 3] - points[:, 1]  # the diagonal of the base
-    np.testing.assert_allclose(right_and_up, 0.5 * (poses[:, :, 0] + poses[:, :, 1]), atol=1e-12)
-
-
-@pytest.mark.parametrize("orbit", [0.0, 2.0])
-def test_the_view_is_a_pinhole_camera_that_holds_all_points(orbit):
-    """Pixels of a pinhole camera are linear in homogeneous coordinates: a 3x4 matrix fitted to some points must predict
-    the others."""
-    generator = np.random.default_rng(0)
-    points = generator.uniform(-1, 1, (60, 3)) * [2, 1, 1] + [5, 0, 3]
-    box = (10.0, 20.0, 400.0, 300.0)
-    view = replay.View(points, cameras_around().numpy(), box, orbit)
-    for turn in (0.0, 0.5, 1.0):
-        pixels = view.project(points, turn)
-        assert (pixels.min(axis=0) >= np.array(box[:2]) - 1).all() and (
-            pixels.max(axis=0) <= np.array(box[2:]) + 1
-        ).all()
-        homogeneous = np.hstack([points, np.ones((60, 1))])
-        rows = []
-        for x, (u, v) in zip(homogeneous[:30], pixels[:30]):
-            rows += [np.concatenate([x, 0 * x, -u * x]), np.concatenate([0 * x, x, -v * x])]
-        matrix = np.linalg.svd(np.array(rows))[2][-1].reshape(3, 4)
-        projected = homogeneous[30:] @ matrix.T
-        np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], pixels[30:], atol=1e-6)
-        # square pixels, and not mirrored: the matrix's left part is calibration times a proper rotation
-        scale = np.sign(np.linalg.det(matrix[:, :3]))
-        calibration = np.linalg.inv(np.linalg.qr(np.linalg.inv(scale * matrix[:, :3]))[1])
-        assert abs(calibration[0, 0]) == pytest.approx(abs(calibration[1, 1]), rel=1e-6)
-        assert abs(calibration[0, 1] / calibration[0, 0]) < 1e-6
-    assert view.project(np.array([5.0, 0, 4]), 0.5)[1] < view.project(np.array([5.0, 0, 3]), 0.5)[1]  # up is up
-
-
 def test_a_frame_shows_cameras_where_they_are(make_run):
     """Edges of every pyramid have their colour; the reference is drawn where it differs only."""
     start, reference = cameras_around(), cameras_around(seed=7)
     run = make_run(start, reference)
-    drawing = replay.ReplayDrawing(replay.load_replay(run), (960, 540), "a title")
-    image = np.asarray(drawing.frame(len(STEPS) // 2, 0.0)).astype(int)
+    drawing = ReplayDrawing(replay.load_replay(run), (960, 540), "a title")
+    image = drawing.frame(len(STEPS) // 2, 0.0).astype(int)
 
     def distances(points, color):
         """Of each edge's middle from a colour, at the nearest of the nine pixels about it."""
-        ends = drawing.view.project(points, 0.0)[:, replay.EDGES]
-        middles = np.round(ends.mean(axis=-2)).astype(int).reshape(-1, 2)
+        middles = np.mean(frustum_segments(drawing.views.oblique(), points), axis=1)
+        pixels = drawing.scene.transData.transform(middles) * [1, -1] + [0, 540]
+        middles = np.floor(pixels).astype(int)
         near = [image[v - 1 : v + 2, u - 1 : u + 2].reshape(-1, 3) - rgb(color) for u, v in middles]
         return np.array([np.abs(pixels).max(axis=-1).min() for pixels in near])
 
@@ -221,7 +187,7 @@ def test_a_frame_shows_cameras_where_they_are(make_run):
     assert np.mean(distances(drawing.reference, TRUE) < 60) > 0.8  # some lie under others
     assert np.mean(distances(drawing.moving[0], AFTER) < 40) < 0.2
     replay_without = replay.Replay(**{**vars(drawing.replay), "reference": None})
-    image = np.asarray(replay.ReplayDrawing(replay_without, (960, 540)).frame(3, 0.0)).astype(int)
+    image = ReplayDrawing(replay_without, (960, 540)).frame(3, 0.0).astype(int)
     assert (np.abs(image - rgb(TRUE)).max(axis=-1) < 20).sum() == 0
     assert (np.abs(image - rgb(BEFORE)).max(axis=-1) < 60).sum() > 100
 
@@ -231,7 +197,7 @@ def test_frames_begin_and_end_where_training_did(perturbed_run):
     assert len(positions) == 35
     assert (positions[:10] == 0).all() and (positions[-5:] == 7).all()
     assert np.allclose(np.diff(positions[10:30]), 7 / 19)
-    drawing = replay.ReplayDrawing(replay.load_replay(perturbed_run), (320, 180))
+    drawing = ReplayDrawing(replay.load_replay(perturbed_run), (320, 180))
     first, last = drawing.frame(0.0, 0.0), drawing.frame(7.0, 0.0)
     assert drawing.frame(0.0, 0.0).tobytes() == first.tobytes() != last.tobytes()
 
@@ -240,8 +206,8 @@ def test_frames_begin_and_end_where_training_did(perturbed_run):
 
 
 def drawn_by_default(run: Path) -> list:
-    drawing = replay.ReplayDrawing(replay.load_replay(run), (320, 180), "chair: 12 cameras")
-    return [np.asarray(f) for f in video.draw_frames(drawing, video.frame_positions(8, 20, 0.5, 0.2, 0.3))]
+    drawing = ReplayDrawing(replay.load_replay(run), (320, 180), "chair: 12 cameras")
+    return list(video.draw_frames(drawing, video.frame_positions(8, 20, 0.5, 0.2, 0.3)))
 
 
 def test_mp4(tmp_path, perturbed_run, export, capsys):
@@ -333,14 +299,14 @@ def test_a_file_is_replaced_only_when_told_so(tmp_path, perturbed_run, export, c
 def test_failure_half_way_leaves_everything_as_it_was(tmp_path, perturbed_run, export, monkeypatch, name):
     (tmp_path / "film.gif").write_text("precious")
     before = sorted(tmp_path.rglob("*"))
-    drawn, frame = count(), replay.ReplayDrawing.frame
+    drawn, frame = count(), ReplayDrawing.frame
 
     def stops(self, *args):
         if next(drawn) == 10:
             raise KeyboardInterrupt
         return frame(self, *args)
 
-    monkeypatch.setattr(replay.ReplayDrawing, "frame", stops)
+    monkeypatch.setattr(ReplayDrawing, "frame", stops)
     with pytest.raises(KeyboardInterrupt):
         export(perturbed_run, name, "--overwrite", True)
     assert sorted(tmp_path.rglob("*")) == before
@@ -355,6 +321,18 @@ def test_no_encoder_is_said(tmp_path, perturbed_run, export, monkeypatch, capsys
     assert export(perturbed_run, "film.mp4") == 1
     assert "write a .gif" in capsys.readouterr().out
     assert not (tmp_path / "film.mp4").exists()
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.gif"])
+def test_a_full_disk_is_one_sentence(tmp_path, perturbed_run, export, monkeypatch, capsys, name):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(video, "write_mp4" if name.endswith("mp4") else "write_gif", full)
+    assert export(perturbed_run, name) == 1
+    output = capsys.readouterr().out
+    assert output == f"Error: {tmp_path / name} could not be written (No space left on device).\n"
+    assert not (tmp_path / name).exists()
 
 
 def test_the_log_of_psnr_may_be_missing_or_short(perturbed_run):

@@ -280,15 +280,19 @@ def test_poses_that_got_better_go_on_as_if_nobody_had_looked(pipeline, true_pose
     assert adam.state[optimizer.pose_adjustment]["exp_avg"].any()
 
 
-def test_what_was_put_back_is_part_of_checkpoints_and_may_be_missing_in_old_ones(pipeline, true_poses, refining):
+def test_falling_back_is_part_of_checkpoints_and_missing_in_version_1(pipeline, true_poses, refining, capsys):
     optimizer, adam = refining(true_poses, wrong(true_poses))
     fall_back(pipeline, adam)
     saved = {f"_model.{name}": value.clone() for name, value in pipeline.model.state_dict().items()}
     optimizer.fall_back(0.0)
     pipeline.load_pipeline(saved, 10)
     assert optimizer.rate_factor(0.9) == 0.25
-    del saved["_model.camera_optimizer.fallen_back"]
+    del saved["_model.camera_optimizer.fallen_back"], saved["_model.format"]  # as version 1 of the format had it
     pipeline.load_pipeline(saved, 10)
+    saved["_model.format"] = torch.tensor(99)
+    with pytest.raises(SystemExit):
+        pipeline.load_pipeline(saved, 10)
+    assert "written by a newer version of hashpose" in capsys.readouterr().out
 
 
 # -- the commands ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import copy
 import pytest
 import roma
 import torch
+from scenes import training_metadata
 from small_peers import small_config
 from torch import Tensor, nn
 
@@ -128,7 +129,7 @@ def make_model(**settings) -> NerfactoPosesModel:
     return config.setup(
         scene_box=SceneBox(aabb=torch.tensor([[-1.5] * 3, [1.5] * 3])),
         num_train_data=N,
-        metadata={"initial_camera_to_worlds": make_poses(), "reference_camera_to_worlds": make_poses()},
+        metadata=training_metadata(make_poses()),
     )
 
 

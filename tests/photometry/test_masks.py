@@ -17,12 +17,11 @@ from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.export.held_out import optimized_held_out_cameras
 from hashpose_ns.export.per_image import image_losses
 from hashpose_ns.export.poses import exported_cameras
-from hashpose_ns.export.surface import sample_surfaces
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
 from hashpose_ns.guard.compare import run_guard
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.model import HashPoseModelConfig
-from hashpose_ns.photometry.align import optimized_held_out_poses
+from hashpose_ns.photometry.align import optimize_cameras, optimized_held_out_poses
 from hashpose_ns.photometry.evaluate import evaluate_images
 from hashpose_ns.photometry.image_metrics import image_metrics
 from hashpose_ns.photometry.pixels import ImagePixels, draw_pixels
@@ -155,17 +154,7 @@ def test_scores_of_a_masked_image_are_those_of_its_part():
     assert image_metrics(render, target, torch.zeros_like(mask)) == {}
 
 
-def test_surfaces_are_sampled_inside(pipeline):
-    """Rays of surfaces cover whole images, as their views are compared pixel by pixel; no point comes from outside."""
-    scene = pipeline.scene
-    outputs = scene.train_outputs
-    points = sample_surfaces(
-        scene.renderer, outputs.cameras, scene.poses.refined_camera_to_worlds(), 50, outputs.mask_filenames
-    )
-    assert len(points.positions) == 0 or points.seen_by.shape[1] == 2
-
-
-class Nothing(list):
+class OneImage(list):
     """A dataset of one image whose mask leaves nothing, or everything."""
 
     def __init__(self, keep: bool) -> None:
@@ -175,9 +164,9 @@ class Nothing(list):
 
 def test_a_mask_that_leaves_nothing_gives_no_pixels(unchecked):
     generator = torch.Generator().manual_seed(0)
-    assert len(draw_pixels(Nothing(False), 0, 10, generator)) == 0
-    assert len(draw_pixels(Nothing(True), 0, 10, generator)) == 10
-    assert ImagePixels(Nothing(False), 0).count == 0 and ImagePixels(Nothing(True), 0).count == 24
+    assert len(draw_pixels(OneImage(False), 0, 10, generator)) == 0
+    assert len(draw_pixels(OneImage(True), 0, 10, generator)) == 10
+    assert ImagePixels(OneImage(False), 0).count == 0 and ImagePixels(OneImage(True), 0).count == 24
 
 
 def test_pixels_are_drawn_evenly_and_carry_their_colours(unchecked):
@@ -206,8 +195,6 @@ def test_an_image_that_is_masked_entirely_stays_where_it_is(pipeline, monkeypatc
     judge = PoseJudge(scene, 1, 32)
     assert len(judge.pixels) == 0
     pose = scene.poses.initial_camera_to_worlds[1:2]
-    from hashpose_ns.photometry.align import optimize_cameras
-
     found = optimize_cameras(scene.renderer, judge.cameras_at(pose), [judge.image], "world", 2, 16, 1e-2)
     assert torch.equal(found, pose)
     covariances = pose_covariances(scene, 16).covariances

@@ -1,185 +1,155 @@
-"""A report as blocks, written as Markdown and as one HTML file."""
+"""The report as Markdown, from one template, and as one HTML file made of that."""
 
 from __future__ import annotations
 
 import base64
+import html
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Tuple
 
-TEMPLATE = Path(__file__).parent.parent / "data" / "report.html.jinja"
+import jinja2
+import pandas as pd
 
+from hashpose_ns import __version__
+from hashpose_ns.bench.reporting import tables, uncertainty
+from hashpose_ns.bench.reporting.frame import Aggregate, Group, commit, differing_settings, machine
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table."""
-
-    text: str
-    strong: bool = False
-    """The best of its column."""
-    muted: bool = False
-    """Nothing was measured, or given."""
-    tags: Tuple[str, ...] = ()
-    """Short remarks that go with the text, such as `published`."""
+DATA = Path(__file__).parent.parent / "data"
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """A row of a table."""
-
-    cells: Sequence[Cell]
-    published: bool = False
-    """Someone else's numbers."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; its first column names the rows."""
-
-    heads: Sequence[str]
-    rows: Sequence[TableRow]
-    notes: Sequence[str] = ()
-    """Sentences below it."""
-    words: bool = False
-    """Whether its columns hold words, not numbers."""
-    kind = "table"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph, or a list of them."""
-
-    lines: Sequence[str]
-    bullets: bool = False
-    kind = "text"
-
-
-@dataclass(frozen=True)
-class Warnings:
-    """Sentences that must not be missed."""
-
-    lines: Sequence[str]
-    kind = "warnings"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture."""
+class Picture:
+    """A figure of the report."""
 
     path: Path
     """Where it lies."""
     caption: str
-    kind = "figure"
 
-    @property
-    def data(self) -> str:
-        """The picture as a data URL."""
-        format = "jpeg" if self.path.suffix == ".jpg" else "png"
-        return f"data:image/{format};base64," + base64.b64encode(self.path.read_bytes()).decode()
 
-    @property
-    def size(self) -> Tuple[int, int]:
-        """Width and height in pixels."""
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything that a report is made of."""
+
+    suite: str
+    runs: pd.DataFrame
+    problems: List[str]
+    """Sentences about runs that cannot be read."""
+    groups: List[Group]
+    aggregates: List[Aggregate]
+    figures: Dict[str, List[Picture]]
+    """Slug of a group or an aggregate -> its figures."""
+    success_deg: float
+    command: str
+    """How to make the report again."""
+
+
+def write_report(findings: Findings, folder: Path) -> None:
+    """Writes report.md, whose pictures are linked, and report.html, which needs no other file."""
+    text = _markdown(findings, folder)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(_html(text, folder, f"hashpose-bench: {findings.suite}"), encoding="utf-8")
+
+
+def _markdown(findings: Findings, folder: Path) -> str:
+    runs = findings.runs
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(
+        escape_md=tables.escape,
+        table=tables.markdown,
+        words_table=lambda table: tables.markdown(table, numbers=False),
+        pre=lambda text: f"<pre>{html.escape(_lines(text), quote=False)}</pre>",
+    )
+
+    def pictures(slug: str) -> str:
+        shown = []
+        for picture in findings.figures.get(slug, []):
+            link, caption = (
+                picture.path.relative_to(folder).as_posix().replace(" ", "%20"),
+                tables.escape(picture.caption),
+            )
+            shown.append(f"![{caption}]({link})\n\n{caption}\n")
+        return "\n".join(shown)
+
+    text = environment.from_string((DATA / "report.md.jinja").read_text(encoding="utf-8")).render(
+        **vars(findings),
+        states={state: int((runs.state == state).sum()) for state in ("done", "failed", "unfinished")},
+        headline=lambda group: tables.headline(group, findings.success_deg),
+        details=tables.details,
+        over_scenes=tables.over_scenes,
+        measures=tables.measures,
+        uncertainties=_uncertainties,
+        left_out=lambda group: [m.title for m in tables.HEADLINE if m not in tables.shown_columns(group)],
+        differing=_differing,
+        pictures=pictures,
+        without_results=_without_results(runs),
+        provenance=_provenance(runs),
+        commands=list(dict.fromkeys(str(asked["command"]) for asked in runs.asked if asked.get("command"))),
+        version=__version__,
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def _lines(text: Any) -> str:
+    return "\n".join(map(str, text)) if isinstance(text, list) else str(text)
+
+
+def _uncertainties(group: Group) -> Iterator[Tuple[str, pd.DataFrame]]:
+    for preset, title in group.presets.items():
+        data = uncertainty.compare(group.of(preset, "done"))
+        if data is not None:
+            yield title, uncertainty.summary(data).map("{:.3g}".format)
+
+
+def _differing(group: Group) -> pd.DataFrame:
+    table = differing_settings(group).map(lambda value: "method's default" if value is None else tables.escape(value))
+    return table.rename(columns=tables.escape, index=tables.escape).rename_axis("setting")
+
+
+def _without_results(runs: pd.DataFrame) -> pd.DataFrame:
+    some = runs[runs.state != "done"]
+    steps = [f" of {asked['steps']}" if "steps" in asked else "" for asked in some.asked]
+    return pd.DataFrame(
+        {
+            "state": list(some.state),
+            "last step": ["none" if pd.isna(last) else f"{last:.0f}{of}" for last, of in zip(some.last_step, steps)],
+            "reason": [tables.escape(e) if s == "failed" else "" for e, s in zip(some.error, some.state)],
+        },
+        pd.Index([tables.escape(label) for label in some.label], name="run"),
+    )
+
+
+def _provenance(runs: pd.DataFrame) -> pd.DataFrame:
+    where = pd.DataFrame({"commit": runs.asked.map(commit), "machine": runs.asked.map(machine).map(tables.escape)})
+    return where.groupby(["commit", "machine"], sort=False).size().rename("runs").reset_index().set_index("commit")
+
+
+def _html(text: str, folder: Path, title: str) -> str:
+    import markdown
+
+    converter = markdown.Markdown(
+        extensions=["tables", "md_in_html", "toc"], extension_configs={"toc": {"toc_depth": "2-2"}}
+    )
+    body = converter.convert(text.replace("> [!WARNING]\n", ""))
+    body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
+    body = re.sub(r"<tr>(?=\s*<td[^>]*>[^\n]*\[published by )", '<tr class="published">', body)
+    body = re.sub(r"<em>\[([^<]*)\]</em>", r"<em>\1</em>", body)
+
+    def inline(match: re.Match) -> str:
         from PIL import Image
 
-        with Image.open(self.path) as image:
-            return image.size
+        alt, path = match[1], folder / match[2].replace("%20", " ")
+        with Image.open(path) as image:
+            width, height = image.size
+        data = base64.b64encode(path.read_bytes()).decode()
+        kind = "jpeg" if path.suffix == ".jpg" else "png"
+        size = f'width="{width}" height="{height}"'
+        return (
+            f'<figure><div class="scroll" tabindex="0"><img src="data:image/{kind};base64,{data}" {size} alt="{alt}">'
+            f"</div><figcaption>{alt}</figcaption></figure>"
+        )
 
-
-@dataclass(frozen=True)
-class Folded:
-    """Blocks that are unfolded on demand."""
-
-    title: str
-    blocks: Sequence["Block"]
-    kind = "folded"
-
-
-@dataclass(frozen=True)
-class Code:
-    """Lines as they are typed or were printed."""
-
-    lines: Sequence[str]
-    kind = "code"
-
-
-Block = Union[Table, Text, Warnings, Figure, Folded, Code]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it."""
-
-    title: str
-    blocks: Sequence[Block]
-
-    @property
-    def anchor(self) -> str:
-        """For links."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-
-
-@dataclass(frozen=True)
-class Document:
-    """A report."""
-
-    title: str
-    lead: Sequence[Block]
-    sections: List[Section] = field(default_factory=list)
-
-
-def write_html(document: Document, path: Path) -> None:
-    """Writes one file that needs no other: pictures are in it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    path.write_text(template.render(document=document), encoding="utf-8")
-
-
-def write_markdown(document: Document, path: Path) -> None:
-    """Writes Markdown as GitHub shows it; pictures are linked, relative to the file."""
-    lines = [f"# {_escape(document.title)}", ""]
-    for block in document.lead:
-        lines += _markdown(block, path.parent)
-    for section in document.sections:
-        lines += [f"## {_escape(section.title)}", ""]
-        for block in section.blocks:
-            lines += _markdown(block, path.parent)
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-
-
-def _markdown(block: Block, folder: Path) -> List[str]:
-    if isinstance(block, Table):
-        lines = ["| " + " | ".join(map(_escape, block.heads)) + " |"]
-        rule = "---" if block.words else "---:"
-        lines.append("|" + "|".join(["---"] + [rule] * (len(block.heads) - 1)) + "|")
-        lines += ["| " + " | ".join(map(_markdown_cell, row.cells)) + " |" for row in block.rows]
-        return lines + [""] + [line for note in block.notes for line in (_escape(note), "")]
-    if isinstance(block, Text):
-        if block.bullets:
-            return [f"* {_escape(line)}" for line in block.lines] + [""]
-        return [line for paragraph in block.lines for line in (_escape(paragraph), "")]
-    if isinstance(block, Warnings):
-        return ["> [!WARNING]"] + [f"> * {_escape(line)}" for line in block.lines] + [""]
-    if isinstance(block, Figure):
-        link = block.path.relative_to(folder).as_posix()
-        return [f"![{_escape(block.caption)}]({link.replace(' ', '%20')})", "", _escape(block.caption), ""]
-    if isinstance(block, Code):
-        return ["```", *block.lines, "```", ""]
-    inner = [line for inside in block.blocks for line in _markdown(inside, folder)]
-    return ["<details>", f"<summary>{_escape(block.title)}</summary>", "", *inner, "</details>", ""]
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = _escape(cell.text)
-    text = f"**{text}**" if cell.strong else text
-    return " ".join([text] + [f"*[{_escape(tag)}]*" for tag in cell.tags])
-
-
-def _escape(text: str) -> str:
-    """Text that means nothing to Markdown, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+    body = re.sub(r'<p><img alt="([^"]*)" src="([^"]*)" ?/?></p>\s*<p>[^\n]*</p>', inline, body)
+    template = jinja2.Template((DATA / "report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(title=html.escape(title), toc=converter.toc, body=body)  # type: ignore[attr-defined]

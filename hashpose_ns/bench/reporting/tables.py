@@ -1,278 +1,216 @@
-"""Runs in groups that may be compared, rows of presets in them, means over scenes, and warnings where care is due."""
+"""The report's tables as frames of text in Markdown, and its numbers for summary.json."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+import html
+import math
+import re
+from collections import Counter
+from typing import Any, Dict, List, Optional, Sequence
 
-from hashpose_ns.bench.reporting.metrics import DETAILS, HEADLINE, Metric, Statistic, is_movement, over_seeds, success
-from hashpose_ns.bench.reporting.published import Protocol, PublishedRow, protocols
-from hashpose_ns.bench.reporting.runs import BenchRun, State
+import pandas as pd
 
-PAPER_SCALE = "paper"
-"""The scale whose numbers stand beside published ones; any other has other sizes and lengths."""
+from hashpose_ns.bench.reporting.frame import DETAILS, HEADLINE, METRICS, Aggregate, Group, Metric
+from hashpose_ns.bench.reporting.published import PublishedRow
 
-
-UNCOMMITTED = "uncommitted"
-"""In run.json's `commit` where the checkout had changes on top of it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One preset on one scene."""
-
-    preset: str
-    title: str
-    runs: Tuple[BenchRun, ...]
-    """By seed."""
-
-    def in_state(self, state: State) -> List[BenchRun]:
-        """The runs of a state."""
-        return [run for run in self.runs if run.state == state]
-
-    @property
-    def done(self) -> List[BenchRun]:
-        """The runs with results."""
-        return self.in_state("done")
-
-    @property
-    def moved(self) -> bool:
-        """Whether pose measures are movements from the given poses, not errors."""
-        return any(is_movement(run) for run in self.done)
-
-    def statistic(self, metric: Metric) -> Statistic:
-        """A metric over the seeds."""
-        return over_seeds(metric, self.done)
-
-    def success(self, below_deg: float) -> Optional[Tuple[int, int]]:
-        """Runs with a mean rotation error below a bound, and how many ended."""
-        return success(self.runs, below_deg)
-
-    @property
-    def seeds(self) -> str:
-        """How many seeds are done, and what became of the others."""
-        parts = [f"{len(self.done)}"]
-        parts += [f"{len(runs)} {state}" for state in ("failed", "unfinished") if (runs := self.in_state(state))]
-        return ", ".join(parts)
+NOT_MEASURED, NOT_GIVEN = "not measured", "not given"
+NOT_COMPARABLE = "other scale: not comparable"
+DAGGER = "†"
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """The runs of one scene in one scenario at one scale."""
-
-    scene: str
-    scenario: str
-    scale: str
-    rows: Tuple[Row, ...]
-
-    @property
-    def title(self) -> str:
-        """For headings."""
-        return ", ".join(
-            part for part in (self.scene, self.scenario, f"{self.scale} scale" if self.scale else "") if part
-        )
-
-    @property
-    def slug(self) -> str:
-        """For file names and anchors."""
-        return "_".join(part for part in (self.scene, self.scenario, self.scale) if part).replace("/", "-")
-
-    @property
-    def comparable(self) -> bool:
-        """Whether sizes and length are those of the published tables, as far as the runs tell."""
-        return self.scale == PAPER_SCALE and not any("--set" in str(run.asked.get("command")) for run in self.runs)
-
-    @property
-    def protocol(self) -> Optional[Protocol]:
-        """What was published for the scenario, if anything."""
-        return protocols().get(self.scenario)
-
-    @property
-    def published(self) -> List[PublishedRow]:
-        """What was published for the scene."""
-        return self.protocol.rows(self.scene) if self.protocol else []
-
-    @property
-    def runs(self) -> List[BenchRun]:
-        """All runs."""
-        return [run for row in self.rows for run in row.runs]
-
-    @property
-    def warnings(self) -> List[str]:
-        """What a reader must know before comparing the rows."""
-        found = []
-        for what, of in (("commits", commit), ("machines", machine)):
-            kinds: Dict[str, List[BenchRun]] = {}
-            for run in self.runs:
-                kinds.setdefault(of(run), []).append(run)
-            if len(kinds) > 1:
-                parts = [f"{name} ({_which(runs)})" for name, runs in kinds.items()]
-                found.append(f"The runs of this table come from {len(kinds)} {what}: {'; '.join(parts)}.")
-        changed = [run for run in self.runs if UNCOMMITTED in str(run.asked.get("commit"))]
-        if changed:
-            found.append(f"Made with changes that are in no commit, so not repeatable: {_which(changed)}.")
-        for row in self.rows:
-            differing = sorted({key for run in row.runs[1:] for key in _differing(row.runs[0], run)})
-            if differing:
-                found.append(f"The seeds of {row.title} were trained with different settings: {', '.join(differing)}.")
-        most = {run.seed for run in self.runs}
-        for row in self.rows:
-            missing = sorted(most - {run.seed for run in row.runs})
-            if missing:
-                found.append(f"{row.title} lacks {_seeds(missing)} of this table.")
-        return found
+def escape(text: object) -> str:
+    """Text that means nothing to Markdown or HTML, on one line."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
-@dataclass(frozen=True, eq=False)
-class Aggregate:
-    """All scenes of one scenario at one scale."""
+def markdown(table: pd.DataFrame, numbers: bool = True) -> str:
+    """A frame of Markdown text, its index first; GitHub's tables.
 
-    scenario: str
-    scale: str
-    groups: Tuple[Group, ...]
-
-    @property
-    def scenes(self) -> List[str]:
-        """Names of the scenes."""
-        return [group.scene for group in self.groups]
-
-    @property
-    def title(self) -> str:
-        """For headings."""
-        return f"Mean over {len(self.groups)} scenes, {self.scenario}" + (f", {self.scale} scale" if self.scale else "")
-
-    @property
-    def slug(self) -> str:
-        """For file names."""
-        return "_".join(part for part in ("all", self.scenario, self.scale) if part)
-
-    @property
-    def comparable(self) -> bool:
-        """Whether all scenes are."""
-        return all(group.comparable for group in self.groups)
-
-    @property
-    def presets(self) -> Dict[str, str]:
-        """Preset -> title, of all scenes."""
-        return {row.preset: row.title for group in self.groups for row in group.rows}
-
-    def rows_of(self, preset: str) -> List[Row]:
-        """The rows of a preset, one per scene that has results."""
-        return [row for group in self.groups for row in group.rows if row.preset == preset and row.done]
-
-    def mean(self, preset: str, metric: Metric) -> Tuple[Optional[float], int]:
-        """Mean over scenes of the values over seeds, and of how many scenes; None where one is not finite."""
-        statistics = [row.statistic(metric) for row in self.rows_of(preset)]
-        measured = [statistic for statistic in statistics if statistic.values]
-        values = [statistic.value for statistic in measured]
-        if not values or any(value is None for value in values):
-            return None, len(measured)
-        return sum(values) / len(values), len(measured)  # type: ignore
-
-    @property
-    def published(self) -> List[PublishedRow]:
-        """Published means over the same scenes."""
-        protocol = protocols().get(self.scenario)
-        return protocol.mean_rows(self.scenes) if protocol else []
-
-
-def make_groups(runs: Sequence[BenchRun]) -> List[Group]:
-    """Groups, presets and scenes in the order of the runs, seeds by number."""
-    by_group: Dict[Tuple[str, str, str], Dict[str, List[BenchRun]]] = {}
-    for run in runs:
-        by_group.setdefault(run.group, {}).setdefault(run.preset, []).append(run)
-    groups = []
-    for (scene, scenario, scale), presets in by_group.items():
-        rows = tuple(
-            Row(preset, members[0].title, tuple(sorted(members, key=lambda run: run.seed)))
-            for preset, members in presets.items()
-        )
-        groups.append(Group(scene, scenario, scale, rows))
-    return sorted(groups, key=lambda group: (group.scenario, group.scale))
-
-
-def make_aggregates(groups: Sequence[Group]) -> List[Aggregate]:
-    """One for each scenario and scale with several scenes."""
-    kinds: Dict[Tuple[str, str], List[Group]] = {}
-    for group in groups:
-        kinds.setdefault((group.scenario, group.scale), []).append(group)
-    return [Aggregate(*kind, tuple(members)) for kind, members in kinds.items() if len(members) > 1]
-
-
-def commit(run: BenchRun) -> str:
-    """The commit a run was made from."""
-    name, _, more = str(run.asked.get("commit") or "unknown").partition(" ")
-    return f"{name[:12]} {more}".strip()
-
-
-def machine(run: BenchRun) -> str:
-    """The environment of a run, in one line."""
-    known = run.asked.get("environment") or {}
-    parts = [str(known[key]) for key in ("gpu", "processor") if known.get(key)]
-    for key in ("core", "thread"):
-        count = known.get(f"{key}s")
-        parts += [f"{count} {key}{'' if count == 1 else 's'}"] if count is not None else []
-    versions = [f"{key} {value}" for key, value in known.items() if key not in ("gpu", "processor", "cores", "threads")]
-    return ", ".join(parts + versions) or "unknown"
-
-
-def _differing(first: BenchRun, second: BenchRun) -> List[str]:
-    """Settings, but for seeds, that two runs don't share."""
-    one, other = (
-        {**run.asked.get("settings", {}), "base_method": run.asked.get("base_method")} for run in (first, second)
-    )
-    keys = [key for key in one.keys() | other.keys() if not key.endswith("seed")]
-    return [key for key in keys if one.get(key) != other.get(key)]
-
-
-def differing_settings(rows: Sequence[Row]) -> Tuple[List[str], List[List[Any]]]:
-    """Settings in which presets differ: their dotted keys, and for each key the value of every preset.
-
-    The first run of a preset speaks for it. None stands for a setting that the preset leaves at its method's default.
+    Args:
+        table: cells.
+        numbers: whether columns are aligned to the right.
     """
-    settings = [
-        {"method": row.runs[0].asked.get("base_method"), **row.runs[0].asked.get("settings", {})} for row in rows
+    lines = ["| " + " | ".join([table.index.name or "", *map(str, table.columns)]) + " |"]
+    lines.append("|" + "|".join(["---"] + ["---:" if numbers else "---"] * len(table.columns)) + "|")
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples()]
+    return "\n".join(lines)
+
+
+def cell(metric: Metric, number: Optional[pd.Series], expected: int) -> str:
+    """`0.085 ± 0.012`, with `±` and a dash for one seed, and n where seeds are missing.
+
+    Args:
+        metric: what is shown.
+        number: its statistics; None if it was not measured.
+        expected: number of seeds that are done.
+    """
+    if number is None:
+        return NOT_MEASURED
+    if number.not_finite:
+        return f"not finite in {number.not_finite:.0f} of {number.n:.0f}"
+    text = metric.show(number.value)
+    if metric.with_spread and metric.over_seeds == "mean":
+        if math.isnan(number["std"]):
+            text += " ± -"
+        elif metric.name == "train_seconds":
+            text += f" ± {100 * number['std'] / max(number.value, 1e-12):.0f} %"
+        else:
+            text += f" ± {number['std']:.{len(text.partition('.')[2])}f}"
+    return text if number.n == expected else f"{text} (n {number.n:.0f})"
+
+
+def is_known(metric: Metric, group: Group) -> bool:
+    """Whether a metric was measured or published for a group."""
+    return metric.name in group.numbers.index.get_level_values("metric") or any(
+        metric.name in row.values for row in group.published
+    )
+
+
+def shown_columns(group: Group) -> List[Metric]:
+    """The first table's: SSIM and LPIPS only if somebody has them."""
+    return [metric for metric in HEADLINE if metric.name not in ("ssim", "lpips") or is_known(metric, group)]
+
+
+def measured(group: Group, presets: Sequence[str], metrics: Sequence[Metric]) -> pd.DataFrame:
+    """A row per preset, a column per metric; the best mean is bold, movements from given poses carry a dagger."""
+    table = pd.DataFrame(index=pd.Index([escape(group.presets[preset]) for preset in presets], name="method"))
+    for metric in metrics:
+        numbers = {preset: group.number(preset, metric) for preset in presets}
+        errors = {
+            preset: number.value
+            for preset, number in numbers.items()
+            if number is not None and not math.isnan(number.value) and not (metric.of_poses and group.moved(preset))
+        }
+        best = (min if metric.better == "lower" else max)(errors.values(), default=None) if metric.better else None
+        texts = []
+        for preset, number in numbers.items():
+            moved = group.moved(preset)
+            text = cell(metric, number, len(group.of(preset, "done")))
+            text = "-" if moved and metric.name.endswith("_before") else text
+            text += f" {DAGGER}" if moved and metric.of_poses and number is not None else ""
+            strong = best is not None and len(set(errors.values())) > 1 and errors.get(preset) == best
+            texts.append(f"**{text}**" if strong else text)
+        table[metric.title] = texts
+    return table
+
+
+def published(rows: Sequence[PublishedRow], metrics: Sequence[Metric], comparable: bool) -> pd.DataFrame:
+    """A row per published method, marked as such."""
+    tag = "" if comparable else f" *[{NOT_COMPARABLE}]*"
+    names = [f"{escape(row.title)} *[published by {escape(row.by)}]*{tag}" for row in rows]
+    cells = [
+        [metric.show(row.values[metric.name]) if metric.name in row.values else NOT_GIVEN for metric in metrics]
+        for row in rows
     ]
-    keys = list(dict.fromkeys(key for one in settings for key in one if not key.endswith("seed")))
-    keys = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
-    return keys, [[one.get(key) for one in settings] for key in keys]
+    return pd.DataFrame(cells, pd.Index(names, name="method"), [metric.title for metric in metrics])
 
 
-def _which(runs: Sequence[BenchRun]) -> str:
-    """Which runs, in few words."""
-    labels = [f"{run.preset} seed {run.seed}" for run in runs]
-    return ", ".join(labels) if len(labels) <= 3 else f"{', '.join(labels[:2])} and {len(labels) - 2} more"
+def headline(group: Group, success_deg: float) -> pd.DataFrame:
+    """A scene's first table: presets, then what was published."""
+    columns, presets = shown_columns(group), list(group.presets)
+    table = measured(group, presets, columns)
+    states = [{state: len(group.of(preset, state)) for state in ("done", "failed", "unfinished")} for preset in presets]
+    seeds = [", ".join(f"{n} {s}".removesuffix(" done") for s, n in of.items() if n or s == "done") for of in states]
+    table.insert(0, "seeds", seeds)
+    ended = [group.success(preset, success_deg) for preset in presets]
+    table[f"below {success_deg:g} deg"] = ["-" if found is None else f"{found[0]} of {found[1]}" for found in ended]
+    return pd.concat([table, published(group.published, columns, group.comparable)]).fillna("").rename_axis("method")
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
+def details(group: Group) -> pd.DataFrame:
+    """A scene's second table: presets with results."""
+    presets = [preset for preset in group.presets if len(group.of(preset, "done"))]
+    return measured(group, presets, [metric for metric in DETAILS if is_known(metric, group)])
+
+
+def over_scenes(aggregate: Aggregate) -> pd.DataFrame:
+    """Means over scenes, then what was published for the same scenes."""
+    known = [metric for metric in HEADLINE if any(aggregate.mean(preset, metric)[1] for preset in aggregate.presets)]
+    rows = []
+    for preset in aggregate.presets:
+        groups = aggregate.of(preset)
+        row = {"scenes": f"{len(groups)} of {len(aggregate.groups)}"}
+        for metric in known:
+            value, count = aggregate.mean(preset, metric)
+            if value is None:
+                row[metric.title] = "not finite" if count else NOT_MEASURED
+                continue
+            dagger = f" {DAGGER}" if metric.of_poses and any(group.moved(preset) for group in groups) else ""
+            row[metric.title] = metric.show(value) + dagger + ("" if count == len(groups) else f" (of {count})")
+        rows.append(row)
+    index = pd.Index([escape(title) for title in aggregate.presets.values()], name="method")
+    table = pd.DataFrame(rows, index)
+    return (
+        pd.concat([table, published(aggregate.published, known, aggregate.comparable)]).fillna("").rename_axis("method")
+    )
+
+
+def measures(group: Group) -> pd.DataFrame:
+    """What the suite's named measures found, over seeds: means of numbers, counts of words; lists are left out."""
+    long = pd.DataFrame(
+        [
+            (preset, f"{name}: {key}", value)
+            for preset, outcome in zip(group.runs.preset, group.runs.outcome)
+            for name, found in outcome.get("measures", {}).items()
+            for key, value in found.items()
+            if isinstance(value, (int, float, str))
+        ],
+        columns=["preset", "measure", "value"],
+    )
+
+    def shown(values: pd.Series) -> str:
+        if any(isinstance(value, str) for value in values):
+            return ", ".join(f"{word}: {count}" for word, count in Counter(map(str, values)).items())
+        numbers = values.astype(float)
+        return f"{numbers.mean():.4g}" + (f" ± {numbers.std():.2g}" if len(numbers) > 1 else "")
+
+    if long.empty:
+        return long
+    table = long.groupby(["preset", "measure"], sort=False).value.agg(shown).unstack(fill_value=NOT_MEASURED)
+    table = table.loc[[preset for preset in group.presets if preset in table.index]]
+    return table.rename(index={preset: escape(title) for preset, title in group.presets.items()}).rename_axis("method")
 
 
 # -- for programs ------------------------------------------------------------------------------------------------------
 
 
+def _finite(value: float) -> Optional[float]:
+    return float(value) if math.isfinite(value) else None
+
+
+def statistic_as_json(metric: Metric, number: Optional[pd.Series], runs: pd.DataFrame) -> Dict[str, Any]:
+    """A metric over seeds; null stands for what is not finite."""
+    values = runs.set_index("seed")[metric.name].dropna()
+    found: Dict[str, Any] = {metric.over_seeds: None if number is None else _finite(number.value)}
+    if metric.over_seeds == "mean":
+        found["standard_deviation"] = None if number is None else _finite(number["std"])
+    return {**found, "n": len(values), "seeds": {str(seed): _finite(value) for seed, value in values.items()}}
+
+
 def group_as_json(group: Group, below_deg: float) -> Dict[str, Any]:
     """Every number of a group's tables."""
-    measured = []
-    for row in group.rows:
-        ended = row.success(below_deg)
-        measured.append(
+    rows = []
+    for preset, title in group.presets.items():
+        ended, done = group.success(preset, below_deg), group.of(preset, "done")
+        states = ("done", "failed", "unfinished")
+        rows.append(
             {
-                "preset": row.preset,
-                "title": row.title,
-                "seeds": {
-                    state: [run.seed for run in row.in_state(state)] for state in ("done", "failed", "unfinished")
-                },
-                "poses_moved_from_given": row.moved,
+                "preset": preset,
+                "title": title,
+                "seeds": {state: [int(seed) for seed in group.of(preset, state).seed] for state in states},
+                "poses_moved_from_given": group.moved(preset),
                 "success": None if ended is None else {"runs": ended[0], "of": ended[1]},
-                "metrics": {metric.name: row.statistic(metric).as_json() for metric in HEADLINE + DETAILS},
+                "metrics": {
+                    name: statistic_as_json(metric, group.number(preset, metric), done)
+                    for name, metric in METRICS.items()
+                },
             }
         )
     return {
         "scene": group.scene,
         "scenario": group.scenario,
         "scale": group.scale,
-        "rows": measured,
+        "rows": rows,
         "published": [published_as_json(row) for row in group.published],
         "published_comparable": group.comparable,
         "warnings": group.warnings,
@@ -283,13 +221,13 @@ def aggregate_as_json(aggregate: Aggregate) -> Dict[str, Any]:
     """Every number of an aggregate's table."""
 
     def numbers(preset: str) -> Dict[str, Any]:
-        means = {metric.name: aggregate.mean(preset, metric) for metric in HEADLINE + DETAILS}
+        means = {name: aggregate.mean(preset, metric) for name, metric in METRICS.items()}
         return {name: {"mean": value, "scenes": scenes} for name, (value, scenes) in means.items()}
 
     return {
         "scenario": aggregate.scenario,
         "scale": aggregate.scale,
-        "scenes": aggregate.scenes,
+        "scenes": [group.scene for group in aggregate.groups],
         "rows": [
             {"preset": preset, "title": title, "metrics": numbers(preset)}
             for preset, title in aggregate.presets.items()
@@ -302,3 +240,21 @@ def aggregate_as_json(aggregate: Aggregate) -> Dict[str, Any]:
 def published_as_json(row: PublishedRow) -> Dict[str, Any]:
     """A published row, with where it is from."""
     return {"title": row.title, "by": row.by, "source": row.source, "note": row.note, "metrics": row.values}
+
+
+def runs_as_json(runs: pd.DataFrame) -> List[Dict[str, Any]]:
+    """Every run: what was asked, where, what came out, and its pose log in columns."""
+    found = []
+    for run in runs.itertuples():
+        log = pd.DataFrame(run.log)
+        curve = log[[name for name in log if name == "step" or re.search(r"seconds|psnr|_mean$|_max$", name)]]
+        found.append(
+            {
+                **{key: getattr(run, key) for key in ("scene", "preset", "seed", "state")},
+                "error": run.error if run.state == "failed" else None,
+                **{key: run.asked.get(key) for key in ("commit", "environment", "command", "settings")},
+                **run.outcome,
+                "curve": {name: [_finite(float(f"{value:.5g}")) for value in curve[name]] for name in curve},
+            }
+        )
+    return found

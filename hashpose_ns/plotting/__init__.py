@@ -1,0 +1,1 @@
+"""Pictures of cameras and curves: what all drawings share, and figures of a run."""
