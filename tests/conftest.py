@@ -10,10 +10,11 @@ import importlib.util  # noqa: E402
 import sys  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Callable, List  # noqa: E402
+from typing import Callable, Iterator, List  # noqa: E402
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import type_checker  # noqa: E402
 
 UNCHECKED = ["hashpose_ns.encoding.triton_kernels"]
 """Triton compiles the source of these functions, not what a decorator makes of them."""
@@ -70,9 +71,10 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No checks of types: for what the package itself says to wrong ones, and for compilers."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def unchecked() -> Iterator[None]:
+    """No checks of types: for stand-ins, and for what the package itself says to wrong ones."""
+    with type_checker.unchecked():
+        yield
 
 
 @dataclass

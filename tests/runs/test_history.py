@@ -55,7 +55,7 @@ def test_a_resumed_run_takes_over_what_lies_before_its_checkpoint(tmp_path):
     poses = fill(PoseHistory(tmp_path / "h.npys"), [0, 5, 9])
     for path in (tmp_path / "other.npys", tmp_path / "h.npys"):  # into another folder, and in place
         history = PoseHistory(path, source=tmp_path / "h.npys", before_step=6)
-        history.append(6, poses[2])
+        history.append(6, poses[2].numpy())
         steps, read = read_pose_history(path)
         assert steps.tolist() == [0, 5, 6]
         np.testing.assert_array_equal(read, poses.numpy())
