@@ -158,6 +158,7 @@ def test_renders_and_losses_are_those_of_nerfstudios_model(settings, monkeypatch
     assert not missing
     assert set(unexpected) == {
         "progress",
+        "format",
         "camera_optimizer.initial_camera_to_worlds",
         "camera_optimizer.reference_camera_to_worlds",
         "camera_optimizer.fallen_back",
