@@ -213,7 +213,7 @@ def test_evaluation_images_are_counted(tmp_path, helpers):
     assert exported.num_left_out == 0
 
 
-def test_intrinsics_are_those_of_the_full_images(tmp_path, helpers):
+def test_intrinsics_are_those_of_the_full_images(tmp_path, helpers, unchecked):
     """Images downscaled for training, by the dataparser and by the datamanager, do not reach the export."""
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 
