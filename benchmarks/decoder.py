@@ -10,17 +10,13 @@ so. nn.Linear computes in float32 or, by autocast, in bfloat16.
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
+from typing import Any, Literal
 
 import torch
-import training
 import tyro
-from record import write_record
-from rich.console import Console
-from rich.table import Table
+from record import CLOCK, Output, show, summary, take_turns, write_record
 
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.errors import HashPoseError, one_line
@@ -32,19 +28,17 @@ SIZES = {"tiny": (8, 8), "small": (512, 32), "paper": (1024, 128)}
 
 
 @dataclass
-class Args:
+class Args(Output):
     """Settings."""
 
     size: Literal["tiny", "small", "paper"] = "small"
     """512 rays x 32 samples, 1024 x 128, or `tiny` to try it out."""
-    widths: Tuple[int, ...] = (64, 256)
+    widths: tuple[int, ...] = (64, 256)
     """Widths of the hidden layers."""
     rounds: int = 15
     """Turns of every alternative."""
     compiled: bool = True
     """Whether to compile as well, which takes a minute on a CPU."""
-    output: Optional[Path] = None
-    """JSON file to write."""
 
 
 def make_field(width: int, implementation: str) -> HashPoseField:
@@ -57,7 +51,7 @@ def make_field(width: int, implementation: str) -> HashPoseField:
     return config.setup(warp="none", aabb=torch.tensor([[-1.0] * 3, [1.0] * 3]), num_images=2, curriculum=curriculum)
 
 
-def make_step(field: HashPoseField, shape: Tuple[int, int], bfloat16: bool, compiled: bool) -> Callable[[], Any]:
+def make_step(field: HashPoseField, shape: tuple[int, int], bfloat16: bool, compiled: bool) -> Callable[[], Any]:
     """Forward and backward pass of the decoder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     field = field.to(device)
@@ -66,7 +60,7 @@ def make_step(field: HashPoseField, shape: Tuple[int, int], bfloat16: bool, comp
     directions = torch.nn.functional.normalize(torch.randn(shape[0], 1, 3, device=device), dim=-1)
     parameters = list(field.decoder_parameters())
 
-    def decode(features: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def decode(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         density, geometry = field.decode_density(features, inside, bfloat16)
         return density, field.decode_color(geometry, directions, None, True, bfloat16)
 
@@ -76,20 +70,19 @@ def make_step(field: HashPoseField, shape: Tuple[int, int], bfloat16: bool, comp
     return lambda: torch.autograd.grad(decode(features), [features, *parameters], grads)
 
 
-def alternatives(width: int, args: Args) -> Tuple[Dict[str, Callable[[], Any]], Dict[str, str]]:
+def alternatives(width: int, args: Args) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """What is compared, and why something is not."""
     steps, missing = {}, {}
     variants = [("float32", "torch", False, False), ("bfloat16", "torch", True, False)]
     variants += [("bfloat16, compiled", "torch", True, True)] if args.compiled else []
     for name, implementation, bfloat16, compiled in (*variants, ("tiny-cuda-nn", "tcnn", False, False)):
         try:
-            steps[name] = make_step(make_field(width, implementation), SIZES[args.size], bfloat16, compiled)
-            steps[name]()
+            step = make_step(make_field(width, implementation), SIZES[args.size], bfloat16, compiled)
+            step()
+            steps[name] = step
         except HashPoseError as error:
-            steps.pop(name, None)
             missing[name] = str(error).split(" (")[0]
         except Exception as error:  # of a compiler, or of tiny-cuda-nn
-            steps.pop(name, None)
             missing[name] = f"{type(error).__name__}: {one_line(error)[:200]}"
     return steps, missing
 
@@ -100,30 +93,14 @@ def main(args: Args) -> None:
     for width in args.widths:
         torch.manual_seed(0)
         steps, missing = alternatives(width, args)
-        times: Dict[str, List[float]] = {name: [] for name in steps}
-        for _ in range(args.rounds):
-            for name, step in steps.items():
-                training.synchronize()
-                begin = training.clock()
-                step()
-                training.synchronize()
-                times[name].append(1000 * (training.clock() - begin))
-        results += [
-            {"width": width, "decoder": name, "ms": round(statistics.median(t), 3), "ms_least": round(min(t), 3)}
-            for name, t in times.items()
-        ]
+        times = take_turns(steps, args.rounds)
+        results += [{"width": width, "decoder": name, **summary(ms)} for name, ms in times.items()]
     rays, samples = SIZES[args.size]
-    table = Table(title=f"Decoder, forward + backward, {rays * samples} samples, ms of {training.CLOCK}")
-    for column in ("width", "decoder", "median", "least"):
-        table.add_column(column)
-    for row in results:
-        table.add_row(str(row["width"]), row["decoder"], f"{row['ms']:.2f}", f"{row['ms_least']:.2f}")
-    Console().print(table)
+    show(f"Decoder, forward + backward, {rays * samples} samples, {CLOCK}", results)
     for name, reason in missing.items():
-        Console().print(f"Not measured: {name}. {reason}", markup=False)
-    if args.output is not None:
-        content = {"clock": training.CLOCK, "rays": rays, "samples": samples, "threads": torch.get_num_threads()}
-        write_record(args.output, **content, results=results, not_measured=missing)
+        print(f"Not measured: {name}. {reason}")
+    content = {"clock": CLOCK, "rays": rays, "samples": samples, "threads": torch.get_num_threads()}
+    write_record(args.output, **content, results=results, not_measured=missing)
 
 
 if __name__ == "__main__":

@@ -12,73 +12,68 @@ the backward pass: `--gradient product`. Its kernels are compiled before anythin
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 import tyro
-from record import write_record
-from rich.table import Table
+from record import Output, show, take_turns, write_record
 
-from hashpose_ns.bench.environment import processor
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.encoding.backends import get_backend
 from nerfstudio.field_components.encodings import HashEncoding
-from nerfstudio.utils.rich_utils import CONSOLE
 
 BASELINE = "nerfstudio torch"
 """What the ratios refer to."""
 DRJIT = "Dr.Jit"
+GRID = dict(num_levels=16, features_per_level=2, log2_hashmap_size=19)
+NOTED_GRID = dict(**GRID, base=16, max=2048, dims=3)
+"""The grid as records have it."""
 
 
 @dataclass
-class Args:
+class Args(Output):
     """Settings of the benchmark."""
 
-    points: Tuple[int, ...] = (16384, 131072)
+    points: tuple[int, ...] = (16384, 131072)
     """Numbers of points to encode."""
     repeats: int = 10
     """Repeats of which the fastest counts."""
-    threads: Optional[int] = None
+    threads: int | None = None
     """Threads of torch and of the kernel; torch's default if not given."""
     gradient: str = "axis"
     """Reading of the smoothed gradient, see HashEncodingConfig."""
-    output: Optional[Path] = None
-    """JSON file to write."""
 
 
-def least_ms(functions: Dict[str, Callable[[], object]], repeats: int) -> Dict[str, float]:
-    """Least wall time of each function. They take turns, so that a busy machine is busy for all of them."""
-    best = {name: float("inf") for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            best[name] = min(best[name], 1000 * (time.perf_counter() - start))
-    return best
+def make_encodings(device: torch.device, backends: Sequence[str], gradient: str) -> dict[str, torch.nn.Module]:
+    """nerfstudio's encoding in torch and this package's backends that work on a device."""
+    encodings: dict[str, torch.nn.Module] = {
+        BASELINE: HashEncoding(max_res=2048, implementation="torch", **GRID).to(device)
+    }
+    for backend in backends:
+        encoding = HashEncodingConfig(backend=backend, gradient=gradient, **GRID).setup(num_dims=3).to(device)
+        reason = get_backend(backend).unsupported(device, torch.float32, encoding.grid)
+        if reason is None:
+            encodings[f"hashpose {backend}"] = encoding
+        else:
+            print(f"Skipping {backend}, because {reason}.")
+    return encodings
 
 
-def forward(encoding: torch.nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    def step() -> None:
-        with torch.no_grad():
-            encoding(x)
-
-    return step
-
-
-def forward_backward(encoding: torch.nn.Module, x: torch.Tensor, grad_output: torch.Tensor) -> Callable[[], object]:
+def make_steps(encoding: torch.nn.Module, x: torch.Tensor, grad_output: torch.Tensor) -> tuple[Callable[[], Any], ...]:
+    """Forward pass, and forward and backward pass."""
     grad_output = grad_output.to(encoding(x[:1]).dtype)  # tiny-cuda-nn's features have half precision
 
-    def step() -> None:
+    def both() -> None:
         encoding.zero_grad(set_to_none=True)
         x.grad = None
         encoding(x).backward(grad_output)
 
-    return step
+    return torch.no_grad()(lambda: encoding(x)), both
 
 
-def drjit_steps(x: torch.Tensor, grad_output: torch.Tensor) -> Tuple[Callable[[], object], Callable[[], object]]:
+def drjit_steps(x: torch.Tensor, grad_output: torch.Tensor) -> tuple[Callable[[], Any], ...]:
     """Forward, and forward and backward pass of Dr.Jit's smoothed grid.
 
     Raises:
@@ -120,62 +115,28 @@ def main(args: Args) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-
-    encodings: Dict[str, torch.nn.Module] = {BASELINE: HashEncoding(max_res=2048, implementation="torch")}
-    for backend in ("eager", "cpp"):
-        encoding = HashEncodingConfig(backend=backend, gradient=args.gradient).setup(num_dims=3)
-        reason = get_backend(backend).unsupported(torch.device("cpu"), torch.float32, encoding.grid)
-        if reason is None:
-            encodings[f"hashpose {backend}"] = encoding
-        else:
-            CONSOLE.print(f"Skipping {backend}, because {reason}.")
-
-    rows: List[dict] = []
+    encodings = make_encodings(torch.device("cpu"), ("eager", "cpp"), args.gradient)
+    rows: list[dict[str, Any]] = []
     for count in args.points:
         x = torch.rand(count, 3, requires_grad=True)
         grad_output = torch.randn(count, 32)
-        steps = {name: forward(e, x) for name, e in encodings.items()}
-        both_steps = {name: forward_backward(e, x, grad_output) for name, e in encodings.items()}
+        steps = {name: make_steps(encoding, x, grad_output) for name, encoding in encodings.items()}
         try:
-            steps[DRJIT], both_steps[DRJIT] = drjit_steps(x, grad_output)
+            steps[DRJIT] = drjit_steps(x, grad_output)
             drjit = "measured"
         except Exception as error:  # an ImportError, or no LLVM
             drjit = f"not measured: {error}"
-        only_forward, both = least_ms(steps, args.repeats), least_ms(both_steps, args.repeats)
-        for name in steps:
-            rows.append(
-                dict(
-                    points=count,
-                    encoding=name,
-                    forward_ms=only_forward[name],
-                    forward_ratio=only_forward[BASELINE] / only_forward[name],
-                    forward_backward_ms=both[name],
-                    forward_backward_ratio=both[BASELINE] / both[name],
-                )
-            )
-
-    threads = torch.get_num_threads()
-    table = Table(title=f"Hash encoding, {processor()}, {threads} threads, torch {torch.__version__}; ms (speed-up)")
-    for column in ("points", "encoding", "forward", "forward + backward"):
-        table.add_column(column, justify="left" if column == "encoding" else "right")
-    for row in rows:
-        table.add_row(
-            str(row["points"]),
-            row["encoding"],
-            f"{row['forward_ms']:.1f} ({row['forward_ratio']:.1f}x)",
-            f"{row['forward_backward_ms']:.1f} ({row['forward_backward_ratio']:.1f}x)",
-        )
-    CONSOLE.print(table)
-
-    if args.output is not None:
-        write_record(
-            args.output,
-            grid=dict(num_levels=16, features_per_level=2, log2_hashmap_size=19, base=16, max=2048, dims=3),
-            gradient=args.gradient,
-            drjit=drjit,
-            repeats=args.repeats,
-            results=rows,
-        )
+        found: dict[str, dict[str, Any]] = {name: {"points": count, "encoding": name} for name in steps}
+        for number, what in enumerate(("forward", "forward_backward")):
+            functions = {name: both[number] for name, both in steps.items()}
+            times = take_turns(functions, args.repeats, warm_up=1, now=time.perf_counter)
+            for name, ms in times.items():
+                found[name][f"{what}_ms"] = min(ms)
+                found[name][f"{what}_ratio"] = min(times[BASELINE]) / min(ms)
+        rows += found.values()
+    show(f"Hash encoding, {torch.get_num_threads()} threads, least ms and speed-up", rows)
+    measured = {"gradient": args.gradient, "drjit": drjit, "repeats": args.repeats, "results": rows}
+    write_record(args.output, grid=NOTED_GRID, **measured)
 
 
 if __name__ == "__main__":

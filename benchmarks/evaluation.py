@@ -13,32 +13,30 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 import training
 import tyro
-from record import write_record
-from rich.console import Console
+from record import CLOCK, Output, memory_mb, show, take_turns, write_record
 
 
 @dataclass
-class Args:
+class Args(Output):
     """Settings."""
 
     size: training.SizeName = "small"
     """`small`: hashpose-small, 100x100; `paper`: hashpose-blender, 400x400; `tiny` to try the script."""
-    at_once: Tuple[int, ...] = (1, 4, 8)
+    at_once: tuple[int, ...] = (1, 4, 8)
     """Numbers of held-out cameras to optimise at once."""
-    chunks: Tuple[int, ...] = (512, 4096)
+    chunks: tuple[int, ...] = (512, 4096)
     """Rays to render at once, beside as many as the model chooses by memory."""
     rounds: int = 3
     """Turns."""
-    output: Optional[Path] = None
-    """JSON file to write."""
 
 
 def main(args: Args) -> None:
@@ -54,61 +52,40 @@ def main(args: Args) -> None:
         settings = training.sample_settings(size.method, size.samples)
         if args.size == "tiny":
             settings.update({"pipeline.tto_steps": 2, "pipeline.tto_rays": 32})
-        trainer = training.make_trainer(size.method, data, Path(temporary) / "out", settings)
-        pipeline = trainer.pipeline
+        pipeline = training.make_trainer(size.method, data, Path(temporary) / "out", settings).pipeline
         pipeline.model.update_to_step(training.START_STEP)
         pipeline.eval()
-        scene = pipeline.scene
+        scene, config = pipeline.scene, pipeline.config
         poses = scene.aligned_held_out_poses()
         indices = evenly_spaced(len(poses), max(args.at_once))
 
-        def render(chunk: int) -> Callable[[], None]:
-            def run() -> None:
-                pipeline.model.config.eval_num_rays_per_chunk = chunk
-                for index in indices:
-                    camera = posed_cameras(scene.held_out, poses[index : index + 1], scene.device, [index])
-                    pipeline.model.get_outputs_for_camera(camera)
+        def render(chunk: int) -> None:
+            pipeline.model.config.eval_num_rays_per_chunk = chunk
+            for index in indices:
+                camera = posed_cameras(scene.held_out, poses[index : index + 1], scene.device, [index])
+                pipeline.model.get_outputs_for_camera(camera)
 
-            return run
+        def optimize(count: int) -> None:
+            config.tto_images = count
+            list(optimized_held_out_poses(pipeline.scene, indices, poses))
 
-        def optimize(count: int) -> Callable[[], None]:
-            def run() -> None:
-                pipeline.config.tto_images = count
-                list(optimized_held_out_poses(pipeline.scene, indices, poses))
-
-            return run
-
-        variants = {
-            f"rendering, {f'{chunk} rays' if chunk else 'as many rays as memory allows'} at once": render(chunk)
+        variants: dict[str, Callable[[], Any]] = {
+            f"rendering, {f'{chunk} rays' if chunk else 'as many rays as memory allows'} at once": partial(
+                render, chunk
+            )
             for chunk in (0, *args.chunks)
         }
-        variants.update({f"test-time optimisation, {count} at once": optimize(count) for count in args.at_once})
-        seconds: Dict[str, List[float]] = defaultdict(list)
-        for repeat in range(args.rounds + 1):
-            for name, function in variants.items():
-                training.synchronize()
-                begin = training.clock()
-                function()
-                training.synchronize()
-                if repeat:  # the first round warms up
-                    seconds[name].append((training.clock() - begin) / len(indices))
+        variants |= {f"test-time optimisation, {count} at once": partial(optimize, count) for count in args.at_once}
+        times = take_turns(variants, args.rounds, warm_up=1)
         pipeline.model.config.eval_num_rays_per_chunk = 0
         rays_by_memory = pipeline.model.rays_per_chunk()
-    results = {name: {"seconds": statistics.median(times), "least": min(times)} for name, times in seconds.items()}
-    Console().print(f"Seconds an image of {size.resolution}x{size.resolution}, {torch.get_num_threads()} threads:")
-    for name, result in results.items():
-        Console().print(f"{result['seconds']:9.3f}  {name}")
-    if args.output is not None:
-        config = pipeline.config
-        asked = {
-            "tto_steps": config.tto_steps,
-            "tto_rays": config.tto_rays,
-            "images": len(indices),
-            "rays_by_memory": rays_by_memory,
-            "clock": training.CLOCK,
-        }
-        memory = training.memory_mb()
-        write_record(args.output, size=args.size, **vars(size), **asked, results=results, memory_mb=memory)
+    seconds = {name: [each / 1000 / len(indices) for each in ms] for name, ms in times.items()}
+    results = {name: {"seconds": statistics.median(each), "least": min(each)} for name, each in seconds.items()}
+    title = f"Seconds an image of {size.resolution}x{size.resolution}, {torch.get_num_threads()} threads"
+    show(title, [{"operation": name, **result} for name, result in results.items()])
+    asked = {"tto_steps": config.tto_steps, "tto_rays": config.tto_rays, "images": len(indices)}
+    asked |= {"rays_by_memory": rays_by_memory, "clock": CLOCK}
+    write_record(args.output, size=args.size, **vars(size), **asked, results=results, memory_mb=memory_mb())
 
 
 if __name__ == "__main__":

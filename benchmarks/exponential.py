@@ -9,21 +9,19 @@ exponential of matrices in float64. `--runs before=FOLDER after=FOLDER` notes ho
 
 from __future__ import annotations
 
-import json
-import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
-import training
 import tyro
 from launches import Launches
-from record import write_record
-from rich.console import Console
-from rich.table import Table
+from record import Output, show, summary, take_turns, write_record
 
 from hashpose_ns.cameras import lie
+from hashpose_ns.runs.files import POSE_LOG, last_record
 from nerfstudio.cameras import lie_groups
 
 MAPS = {"hashpose": lie.exp_map_SE3, "nerfstudio": lie_groups.exp_map_SE3}
@@ -32,22 +30,20 @@ NOTED = ("step", "train_loss", "held_out_psnr", "rotation_deg_mean", "rotation_d
 
 
 @dataclass
-class Args:
+class Args(Output):
     """Settings."""
 
-    cameras: Tuple[int, ...] = (36, 1000)
+    cameras: tuple[int, ...] = (36, 1000)
     """Numbers of cameras."""
-    angles: Tuple[float, ...] = (0.0, 1e-6, 1e-4, 5e-3, 9.9e-3, 0.0101, 0.03, 0.1, 0.5, 1.0, 2.0, 3.1)
+    angles: tuple[float, ...] = (0.0, 1e-6, 1e-4, 5e-3, 9.9e-3, 0.0101, 0.03, 0.1, 0.5, 1.0, 2.0, 3.1)
     """Angles (radians) of the twists whose errors are measured."""
     repeats: int = 300
     """Turns of each map."""
-    runs: Tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
     """Names and folders with runs of two versions, as NAME=FOLDER."""
-    output: Optional[Path] = None
-    """JSON file to write."""
 
 
-def both_passes(function: Callable, twists: torch.Tensor, weights: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+def both_passes(function: Callable, twists: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Poses and the gradient of their weighted sum."""
     twists = twists.detach().requires_grad_()
     poses = function(twists)
@@ -63,27 +59,20 @@ def exact(twists: torch.Tensor) -> torch.Tensor:
     return torch.linalg.matrix_exp(matrices)[:, :3]
 
 
-def cost(count: int, repeats: int) -> List[Dict[str, Any]]:
+def cost(count: int, repeats: int) -> list[dict[str, Any]]:
     """Operations and time of both maps."""
     twists, weights = 0.1 * torch.randn(count, 6), torch.randn(count, 3, 4)
-    times: Dict[str, List[float]] = {name: [] for name in MAPS}
-    for _ in range(repeats):
-        for name, function in MAPS.items():
-            begin = training.clock()
-            both_passes(function, twists, weights)
-            times[name].append(1000 * (training.clock() - begin))
+    passes = {name: partial(both_passes, function, twists, weights) for name, function in MAPS.items()}
     rows = []
-    for name, function in MAPS.items():
+    for name, ms in take_turns(passes, repeats).items():
         with Launches() as launches:
-            both_passes(function, twists, weights)
+            passes[name]()
         operations = sum(counter.total() for counter in launches.counts.values())
-        rows.append(
-            {"cameras": count, "map": name, "operations": operations, "ms": round(statistics.median(times[name]), 4)}
-        )
+        rows.append({"cameras": count, "map": name, "operations": operations, "ms": summary(ms)["ms"]})
     return rows
 
 
-def errors(angle: float) -> List[Dict[str, Any]]:
+def errors(angle: float) -> list[dict[str, Any]]:
     """Largest errors of both maps at an angle."""
     axes = torch.nn.functional.normalize(torch.randn(500, 3, dtype=torch.float64), dim=-1)
     twists = torch.cat([torch.randn(500, 3, dtype=torch.float64), angle * axes], dim=-1).float()
@@ -92,16 +81,14 @@ def errors(angle: float) -> List[Dict[str, Any]]:
     rows = []
     for name, function in MAPS.items():
         found = (float((a - b).abs().max()) for a, b in zip(both_passes(function, twists, weights), expected))
-        rows.append(
-            {"angle": angle, "map": name, **{key: float(f"{e:.2e}") for key, e in zip(("pose", "gradient"), found)}}
-        )
+        largest = {key: float(f"{error:.2e}") for key, error in zip(("pose", "gradient"), found)}
+        rows.append({"angle": angle, "map": name, **largest})
     return rows
 
 
-def ended(folder: Path) -> List[Dict[str, Any]]:
+def ended(folder: Path) -> list[dict[str, Any]]:
     """The last records of all runs in a folder."""
-    logs = sorted(folder.rglob("pose_errors.jsonl"))
-    last = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    last = [last_record(log.parent) for log in sorted(folder.rglob(POSE_LOG))]
     return [{name: record.get(name, record.get(f"pose_error_after_{name}")) for name in NOTED} for record in last]
 
 
@@ -111,13 +98,9 @@ def main(args: Args) -> None:
     costs = [row for count in args.cameras for row in cost(count, args.repeats)]
     exactness = [row for angle in args.angles for row in errors(angle)]
     runs = {name: ended(Path(folder)) for name, folder in (pair.split("=", 1) for pair in args.runs)}
-    for rows in (costs, exactness, *runs.values()):
-        table = Table(*(rows[0] if rows else ()))
-        for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        Console().print(table)
-    if args.output is not None:
-        write_record(args.output, costs=costs, errors=exactness, runs=runs)
+    for title, rows in {"Cost": costs, "Largest errors": exactness, **runs}.items():
+        show(title, rows)
+    write_record(args.output, costs=costs, errors=exactness, runs=runs)
 
 
 if __name__ == "__main__":

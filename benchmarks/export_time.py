@@ -1,10 +1,11 @@
 """Seconds that each export of 1000 cameras takes beyond loading the run; JSON with machine and commit.
 
-python benchmarks/export_time.py --output benchmarks/results
+python benchmarks/export_time.py --output benchmarks/results/export_time.json
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
@@ -16,15 +17,13 @@ from unittest import mock
 import numpy as np
 import torch
 import tyro
-from record import write_record
+from record import Output, show, take_turns, write_record
 
 
 @dataclass
-class Args:
+class Args(Output):
     """Settings."""
 
-    output: Path
-    """Folder for export_time.json."""
     cameras: int = 1000
     """Cameras."""
     points: int = 50_000
@@ -87,33 +86,28 @@ def main(args: Args) -> None:
     from hashpose_ns.export.cli import ExportColmap, ExportJson, ExportKitti, ExportNerfstudio, ExportTum
     from hashpose_ns.runs import load
 
-    seconds = {}
+    config = Path("config.yml")
+    exports = {
+        "colmap, no points": lambda to: ExportColmap(config, to, points="empty"),
+        "colmap, points with tracks": lambda to: ExportColmap(config, to),
+        "colmap, text, points with tracks": lambda to: ExportColmap(config, to, format="txt"),
+        "nerfstudio, points": lambda to: ExportNerfstudio(config, to),
+        "tum": lambda to: ExportTum(config, to),
+        "kitti": lambda to: ExportKitti(config, to),
+        "json, no losses": lambda to: ExportJson(config, to, loss=False),
+    }
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        pipeline, points = made_up_run(folder / "data", args)
-        exports = {
-            "colmap, no points": lambda to: ExportColmap(folder / "config.yml", to, points="empty"),
-            "colmap, points with tracks": lambda to: ExportColmap(folder / "config.yml", to),
-            "colmap, text, points with tracks": lambda to: ExportColmap(folder / "config.yml", to, format="txt"),
-            "nerfstudio, points": lambda to: ExportNerfstudio(folder / "config.yml", to),
-            "tum": lambda to: ExportTum(folder / "config.yml", to),
-            "kitti": lambda to: ExportKitti(folder / "config.yml", to),
-            "json, no losses": lambda to: ExportJson(folder / "config.yml", to, loss=False),
-        }
+        pipeline, points = made_up_run(Path(temporary) / "data", args)
+        targets = (Path(temporary) / str(number) for number in itertools.count())
+        functions = {name: lambda make=make: make(next(targets)).main() for name, make in exports.items()}
         with (
             mock.patch.object(load, "load_trained_pipeline", lambda *_: pipeline),
             mock.patch.object(export_points, "_field_points", lambda *_: points),
         ):
-            for name, make in exports.items():
-                times = []
-                for repeat in range(args.repeats):
-                    export = make(folder / f"{name} {repeat}")
-                    begin = time.perf_counter()
-                    export.main()
-                    times.append(time.perf_counter() - begin)
-                seconds[name] = round(min(times), 3)
-    write_record(args.output / "export_time.json", cameras=args.cameras, points=args.points, seconds=seconds)
-    print(json.dumps(seconds, indent=1))
+            times = take_turns(functions, args.repeats, now=time.perf_counter)
+    seconds = {name: round(min(ms) / 1000, 3) for name, ms in times.items()}
+    show(f"Seconds to export {args.cameras} cameras", [{"format": name, "s": s} for name, s in seconds.items()])
+    write_record(args.output, cameras=args.cameras, points=args.points, seconds=seconds)
 
 
 if __name__ == "__main__":

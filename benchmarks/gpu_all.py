@@ -21,13 +21,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Optional
+from typing import Any, Literal
 
 import torch
 import tyro
-from record import REPOSITORY
-from rich.console import Console
-from rich.table import Table
+from record import REPOSITORY, show
 
 from hashpose_ns.demo import DEMO_SCENE
 
@@ -51,11 +49,11 @@ class Args:
     """Sizes of all parts."""
     seconds: float = 580.0
     """Time limit of everything."""
-    commit: Optional[str] = None
+    commit: str | None = None
     """Commit to note, where the checkout's .git is not at hand."""
 
 
-def run(command: List[str], log: Path, limit: float, environment: Dict[str, str]) -> Dict[str, Any]:
+def run(command: list[str], log: Path, limit: float, environment: dict[str, str]) -> dict[str, Any]:
     """Runs a command, and ends it and all that it started at the limit: how it ended, seconds and its last words."""
     begin = time.perf_counter()
     with log.open("w") as output:
@@ -93,26 +91,21 @@ def main(args: Args) -> None:
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
     if args.commit:
         environment["HASHPOSE_COMMIT"] = args.commit
-    flags: Dict[str, List[str]] = {name: ["--size", args.size] for name in LIMITS}
-    flags["launches"] = []
-    flags["encoding_gpu"] = ["--commit", args.commit] if args.commit else []
-    flags["decoder"] += ["--no-compiled"] if tiny else []
-    rounds = {"step": 5, "scaling": 5, "evaluation": 2}
-    for name, count in rounds.items():
-        flags[name] += ["--rounds", "2" if tiny else str(count)]
-    for name, seconds in {"step": 1.0, "scaling": 0.3}.items():
-        flags[name] += ["--seconds", str(seconds)]
-    report: Dict[str, Any] = {"size": args.size, "commit": args.commit, "parts": {}}
-    table = Table(title=f"gpu_all, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}")
-    for column in ("part", "how it ended", "seconds"):
-        table.add_column(column)
+    size, rounds = ["--size", args.size], lambda count: ["--rounds", "2" if tiny else str(count)]
+    flags = {
+        "encoding_gpu": ["--commit", args.commit] if args.commit else [],
+        "step": [*size, *rounds(5), "--seconds", "1.0"],
+        "launches": [],
+        "decoder": [*size, *(["--no-compiled"] if tiny else [])],
+        "scaling": [*size, *rounds(5), "--seconds", "0.3"],
+        "evaluation": [*size, *rounds(2)],
+    }
+    report: dict[str, Any] = {"size": args.size, "commit": args.commit, "parts": {}}
 
-    def finish(name: str, result: Dict[str, Any]) -> None:
+    def finish(name: str, result: dict[str, Any]) -> None:
         report["parts"][name] = result
         (output / "gpu_all.json").write_text(json.dumps(report, indent=1) + "\n")
-        table.add_row(name, result["ended"], str(result["seconds"]))
-        Console().rule(name)
-        print(result["last_words"], flush=True)
+        print(f"---- {name}\n{result['last_words']}", flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:
         log = Path(temporary) / "log"
@@ -133,7 +126,8 @@ def main(args: Args) -> None:
         finish("gpu_chair", run(command, log, left, environment))
         if (work / "gpu_chair.json").exists():
             shutil.copy(work / "gpu_chair.json", output)
-    Console().print(table)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    show(f"gpu_all, {device}", [{"part": name, **part} for name, part in report["parts"].items()], ["last_words"])
 
 
 if __name__ == "__main__":

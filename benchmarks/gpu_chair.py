@@ -17,13 +17,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Literal, Tuple
+from typing import Any, Literal
 
 import torch
 import tyro
-from record import REPOSITORY, write_record
-from rich.console import Console
-from rich.table import Table
+from record import REPOSITORY, show, write_record
+
+from hashpose_ns.runs.files import CONFIG, read_pose_log
 
 PLUGINS = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
@@ -46,6 +46,13 @@ RECIPES = {
     "--optimizers.camera-opt.scheduler.cooldown 0.25",
 }
 """Name -> flags. `best` is what benchmarks/suites/convergence.yaml found, with a rate for the larger decoder."""
+SCORES = {
+    "rotation [deg]": "pose_error_after_rotation_deg_mean",
+    "translation": "pose_error_after_translation_mean",
+    "PSNR aligned": "psnr_aligned",
+    "PSNR optimised": "psnr_tto",
+}
+"""Columns of the table and where ns-eval has them."""
 
 
 @dataclass
@@ -58,9 +65,9 @@ class Args:
     """Folder for gpu_chair.json."""
     steps: int = 20_000
     """Training steps; the paper takes 200 000."""
-    seeds: Tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
     """Seeds of the perturbation and of training."""
-    recipes: Tuple[Literal["paper", "best"], ...] = ("paper", "best")
+    recipes: tuple[Literal["paper", "best"], ...] = ("paper", "best")
     """The preset as it is, and with what a study at small scale found (docs/convergence.md)."""
     eval_images: int = 25
     """Held-out images to score, of 200."""
@@ -70,17 +77,15 @@ class Args:
     """More flags for ns-train in one string, such as --flags="--pipeline.model.field.encoding.gradient linear"."""
 
 
-def run(command: List[str], log: Path) -> Tuple[int, float]:
+def run(command: list[str], log: Path) -> tuple[int, float]:
     """Runs a command with this package as a plugin; exit code and seconds."""
     begin = time.perf_counter()
     with log.open("w") as output:
-        code = subprocess.run(
-            command, env={**os.environ, **PLUGINS}, stdout=output, stderr=subprocess.STDOUT
-        ).returncode
-    return code, time.perf_counter() - begin
+        done = subprocess.run(command, env={**os.environ, **PLUGINS}, stdout=output, stderr=subprocess.STDOUT)
+    return done.returncode, time.perf_counter() - begin
 
 
-def train_and_evaluate(args: Args, recipe: str, seed: int) -> Dict:
+def train_and_evaluate(args: Args, recipe: str, seed: int) -> dict[str, Any]:
     """One training by `ns-train hashpose-blender` and its ns-eval."""
     name, work = f"{recipe}_{seed}", args.output / "runs"
     train = [
@@ -95,18 +100,23 @@ def train_and_evaluate(args: Args, recipe: str, seed: int) -> Dict:
     ]
     folder = work / name / "hashpose-blender" / "run"
     code, seconds = run(train, args.output / f"{name}_train.log")
-    result: Dict = {"recipe": recipe, "seed": seed, "command": train, "exit_code": code, "wall_seconds": seconds}
+    result: dict[str, Any] = {
+        "recipe": recipe,
+        "seed": seed,
+        "command": train,
+        "exit_code": code,
+        "wall_seconds": seconds,
+    }
     if code:
         return result
-    log = [json.loads(line) for line in (folder / "pose_errors.jsonl").read_text().splitlines()]
+    log = read_pose_log(folder)
     middle = log[(len(log) - 1) // 2]
     # The second half of training: start-up, compilation and the first steps are not what a step costs.
-    result["ms_per_step"] = (
-        1e3 * (log[-1]["train_seconds"] - middle["train_seconds"]) / (log[-1]["step"] - middle["step"])
-    )
+    seconds, steps = (log[-1][key] - middle[key] for key in ("train_seconds", "step"))
+    result["ms_per_step"] = 1e3 * seconds / steps
     result["log"] = log
     scores = args.output / f"{name}_eval.json"
-    evaluate = [sys.executable, "-m", "nerfstudio.scripts.eval", "--load-config", str(folder / "config.yml")]
+    evaluate = [sys.executable, "-m", "nerfstudio.scripts.eval", "--load-config", str(folder / CONFIG)]
     code, result["eval_seconds"] = run([*evaluate, "--output-path", str(scores)], args.output / f"{name}_eval.log")
     if code == 0:
         result["results"] = json.loads(scores.read_text())["results"]
@@ -117,32 +127,22 @@ def main(args: Args) -> None:
     """Runs everything and writes the JSON after every part, so that a time limit loses little."""
     args.output.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    report: Dict = {"device": device, "runs": []}
+    report: dict[str, Any] = {"device": device, "runs": []}
     if args.tests:
         report["encoding_tests_exit_code"], _ = run(
             [sys.executable, "-m", "pytest", str(REPOSITORY / "tests" / "encoding")], args.output / "encoding_tests.log"
         )
-    table = Table(title=f"hashpose-blender on {device}, {args.steps} steps")
-    columns = ("recipe", "seed", "ms a step", "rotation [deg]", "translation x100", "PSNR aligned", "PSNR optimised")
-    for column in columns:
-        table.add_column(column)
+    rows = []
     for recipe, seed in itertools.product(args.recipes, args.seeds):
         result = train_and_evaluate(args, recipe, seed)
         report["runs"].append(result)
         write_record(args.output / "gpu_chair.json", **report)
         scores = result.get("results", {})
-        table.add_row(
-            recipe,
-            str(seed),
-            f"{result.get('ms_per_step', float('nan')):.2f}",
-            f"{scores.get('pose_error_after_rotation_deg_mean', float('nan')):.3f}",
-            f"{100 * scores.get('pose_error_after_translation_mean', float('nan')):.3f}",
-            f"{scores.get('psnr_aligned', float('nan')):.2f}",
-            f"{scores.get('psnr_tto', float('nan')):.2f}",
-        )
+        row = {"recipe": recipe, "seed": seed, "ms a step": result.get("ms_per_step")}
+        rows.append({**row, **{column: scores.get(key) for column, key in SCORES.items()}})
     if args.tests:
-        Console().print(f"encoding tests: exit code {report['encoding_tests_exit_code']}")
-    Console().print(table)
+        print(f"encoding tests: exit code {report['encoding_tests_exit_code']}")
+    show(f"hashpose-blender on {device}, {args.steps} steps", rows)
 
 
 if __name__ == "__main__":

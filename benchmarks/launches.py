@@ -19,15 +19,12 @@ import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 import training
 import tyro
-from record import write_record
-from rich.console import Console
-from rich.table import Table
-from step import RAYS
+from record import Output, show, synchronize, write_record
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hashpose_ns.encoding.triton import TritonBackend
@@ -41,28 +38,26 @@ STEPS = 7
 
 
 @dataclass
-class Args:
+class Args(Output):
     """Settings."""
 
-    methods: Tuple[str, ...] = ("hashpose-blender", "hashpose-small")
+    methods: tuple[str, ...] = ("hashpose-blender", "hashpose-small")
     """Methods to count."""
-    settings: Tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     """Further settings, as dotted.path=value."""
-    output: Optional[Path] = None
-    """JSON file to write."""
 
 
-class Launches(TorchDispatchMode):
+class Launches(training.Parts, TorchDispatchMode):
     """Counts operations by the part of the step that asks for them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
+        training.Parts.__init__(self)
         self.counting = True
-        self.stack: List[str] = ["rest of the loop"]
-        self.ranges: List[Tuple[int, int, str]] = []
-        self.counts: Dict[Tuple[str, str], Counter] = defaultdict(Counter)
+        self.ranges: list[tuple[int, int, str]] = []
+        self.counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
 
-    def part(self) -> Tuple[str, str]:
+    def part(self) -> tuple[str, str]:
         """Where we are: the part, and whether in its forward or backward pass."""
         node = torch._C._current_autograd_node()
         if node is None:
@@ -81,20 +76,13 @@ class Launches(TorchDispatchMode):
             self.counts[self.part()][name] += 1
         return func(*args, **(kwargs or {}))
 
-    def around(self, owner: Any, attribute: str, name: str) -> None:
-        """Makes a function a part of its own."""
-        function = getattr(owner, attribute)
+    def enter(self, name: str) -> int:
+        super().enter(name)
+        return torch._C._autograd._get_sequence_nr()
 
-        def wrapped(*args, **kwargs):
-            self.stack.append(name)
-            begin = torch._C._autograd._get_sequence_nr()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.stack.pop()
-                self.ranges.append((begin, torch._C._autograd._get_sequence_nr(), name))
-
-        setattr(owner, attribute, wrapped)
+    def leave(self, token: int) -> None:
+        self.ranges.append((token, torch._C._autograd._get_sequence_nr(), self.stack[-1]))
+        super().leave()
 
 
 class CountedTriton(TritonBackend):
@@ -123,18 +111,14 @@ class CountedTriton(TritonBackend):
 
 def watch(trainer: Any, launches: Launches) -> None:
     """Makes the parts of a trainer's step known."""
-    from nerfstudio.utils import writer
-
-    pipeline, model = trainer.pipeline, trainer.pipeline.model
-    field, optimizers = model.field, trainer.optimizers
-    trainer._is_looked_at = lambda step: False  # a CPU's losses are looked at in every step, a GPU's now and then
+    model, field = trainer.pipeline.model, trainer.pipeline.model.field
+    trainer._is_checked = lambda step: False  # a CPU's losses are checked in every step, a GPU's now and then
     encoding = field.encoding
     choose = encoding._backend
     encoding._backend = lambda points, grid: CountedTriton(launches, choose(points, grid))
-    for owner, attribute, name in (
-        (pipeline.datamanager, "next_train", "data: pixels"),
-        (pipeline.datamanager.train_ray_generator, "forward", "data: rays (nerfstudio)"),
-        (model.camera_optimizer, "apply_to_raybundle", "poses"),
+    launches.around_all(
+        trainer,
+        (trainer.pipeline.datamanager.train_ray_generator, "forward", "data: rays (nerfstudio)"),
         (model, "_set_planes", "samples"),
         (model.sampler, "forward", "samples"),
         (model, "get_outputs", "rendering"),
@@ -144,21 +128,16 @@ def watch(trainer: Any, launches: Launches) -> None:
         (field.density_network, "forward", "decoder"),
         (model, "get_loss_dict", "loss"),
         (model, "get_metrics_dict", "metrics"),
-        (optimizers, "zero_grad_some", "optimisers"),
-        (optimizers, "optimizer_scaler_step_some", "optimisers"),
-        (optimizers, "scheduler_step_all", "schedules"),
-        *((writer, function, "logging") for function in ("write_out_storage", "put_scalar", "put_dict", "put_time")),
-    ):
-        launches.around(owner, attribute, name)
+    )
 
 
-def count(method: str, scene: Path, output: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+def count(method: str, scene: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Median counts of a step, all levels open and poses moving: part -> forward, backward and the waits in both."""
-    few = {RAYS: 64, "pipeline.model.num_samples": 8}
+    few = {training.RAYS: 64, "pipeline.model.num_samples": 8}
     trainer = training.make_trainer(method, scene, output, {**few, **settings})
     launches = Launches()
     watch(trainer, launches)
-    steps: List[Dict[Tuple[str, str], Counter]] = []
+    steps: list[dict[tuple[str, str], Counter]] = []
     trainer.pipeline.train()
     for step in range(training.START_STEP + 1, training.START_STEP + 4 + STEPS):
         trainer.pipeline.model.update_to_step(step)
@@ -168,7 +147,7 @@ def count(method: str, scene: Path, output: Path, settings: Dict[str, Any]) -> D
         steps.append(launches.counts)
     steps = sorted(steps[3:], key=lambda counts: sum(counter.total() for counter in counts.values()))
     middle = steps[len(steps) // 2]
-    parts: Dict[str, Dict[str, int]] = defaultdict(lambda: {"forward": 0, "backward": 0, "waits": 0})
+    parts: dict[str, dict[str, int]] = defaultdict(lambda: {"forward": 0, "backward": 0, "waits": 0})
     for (part, direction), counter in middle.items():
         parts[part][direction] += counter.total()
         parts[part]["waits"] += sum(number for name, number in counter.items() if name.startswith(WAITS))
@@ -181,7 +160,7 @@ def count(method: str, scene: Path, output: Path, settings: Dict[str, Any]) -> D
     return {"parts": dict(parts), "total": total, "on_the_device": kernels, "operations": operations}
 
 
-def on_the_device(trainer: Any, first: int) -> Dict[str, float]:
+def on_the_device(trainer: Any, first: int) -> dict[str, float]:
     """What a GPU did in a step, by its own record: kernels, copies and fills, and their milliseconds."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -189,7 +168,7 @@ def on_the_device(trainer: Any, first: int) -> Dict[str, float]:
         for step in range(first, first + STEPS):
             trainer.pipeline.model.update_to_step(step)
             trainer.train_iteration(step)
-        training.synchronize()
+        synchronize()
     found: Counter = Counter()
     for event in record.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
@@ -208,15 +187,10 @@ def main(args: Args) -> None:
         for number, method in enumerate(args.methods):
             results[method] = count(method, scene, Path(folder) / str(number), settings)
     for method, result in results.items():
-        table = Table(title=f"Operations of a step, {method}")
-        for column in ("part", "forward", "backward", "waits"):
-            table.add_column(column)
-        for name, part in sorted(result["parts"].items(), key=lambda item: -item[1]["forward"] - item[1]["backward"]):
-            table.add_row(name, *(str(part[key]) for key in ("forward", "backward", "waits")))
-        table.add_row("sum", *(str(result["total"][key]) for key in ("forward", "backward", "waits")))
-        Console().print(table)
-    if args.output is not None:
-        write_record(args.output, settings=settings, results=results)
+        parts = sorted(result["parts"].items(), key=lambda item: -item[1]["forward"] - item[1]["backward"])
+        rows = [{"part": name, **part} for name, part in (*parts, ("sum", result["total"]))]
+        show(f"Operations of a step, {method}", rows)
+    write_record(args.output, settings=settings, results=results)
 
 
 if __name__ == "__main__":

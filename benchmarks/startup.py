@@ -13,12 +13,9 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Dict, List, Optional
 
 import tyro
-from record import write_record
-from rich.console import Console
+from record import Output, show, write_record
 
 NO_PLUGINS = """
 import importlib.metadata
@@ -29,24 +26,20 @@ def no_plugins(**selection):
 importlib.metadata.entry_points = no_plugins
 """
 COMMAND = "import sys; sys.argv = ['command', '--help']; from {} import entrypoint; entrypoint()"
-PROGRAMS: Dict[str, str] = {
+PROGRAMS = {
     "ns-train --help, without the plugin": NO_PLUGINS + COMMAND.format("nerfstudio.scripts.train"),
     "ns-train --help, with the plugin": COMMAND.format("nerfstudio.scripts.train"),
-    "hashpose-export --help": COMMAND.format("hashpose_ns.export.cli"),
-    "hashpose-bench --help": COMMAND.format("hashpose_ns.bench.cli"),
-    "hashpose-guard --help": COMMAND.format("hashpose_ns.guard.cli"),
+    **{f"hashpose-{room} --help": COMMAND.format(f"hashpose_ns.{room}.cli") for room in ("export", "bench", "guard")},
     "import torch": "import torch",
 }
 
 
 @dataclass
-class Args:
+class Args(Output):
     """Settings."""
 
     repeats: int = 3
     """The best of so many is taken."""
-    output: Optional[Path] = None
-    """JSON file to write."""
 
 
 def cpu_seconds(program: str) -> float:
@@ -64,16 +57,13 @@ def cpu_seconds(program: str) -> float:
 
 def main(args: Args) -> None:
     """Measures, prints, writes."""
-    times: Dict[str, List[float]] = {name: [] for name in PROGRAMS}
+    times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for repeat in range(args.repeats):
-        order = list(PROGRAMS.items())
-        for name, program in reversed(order) if repeat % 2 else order:
-            times[name].append(cpu_seconds(program))
+        for name in reversed(PROGRAMS) if repeat % 2 else PROGRAMS:
+            times[name].append(cpu_seconds(PROGRAMS[name]))
     results = {name: {"seconds": round(min(values), 2), "all": values} for name, values in times.items()}
-    for name, result in results.items():
-        Console().print(f"{result['seconds']:7.2f} s  {name}")
-    if args.output is not None:
-        write_record(args.output, repeats=args.repeats, results=results)
+    show("Start-up, seconds of CPU time", [{"command": name, **result} for name, result in results.items()], ["all"])
+    write_record(args.output, repeats=args.repeats, results=results)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
-"""What the benchmarks of speed share: a scene of any size, trainers of any method on it, the clock, the record."""
+"""What the benchmarks of training share: a scene of any size, trainers of any method on it, and the parts of a step.
+
+The package is imported in functions only: step.py chooses its version when its processes have begun."""
 
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import json
 import math
-import resource
-import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from hashpose_ns.demo import DEMO_SCENE
-from nerfstudio.engine.trainer import Trainer
+if TYPE_CHECKING:
+    from nerfstudio.engine.trainer import Trainer
+
+RAYS = "pipeline.datamanager.train_num_rays_per_batch"
 
 TOTAL_STEPS = 1_000_000
 """Length of training that schedules are told, so that no benchmark reaches its end."""
@@ -41,14 +46,14 @@ class Size:
     """Their height and width."""
 
 
-SIZES: Dict[str, Size] = {
+SIZES: dict[str, Size] = {
     "tiny": Size("hashpose-small", rays=32, samples=8, views=10, resolution=16),
     "small": Size("hashpose-small", rays=512, samples=24, views=40, resolution=100),
     "paper": Size("hashpose-blender", rays=1024, samples=128, views=100, resolution=400),
 }
 
 
-def sample_settings(method: str, samples: int) -> Dict[str, int]:
+def sample_settings(method: str, samples: int) -> dict[str, int]:
     """Settings of this package's method for a number of samples."""
     settings = {"pipeline.model.num_samples": samples}
     if method == "hashpose-small":
@@ -59,6 +64,8 @@ def sample_settings(method: str, samples: int) -> Dict[str, int]:
 def make_scene(folder: Path, views: int, resolution: int) -> Path:
     """The packaged chair on white, its pictures resized and repeated, as Blender's and as nerfstudio's format."""
     from PIL import Image
+
+    from hashpose_ns.demo import DEMO_SCENE
 
     meta = json.loads((DEMO_SCENE / "transforms_train.json").read_text())
     (folder / "images").mkdir(parents=True)
@@ -83,7 +90,7 @@ def make_scene(folder: Path, views: int, resolution: int) -> Path:
     return folder
 
 
-def make_trainer(method: str, scene: Path, output: Path, settings: Optional[Dict[str, Any]] = None) -> Trainer:
+def make_trainer(method: str, scene: Path, output: Path, settings: dict[str, Any] | None = None) -> Trainer:
     """A trainer of a method as `ns-train METHOD` sets it up, its viewer off.
 
     Args:
@@ -135,7 +142,7 @@ def set_value(config: Any, path: str, value: Any) -> None:
         setattr(config, name, tuple(value) if isinstance(value, list) else value)
 
 
-def read_settings(pairs: Sequence[str]) -> Dict[str, Any]:
+def read_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Settings from dotted.path=value, the values as in YAML."""
     import yaml
 
@@ -156,25 +163,63 @@ def _nerfacto():
     return config
 
 
-def synchronize() -> None:
-    """Waits for the GPU, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def stepper(trainer: Trainer) -> Callable[[int], None]:
+    """A function that does some steps, each nerfstudio's iteration with the callbacks around it."""
+    from nerfstudio.engine.callbacks import TrainingCallbackLocation as Place
+
+    numbers = itertools.count(START_STEP)
+
+    def run(steps: int) -> None:
+        for step in itertools.islice(numbers, steps):
+            trainer.pipeline.train()
+            for callback in trainer.callbacks:
+                callback.run_callback_at_location(step, location=Place.BEFORE_TRAIN_ITERATION)
+            trainer.train_iteration(step)
+            for callback in trainer.callbacks:
+                callback.run_callback_at_location(step, location=Place.AFTER_TRAIN_ITERATION)
+
+    return run
 
 
-CLOCK = "wall" if torch.cuda.is_available() else "CPU time"
-"""What `clock` tells."""
+class Parts:
+    """A stack of the parts of a step that run, kept by functions that say when they begin and end."""
 
+    def __init__(self) -> None:
+        self.stack = ["rest of the loop"]
 
-def clock() -> float:
-    """Seconds: of the wall clock where there is a GPU to wait for, else of this process's CPU time, which with one
-    thread is what it would take on a machine of its own."""
-    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+    def enter(self, name: str) -> Any:
+        """A part begins. What this returns is given to `leave`."""
+        self.stack.append(name)
 
+    def leave(self, token: Any = None) -> None:
+        """The part that began last ends."""
+        self.stack.pop()
 
-def memory_mb() -> Dict[str, float]:
-    """Peak memory of this process so far, and what tensors took on the GPU."""
-    record = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    if torch.cuda.is_available():
-        record["cuda"] = torch.cuda.max_memory_allocated() / 2**20
-    return record
+    def around(self, owner: Any, attribute: str, name: str) -> None:
+        """Makes a function a part of its own."""
+        function: Callable = getattr(owner, attribute)
+
+        @functools.wraps(function)
+        def wrapped(*args, **kwargs):
+            token = self.enter(name)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.leave(token)
+
+        setattr(owner, attribute, wrapped)
+
+    def around_all(self, trainer: Any, *more: tuple[Any, str, str]) -> None:
+        """Makes the functions of a trainer's step that all benchmarks look at parts, and more of them."""
+        from nerfstudio.utils import writer
+
+        pipeline, optimizers = trainer.pipeline, trainer.optimizers
+        for owner, attribute, name in (
+            (pipeline.datamanager, "next_train", "data: pixels"),
+            (pipeline.model.camera_optimizer, "apply_to_raybundle", "poses"),
+            *((optimizers, f, "optimisers") for f in ("zero_grad_some", "optimizer_scaler_step_some")),
+            (optimizers, "scheduler_step_all", "schedules"),
+            *((writer, f, "logging") for f in ("write_out_storage", "put_scalar", "put_dict", "put_time")),
+            *more,
+        ):
+            self.around(owner, attribute, name)

@@ -11,9 +11,7 @@ time: the panel paces itself by the clock, so that on a busy machine, where a st
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,16 +20,14 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional
 
+import training
 import tyro
-from record import REPOSITORY, write_record
-
-CHAIR = REPOSITORY / "hashpose_ns" / "data" / "demo_chair"
+from record import Output, show, write_record
 
 
 @dataclass
-class Args:
+class Args(Output):
     """Settings of the benchmark."""
 
     cameras: int = 100
@@ -40,10 +36,8 @@ class Args:
     """How often to measure, with the panel and without in turns."""
     seconds: float = 10.0
     """How long to measure each time."""
-    listen: Optional[int] = None
+    listen: int | None = None
     """Used by the benchmark itself: be the client of this port."""
-    output: Optional[Path] = None
-    """JSON file to write."""
 
 
 def listen(port: int) -> None:
@@ -64,22 +58,7 @@ def listen(port: int) -> None:
     asyncio.run(run())
 
 
-def make_scene(folder: Path, cameras: int) -> Path:
-    """The packaged chair with its cameras repeated."""
-    shutil.copytree(CHAIR, folder)
-    meta = json.loads((folder / "transforms_train.json").read_text())
-    frames = meta["frames"]
-    meta["frames"] = []
-    for index in range(cameras):
-        frame = frames[index % len(frames)]
-        path = f"./train/copy_{index}"
-        shutil.copy(folder / f"{frame['file_path']}.png", folder / f"{path}.png")
-        meta["frames"].append({**frame, "file_path": path})
-    (folder / "transforms_train.json").write_text(json.dumps(meta))
-    return folder
-
-
-def cpu_seconds() -> Dict[int, float]:
+def cpu_seconds() -> dict[int, float]:
     """CPU time of each thread of this process."""
     ticks = os.sysconf("SC_CLK_TCK")
     seconds = {}
@@ -89,14 +68,11 @@ def cpu_seconds() -> Dict[int, float]:
     return seconds
 
 
-def main(args: Args) -> None:
-    """Trains, measures, prints."""
-    if args.listen is not None:
-        return listen(args.listen)
+def compare(args: Args, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Trains, and measures without the panel and with it."""
     from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
     from nerfstudio.scripts.train import _set_random_seed
 
-    folder = Path(tempfile.mkdtemp())
     arguments = [
         *("hashpose-small", "--output-dir", folder / "out", "--max-num-iterations", 1_000_000, "--vis", "viewer"),
         *("--viewer.websocket-host", "127.0.0.1", "--viewer.quit-on-train-completion", True),
@@ -105,7 +81,7 @@ def main(args: Args) -> None:
         *("--pipeline.datamanager.initial-poses", "perturbed", "--pipeline.model.background-color", "white"),
         *("--pipeline.model.scene", "none", "--pipeline.model.sampler", "uniform"),
         *("--pipeline.model.near-plane", 2, "--pipeline.model.far-plane", 6),
-        *("blender-data", "--data", make_scene(folder / "scene", args.cameras)),
+        *("blender-data", "--data", training.make_scene(folder / "scene", args.cameras, resolution=100)),
     ]
     config = tyro.cli(AnnotatedBaseConfigUnion, args=[str(argument) for argument in arguments])
     _set_random_seed(0)
@@ -113,15 +89,15 @@ def main(args: Args) -> None:
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     viewer, live = trainer.viewer_state, trainer.pipeline.pose_panel.live
-    training = threading.Thread(target=trainer.train)
-    training.start()
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
 
-    def measure() -> Dict[str, float]:
+    def measure() -> dict[str, float]:
         begin, steps, cpu = time.monotonic(), trainer.step, cpu_seconds()
         time.sleep(args.seconds)
         wall, steps = time.monotonic() - begin, trainer.step - steps
         spent = {thread: now - cpu.get(thread, 0.0) for thread, now in cpu_seconds().items()}
-        own, train = spent[live._thread.native_id], spent[training.native_id]
+        own, train = spent[live._thread.native_id], spent[thread.native_id]
         send = sum(spent.values()) - own - train
         return {
             "ms_per_step": 1000 * wall / steps,
@@ -145,28 +121,26 @@ def main(args: Args) -> None:
             live._update = update if shown else lambda: 0
             time.sleep(1.0)
             records[shown].append(measure())
-    watched, alone = (
-        {key: statistics.median(record[key] for record in records[shown]) for key in records[shown][0]}
-        for shown in (True, False)
-    )
-    live._update = update
     client.kill()
     trainer.stop_training = True
-    training.join()
+    thread.join()
+    return tuple(
+        {key: statistics.median(record[key] for record in records[shown]) for key in records[shown][0]}
+        for shown in (False, True)
+    )
+
+
+def main(args: Args) -> None:
+    """Measures, prints, writes."""
+    if args.listen is not None:
+        return listen(args.listen)
+    with tempfile.TemporaryDirectory() as folder:
+        alone, watched = compare(args, Path(folder))
     share = watched["drawing_share"] + watched["sending_share"] - alone["sending_share"]
-    print(json.dumps({"without the panel": alone, "with it": watched}, indent=2))
+    show("Medians", [{"panel": name, **record} for name, record in (("hidden", alone), ("shown", watched))])
     print(f"The panel takes {100 * share:.2f} % of the time with {args.cameras} cameras.")
-    shutil.rmtree(folder)
-    if args.output is not None:
-        write_record(
-            args.output,
-            cameras=args.cameras,
-            rounds=args.rounds,
-            seconds=args.seconds,
-            share=share,
-            without_panel=alone,
-            with_panel=watched,
-        )
+    asked = {"cameras": args.cameras, "rounds": args.rounds, "seconds": args.seconds}
+    write_record(args.output, **asked, share=share, without_panel=alone, with_panel=watched)
 
 
 if __name__ == "__main__":
