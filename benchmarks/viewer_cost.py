@@ -77,6 +77,7 @@ def compare(args: Args, folder: Path) -> tuple[dict[str, float], dict[str, float
         *("hashpose-small", "--output-dir", folder / "out", "--max-num-iterations", 1_000_000, "--vis", "viewer"),
         *("--viewer.websocket-host", "127.0.0.1", "--viewer.quit-on-train-completion", True),
         *("--logging.local-writer.enable", False, "--pipeline.held-out-rays", 0, "--steps-per-pose-log", 1_000_000),
+        *("--guard.mode", "off"),  # it would judge after the last step
         *("--pipeline.model.camera-optimizer.start", 0, "--pipeline.model.camera-optimizer.warmup", 0),
         *("--pipeline.datamanager.initial-poses", "perturbed", "--pipeline.model.background-color", "white"),
         *("--pipeline.model.scene", "none", "--pipeline.model.sampler", "uniform"),
