@@ -38,7 +38,9 @@ def made_up_run(folder: Path, args: Args):
     import roma
     from PIL import Image
 
-    from hashpose_ns.export.points import ExportedPoints
+    from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
+    from hashpose_ns.export.exported import ExportedPoints
+    from hashpose_ns.photometry.scene import PosedScene, TestTimeOptimization
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
     generator = torch.Generator().manual_seed(0)
@@ -55,10 +57,20 @@ def made_up_run(folder: Path, args: Args):
     parser = NerfstudioDataParserConfig(data=folder, eval_mode="all", downscale_factor=1).setup()
     outputs = parser.get_dataparser_outputs("train")
     initial = outputs.cameras.camera_to_worlds
-    optimizer = SimpleNamespace(
-        refined_camera_to_worlds=lambda: initial,
-        initial_camera_to_worlds=initial,
-        image_names=[path.as_posix() for path in outputs.image_filenames],
+    names = [path.as_posix() for path in outputs.image_filenames]
+    scene = PosedScene(
+        renderer=None,  # type: ignore[arg-type]
+        model_config=None,
+        poses=PoseOptimizerConfig(mode="off").setup(
+            num_cameras=len(names), device="cpu", initial_camera_to_worlds=initial, image_names=names
+        ),
+        train=SimpleNamespace(_dataparser_outputs=outputs),  # type: ignore[arg-type]
+        held_out=SimpleNamespace(image_filenames=[]),  # type: ignore[arg-type]
+        dataparser=parser,
+        curriculum=None,
+        test_time=TestTimeOptimization(steps=0, rays=0, images=1, lr=0.0),
+        step=0,
+        total_steps=1,
     )
     rng = np.random.default_rng(0)
     seen = rng.integers(0, args.cameras, (args.points, 5))
@@ -66,15 +78,14 @@ def made_up_run(folder: Path, args: Args):
         rng.uniform(-0.5, 0.5, (args.points, 3)), rng.integers(0, 255, (args.points, 3), np.uint8),
         np.ones(args.points), np.stack([np.repeat(np.arange(args.points), 5), seen.ravel()], axis=1),
     )  # fmt: skip
-    datamanager = SimpleNamespace(train_dataparser_outputs=outputs, dataparser=parser, eval_dataset=None)
-    return SimpleNamespace(model=SimpleNamespace(camera_optimizer=optimizer), datamanager=datamanager), points
+    return SimpleNamespace(scene=scene), points
 
 
 def main(args: Args) -> None:
     """Times the formats."""
     from hashpose_ns.export import points as export_points
-    from hashpose_ns.export import poses
     from hashpose_ns.export.cli import ExportColmap, ExportJson, ExportKitti, ExportNerfstudio, ExportTum
+    from hashpose_ns.runs import load
 
     seconds = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -90,7 +101,7 @@ def main(args: Args) -> None:
             "json, no losses": lambda to: ExportJson(folder / "config.yml", to, loss=False),
         }
         with (
-            mock.patch.object(poses, "load_trained_pipeline", lambda *_: pipeline),
+            mock.patch.object(load, "load_trained_pipeline", lambda *_: pipeline),
             mock.patch.object(export_points, "_field_points", lambda *_: points),
         ):
             for name, make in exports.items():

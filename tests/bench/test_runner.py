@@ -14,6 +14,7 @@ from typing import Callable, Dict, List
 
 import numpy as np
 import pytest
+import torch
 from commands import environment
 from tiny_suites import InThisProcess, write_suite
 
@@ -350,6 +351,19 @@ def test_two_runs_at_a_time(tmp_path: Path, in_process, monkeypatch: pytest.Monk
         assert read(folder / files.RECORD)["environment"]["threads"] == 1
         assert "Training Finished" in (folder / files.LOG).read_text()
     assert len(list((tmp_path / "out" / ".submitit").glob("*_result.pkl"))) == 2
+
+
+def test_each_run_has_a_gpu_of_its_own_or_a_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for gpus, visible, shares in ((2, "4,6", ["4", "6", "4"]), (2, None, ["0", "1", "0"]), (0, "", ["", "", ""])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found = [jobs.Jobs(jobs.Cluster(), tmp_path, 3)._share(slot) for slot in range(3)]
+        assert [share["CUDA_VISIBLE_DEVICES"] for share in found] == shares
+        assert {share["OMP_NUM_THREADS"] for share in found} == {"2" if gpus else "1"}
 
 
 def test_without_submitit_one_sentence(in_process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
