@@ -398,6 +398,9 @@ def test_a_suite_may_leave_evaluation_out(bench, tmp_path: Path):
     assert "psnr_tto" not in content["results"] and not (folder / files.RENDERS).exists()
     assert content["results"]["barf_rotation_deg_mean"] > 0 and content["cpu_seconds"] > 0
     assert len(content["measures"]["uncertainty"]["center"]) == 4
-    unknown = write_suite(tmp_path, "other", evaluate=False, measures={"uncertainties": {}})
-    outcome = bench(*unknown, "--output-dir", str(tmp_path / "out"))
-    assert outcome.code == 1 and "There is no measure 'uncertainties'; choose among pixels" in outcome.output
+    for measures, sentence in (
+        ({"uncertainties": {}}, "There is no measure 'uncertainties'; choose among pixels"),
+        ({"guard": {"step": 3}}, "The measure 'guard' has no option 'step'; did you mean 'steps'?"),
+    ):
+        outcome = bench(*write_suite(tmp_path, "other", measures=measures), "--output-dir", str(tmp_path / "out"))
+        assert outcome.code == 1 and sentence in " ".join(outcome.output.split()) and bench.engine.started == []
