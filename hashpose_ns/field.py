@@ -238,7 +238,7 @@ class HashPoseField(RenderedField):
         self,
         geometry: Float[Tensor, "*batch samples geometry"],
         directions: Optional[Float[Tensor, "*batch 1 3"]],
-        appearance: Optional[Float[Tensor, "*batch 1 appearance"]],
+        appearance: Optional[Float[Tensor, "*images appearance"]],
         see_directions: bool,
         bfloat16: bool,
     ) -> Float[Tensor, "*batch samples 3"]:
@@ -247,7 +247,7 @@ class HashPoseField(RenderedField):
         Args:
             geometry: of samples along rays, from `decode_density`.
             directions: of the rays.
-            appearance: embeddings of the rays' images.
+            appearance: embeddings of the rays' images, or one for all rays [appearance].
             see_directions: whether colour may depend on the direction yet.
             bfloat16: whether to multiply in bfloat16.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Literal, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Type
 
 import torch
 from jaxtyping import Bool, Float
@@ -221,7 +221,7 @@ class PoseRefiningModel(Model):
         """Rays to render at once, without gradients."""
         return self.config.eval_num_rays_per_chunk
 
-    def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Any]) -> Dict[str, Tensor]:
         """PSNR of the batch's rays; nothing in training steps that nobody logs."""
         if self.training and not self.is_logged:
             return {}
@@ -229,7 +229,7 @@ class PoseRefiningModel(Model):
         return {"psnr": -10.0 * torch.log10((outputs["rgb"].detach() - target).square().mean())}
 
     def get_image_metrics_and_images(
-        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
         """psnr, ssim (and lpips if AlexNet's weights are at hand) of a render outside of the mask, and pictures."""
         from hashpose_ns.photometry.image_metrics import image_metrics
@@ -433,7 +433,7 @@ class HashPoseModel(PoseRefiningModel):
         return rgb if background is None else rgb + background * (1.0 - accumulation), accumulation
 
     def get_loss_dict(
-        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor], metrics_dict: Optional[Dict] = None
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Any], metrics_dict: Optional[Dict] = None
     ) -> Dict[str, Tensor]:
         """Photometric loss (Eq. 4), and the pose penalties where they are switched on."""
         image = batch["image"].to(self.device)

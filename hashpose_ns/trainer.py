@@ -163,7 +163,7 @@ class HashPoseTrainer(Trainer):
         if is_recorded(step, self.total_steps):
             self._record_poses(step)
         if step_check(step, self.config.steps_per_pose_log, run_at_zero=True) or step == self.total_steps - 1:
-            self._log_poses(step, float(output[0]))
+            self._log_poses(step, output[0].item())
         return output
 
     def _intervene(self, hook: str, step: int) -> None:

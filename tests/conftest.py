@@ -6,12 +6,30 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads of a busy machine wait for each other
 
+import importlib.util  # noqa: E402
 import sys  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Callable, List  # noqa: E402
+from typing import Callable, Iterator, List  # noqa: E402
 
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import type_checker  # noqa: E402
+
+UNCHECKED = ["hashpose_ns.encoding.triton_kernels", "hashpose_ns.field"]
+"""Triton and torch.compile read the code of these functions, not what a decorator makes of them."""
+
+
+def checked_modules() -> List[str]:
+    """The package's modules, but for those that are packages themselves or UNCHECKED."""
+    root = Path(importlib.util.find_spec("hashpose_ns").origin).parent
+    paths = (path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py") if path.stem != "__init__")
+    return sorted({".".join(path.parts) for path in paths} - set(UNCHECKED))
+
+
+# Every call in this process has its arguments and its result checked: types, and shapes of arrays.
+jaxtyping.install_import_hook(checked_modules(), "type_checker.checked")
+
 import torch  # noqa: E402
 from commands import FEW_RAYS, SMALL_FIELD, succeed  # noqa: E402
 from scenes import CHAIR  # noqa: E402
@@ -50,6 +68,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("tiny")
     output = succeed("ns-train", *arguments, "--output-dir", folder)
     return Run(folder / "chair" / "hashpose-blender" / "run", arguments, output, steps, steps_per_save)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No checks of types: for stand-ins, and for what the package itself says to wrong ones."""
+    with type_checker.unchecked():
+        yield
 
 
 @dataclass

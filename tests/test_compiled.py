@@ -56,7 +56,7 @@ def test_the_function_that_is_compiled_does_what_the_renderers_do(background, de
 
 
 @needs_compiler
-def test_a_compiled_step_is_the_same_and_other_shapes_are_not_compiled(lines):
+def test_a_compiled_step_is_the_same_and_other_shapes_are_not_compiled(lines, unchecked):
     plain, fast = make_model(background_color="white"), make_model(background_color="white", compile=True)
     assert plain.state_dict().keys() == fast.state_dict().keys()
     assert_same_step(train_step(plain), train_step(fast))

@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, Literal, Optional, Protocol
+from typing import Any, Dict, Iterator, Literal, Optional, Protocol, runtime_checkable
 
 from hashpose_ns.bench.files import LOG
 from hashpose_ns.errors import HashPoseError
@@ -22,6 +22,7 @@ from hashpose_ns.errors import HashPoseError
 WATCH_SECONDS = 1.0
 
 
+@runtime_checkable
 class Job(Protocol):
     """A run that was started: what is used of submitit's jobs."""
 

@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Deque, Dict, Iterator, List, Literal, Optional, Protocol, Sequence
+from typing import Any, Deque, Dict, Iterator, List, Literal, Optional, Protocol, Sequence, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -57,6 +57,7 @@ class Task:
         return int(last_record(self.folder).get("step", -1)) + 1
 
 
+@runtime_checkable
 class Starter(Protocol):
     """Starts runs, as `hashpose_ns.bench.jobs.Jobs` does."""
 

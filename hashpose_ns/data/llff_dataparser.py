@@ -12,7 +12,7 @@ from typing import List, Literal, Optional, Tuple, Type
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -229,7 +229,7 @@ class LLFF(DataParser):
     def _reach(
         poses: Float[Tensor, "n 3 4"],
         far: Float[Tensor, "n"],
-        sizes: Float[Tensor, "n 2"],
+        sizes: Int[Tensor, "n 2"],
         focal_x: Float[Tensor, "n"],
         focal_y: Float[Tensor, "n"],
     ) -> float:

@@ -54,12 +54,12 @@ class Curriculum:
         self.num_levels = num_levels
         self.total_steps = total_steps
 
-    def weights(self, step: int, num_levels: Optional[int] = None) -> List[float]:
+    def weights(self, step: float, num_levels: Optional[int] = None) -> List[float]:
         """r_l at a step, coarsest level first: (1 - cos(pi * clamp(alpha - l, 0, 1))) / 2 with
         alpha = L (t - t_s) / (t_e - t_s), at most L (Eq. 14-15).
 
         Args:
-            step: step of training.
+            step: step of training; a fraction lies between two.
             num_levels: another number of levels L that is opened over the same window.
         """
         levels = self.num_levels if num_levels is None else num_levels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ ErrorObserver = Callable[[Int[Tensor, "rays"], Float[Tensor, "rays 3"]], None]
 """Takes the image index of each ray of a training step, and its predicted minus true colour."""
 
 
+@runtime_checkable
 class RayRenderer(Protocol):
     """Colours of rays, as the field is now.
 
@@ -82,6 +83,7 @@ class RayRenderer(Protocol):
         ...
 
 
+@runtime_checkable
 class ImageRenderer(RayRenderer, Protocol):
     """A renderer of whole images and their quality, as nerfstudio's `Model` is."""
 
@@ -90,7 +92,7 @@ class ImageRenderer(RayRenderer, Protocol):
         ...
 
     def get_image_metrics_and_images(
-        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
         """Quality of a rendered image, and pictures of it."""
         ...

@@ -23,11 +23,10 @@ def is_recorded(step: int, total_steps: int) -> bool:
         step: the step, from 0.
         total_steps: length of training.
     """
-
-    def bin_of(step: int) -> int:
-        return int(MAX_RECORDS * (step / total_steps) ** 0.5)
-
-    return step in (0, total_steps - 1) or bin_of(step) != bin_of(step - 1)
+    if step in (0, total_steps - 1):
+        return True
+    before, now = (int(MAX_RECORDS * (at / total_steps) ** 0.5) for at in (step - 1, step))
+    return before != now
 
 
 class PoseHistory:

@@ -268,7 +268,7 @@ def test_summary_has_flat_floats():
     assert summary["train_rotation_deg_max"] == pytest.approx(9.0)
 
 
-def test_bad_input_is_refused_with_a_sentence():
+def test_bad_input_is_refused_with_a_sentence(unchecked):
     poses = random_poses(3)
     with pytest.raises(ValueError, match="There are no source and target poses"):
         align_poses(poses[:0], poses[:0])

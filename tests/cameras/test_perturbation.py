@@ -114,7 +114,7 @@ def test_no_noise_changes_nothing_and_no_camera_is_allowed():
         assert perturb_poses(poses[:0], config).shape == (0, 3, 4)
 
 
-def test_wrong_settings_are_refused():
+def test_wrong_settings_are_refused(unchecked):
     with pytest.raises(HashPoseError, match="cannot be negative"):
         perturb_poses(hemisphere_poses(2), PerturbationConfig(rotation=-0.1))
     with pytest.raises(HashPoseError, match="no perturbation protocol called 'garf'"):

@@ -306,7 +306,7 @@ def test_penalties_are_the_mean_squared_parts_of_the_twists():
     assert losses == {}, "nothing pulls poses back unless it is asked for"
     make(twists, trans_l2_penalty=2.0, rot_l2_penalty=3.0).get_loss_dict(losses)
     expected = 2 * twists[:, :3].square().sum(-1).mean() + 3 * twists[:, 3:].square().sum(-1).mean()
-    assert float(losses["camera_opt_regularizer"]) == pytest.approx(float(expected), rel=1e-6)
+    assert losses["camera_opt_regularizer"].item() == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_delay_and_warm_up_of_the_rate():

@@ -319,7 +319,7 @@ def test_loss_that_is_no_number_is_named(scene, ns_train, sabotage, monkeypatch,
     if not looks_every_step:  # as on a GPU, where every look waits for it
         from hashpose_ns.trainer import HashPoseTrainer
 
-        monkeypatch.setattr(HashPoseTrainer, "_is_looked_at", lambda trainer, step: step % 5 == 0)
+        monkeypatch.setattr(HashPoseTrainer, "_is_checked", lambda trainer, step: step % 5 == 0)
     outcome = ns_train(
         *("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene),
         *("--max-num-iterations", 30, "--steps-per-save", 6),

@@ -146,7 +146,7 @@ def test_concurrent_first_uses(built_kernel, fresh, tmp_path):
     assert [path.suffix for path in fresh.iterdir()] == [".so"]
 
 
-def test_damaged_cache_is_rebuilt(built_kernel, fresh, tmp_path, monkeypatch):
+def test_damaged_cache_is_rebuilt(built_kernel, fresh, tmp_path, monkeypatch, unchecked):
     monkeypatch.setenv("CXX", copier(tmp_path / "copier", built_kernel))
     with monkeypatch.context() as context:
         context.setattr(cpu, "_load", lambda path: path)  # a path that was loaded once is never read again

@@ -46,7 +46,7 @@ def test_tables():
         (dict(smoothing=float("nan")), "smoothing"),
     ],
 )
-def test_settings_out_of_range(settings, word):
+def test_settings_out_of_range(settings, word, unchecked):
     with pytest.raises(ValueError, match=word):
         make_encoding(**settings)
 
@@ -86,7 +86,7 @@ def test_the_choice_is_named_once(log):
         (dict(backend="cpp", features_per_level=3), "1, 2, 4, 8 features per level, not 3"),
     ],
 )
-def test_a_forced_backend_that_cannot(settings, reason):
+def test_a_forced_backend_that_cannot(settings, reason, unchecked):
     with pytest.raises(ValueError, match=reason) as error:
         make_encoding(**settings)(torch.rand(3, 3))
     assert str(error.value).endswith(".") and "\n" not in str(error.value)

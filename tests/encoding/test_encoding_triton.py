@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List
+from typing import Dict, List
 
 import pytest
 import torch
@@ -38,6 +38,8 @@ OTHERS = [
     ("x_gradient_kernel", {"READING": 3, "FORWARD_SMOOTHING": True}),
 ]
 TYPES = {"distances_ptr": "*i64", "geometry_ptr": "*i32", "levels_ptr": "*i32", "count": "i32", "smoothing": "fp32"}
+PER_POINT = ("x_ptr", "out_ptr", "grad_output_ptr", "x_grad_ptr")
+"""Arrays that grow with the number of points."""
 
 compiles = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
@@ -86,6 +88,8 @@ class Compiled:
 
     ttir: str
     """Triton's own representation, before any GPU."""
+    arguments: Dict[str, str]
+    """Names in it -> those in the kernel."""
     instructions: List[str]
     """Names of the machine's instructions (SASS), without predicates and operands."""
     registers: int
@@ -130,7 +134,10 @@ def compiled_for(kernel: str, capability: int, folder: Path, **constants) -> Com
     )
     assert "EXIT" in instructions
     registers = int(re.search(r"REG:(\d+)", dump("--dump-resource-usage")).group(1))
-    return Compiled(compiled.asm["ttir"], instructions, registers)
+    ttir = compiled.asm["ttir"]
+    inside = re.findall(r"(%\w+): ", re.search(r"tt\.func public @\w+\((.*?)\) attributes", ttir, re.DOTALL).group(1))
+    arguments = dict(zip(inside, (name for name in names if name not in constants)))
+    return Compiled(ttir, arguments, instructions, registers)
 
 
 def assert_nothing_spilled(code: Compiled) -> None:
@@ -155,9 +162,11 @@ def test_kernels_compile_for_gpus(variant, capability, tmp_path, monkeypatch):
         assert all(name.startswith("RED") and ".ADD" in name for name in atomics)
     else:  # both features of a corner by one load
         assert len(code.named(r"LDG\b.*\.64\b")) >= 8
-    pointers = re.findall(r"(%\w+) = tt\.splat %(x|out|grad_output|x_grad)_ptr\b", code.ttir)
-    assert {name for _, name in pointers} >= {"x"} and len({name for _, name in pointers}) >= 2
-    for value, name in pointers:
+    splats = re.findall(r"(%\w+) = tt\.splat (%\w+) ", code.ttir)
+    per_point = [(value, code.arguments[of]) for value, of in splats if code.arguments.get(of) in PER_POINT]
+    names = {name for _, name in per_point}
+    assert "x_ptr" in names and len(names) >= 2
+    for value, name in per_point:
         offsets = re.findall(rf"tt\.addptr {re.escape(value)}, .*, tensor<[\dx]*x(i\d+)>", code.ttir)
         assert offsets and set(offsets) == {"i64"}, name
 

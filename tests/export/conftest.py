@@ -11,6 +11,7 @@ import pytest
 import roma
 import torch
 from PIL import Image
+from type_checker import unchecked
 
 from hashpose_ns.cameras.alignment import Similarity
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
@@ -84,18 +85,19 @@ def make_scene(outputs, dataparser, refined, initial=None, held_out=(), trainabl
     """A run that only knows poses: ``refined`` and ``initial``, in nerfstudio's frame."""
     initial = outputs.cameras.camera_to_worlds if initial is None else initial
     names = [path.as_posix() for path in outputs.image_filenames]
-    return PosedScene(
-        renderer=None,
-        model_config=None,
-        poses=KnownPoses(refined, initial, names, trainable),
-        train=SimpleNamespace(_dataparser_outputs=outputs),
-        held_out=SimpleNamespace(image_filenames=list(held_out)),
-        dataparser=dataparser,
-        curriculum=None,
-        test_time=TestTimeOptimization(steps=0, rays=0, images=1, lr=0.0),
-        step=0,
-        total_steps=1,
-    )
+    with unchecked():
+        return PosedScene(
+            renderer=None,
+            model_config=None,
+            poses=KnownPoses(refined, initial, names, trainable),
+            train=SimpleNamespace(_dataparser_outputs=outputs),
+            held_out=SimpleNamespace(image_filenames=list(held_out)),
+            dataparser=dataparser,
+            curriculum=None,
+            test_time=TestTimeOptimization(steps=0, rays=0, images=1, lr=0.0),
+            step=0,
+            total_steps=1,
+        )
 
 
 RADIUS = 0.5

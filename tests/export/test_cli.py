@@ -261,7 +261,7 @@ def positions(folder) -> np.ndarray:
     return np.array([frame["transform_matrix"] for frame in frames])[:, :3]
 
 
-def test_refinement_that_hurt_is_not_exported_unless_asked_for(tmp_path, run, verdict, monkeypatch, capsys):
+def test_refinement_that_hurt_is_not_exported_unless_asked_for(tmp_path, run, verdict, monkeypatch, capsys, unchecked):
     verdict("hurt")
     assert run("nerfstudio", "--on-hurt", "warn") == 0
     assert "  guard    hurt: Refinement hurt." in capsys.readouterr().out
@@ -274,7 +274,7 @@ def test_refinement_that_hurt_is_not_exported_unless_asked_for(tmp_path, run, ve
     assert files_in(tmp_path / "out") == ["export.json", "transforms.json"], "the earlier export is still there"
 
 
-def test_cameras_that_were_hurt_are_put_back(tmp_path, scene, call, dataset, helpers, verdict, capsys):
+def test_cameras_that_were_hurt_are_put_back(tmp_path, scene, call, dataset, helpers, verdict, capsys, unchecked):
     """Two of nine cameras were turned by training, and the guard names one of them."""
     train = train_indices(dataset[2])
     refined = scene.train_outputs.cameras.camera_to_worlds.double()

@@ -213,7 +213,7 @@ def test_evaluation_images_are_counted(tmp_path, helpers):
     assert exported.num_left_out == 0
 
 
-def test_intrinsics_are_those_of_the_full_images(tmp_path, helpers):
+def test_intrinsics_are_those_of_the_full_images(tmp_path, helpers, unchecked):
     """Images downscaled for training, by the dataparser and by the datamanager, do not reach the export."""
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 
@@ -281,7 +281,8 @@ def test_other_broken_runs_are_refused(tmp_path, helpers):
 )
 def test_images_are_named_as_in_colmap(tmp_path, files, images_path, folder, names):
     data = tmp_path / "data"
-    found = image_folder_and_names([data / file for file in files], data, images_path and Path(images_path))
+    images_path = images_path and Path(images_path)
+    found = image_folder_and_names([data / file for file in files], data, images_path)
     assert found == ((data / folder).resolve(), names)
     assert image_folder_and_names([data / file for file in files], data / "transforms.json", images_path)[1] == names
 

@@ -58,7 +58,8 @@ def make_run(tmp_path, helpers):
         history = PoseHistory(run / HISTORY_FILE)
         for step in steps:
             poses = between(start, reference, step / steps[-1])
-            history.append(step, helpers.similarity(seed=step).apply_to_poses(poses) if drift and step else poses)
+            moved = helpers.similarity(seed=step).apply_to_poses(poses) if drift and step else poses
+            history.append(step, moved.numpy())
         if checkpoint:
             (run / "nerfstudio_models").mkdir()
             names = {"initial": start, "reference": reference}

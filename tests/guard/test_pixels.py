@@ -9,6 +9,7 @@ from hashpose_ns.errors import HashPoseError
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.pixels import PIXELS_PER_BLOCK, split_pixels
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # lists stand in for datasets
 SIZES = [(40, 60), (40, 60), (75, 50)]
 
 

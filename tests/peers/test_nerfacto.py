@@ -217,7 +217,7 @@ def test_progress_is_kept_in_a_checkpoint():
     assert loaded.progress.tolist() == [60, 100] and loaded.total_steps == 100
 
 
-def test_a_held_out_camera_is_optimised_through_the_proposal_networks():
+def test_a_held_out_camera_is_optimised_through_the_proposal_networks(unchecked):
     model = make_model().eval()
     camera = Cameras(make_poses()[:1], fx=20.0, fy=22.0, cx=8.0, cy=6.0, width=16, height=12)
     before = copy.deepcopy(model.state_dict())

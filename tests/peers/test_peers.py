@@ -184,7 +184,7 @@ def test_the_naive_grid_is_hashpose_without_its_two_ideas():
     assert naive == full
 
 
-def test_unknown_peers_and_protocols_are_refused():
+def test_unknown_peers_and_protocols_are_refused(unchecked):
     with pytest.raises(HashPoseError, match="no method bar to compare with; choose one of barf, garf"):
         peer_config("bar")
     with pytest.raises(HashPoseError, match="no protocol scannet"):

@@ -317,7 +317,7 @@ def test_cameras_optimised_at_once_end_where_they_would_one_by_one(trained_on_tr
     assert ((together - aligned[indices]).abs().amax(dim=(1, 2)) > 1e-3).all()
 
 
-def test_frozen_gives_parameters_back_as_they_were():
+def test_frozen_gives_parameters_back_as_they_were(unchecked):
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     module[0].bias.requires_grad_(False)
     with pytest.raises(RuntimeError, match="inside"):

@@ -162,14 +162,14 @@ class OneImage(list):
         super().__init__([{"image": torch.rand(4, 6, 3), "mask": mask}])
 
 
-def test_a_mask_that_leaves_nothing_gives_no_pixels():
+def test_a_mask_that_leaves_nothing_gives_no_pixels(unchecked):
     generator = torch.Generator().manual_seed(0)
     assert len(draw_pixels(OneImage(False), 0, 10, generator)) == 0
     assert len(draw_pixels(OneImage(True), 0, 10, generator)) == 10
     assert ImagePixels(OneImage(False), 0).count == 0 and ImagePixels(OneImage(True), 0).count == 24
 
 
-def test_pixels_are_drawn_evenly_and_carry_their_colours():
+def test_pixels_are_drawn_evenly_and_carry_their_colours(unchecked):
     image = torch.rand(4, 6, 4, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(4, 6, 1)
     mask[1:3, 2:5] = 1

@@ -8,6 +8,7 @@ from typing import List
 
 import pytest
 import torch
+from type_checker import unchecked
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
@@ -30,7 +31,8 @@ def scene() -> PosedScene:
     poses = PoseOptimizer(PoseOptimizerConfig(start=0.1, warmup=0.1, settling=SettlingConfig(decay=0.1)), 5, "cpu")
     poses.set_progress(0.5)
     dataset = SimpleNamespace()
-    return PosedScene(None, None, poses, dataset, dataset, None, None, TestTimeOptimization(0, 0, 1, 0.0), 0, TOTAL)
+    with unchecked():
+        return PosedScene(None, None, poses, dataset, dataset, None, None, TestTimeOptimization(0, 0, 1, 0.0), 0, TOTAL)
 
 
 @pytest.fixture

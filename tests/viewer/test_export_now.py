@@ -61,7 +61,7 @@ def ns_viewer_port(live_run):
     from nerfstudio.scripts.viewer.run_viewer import RunViewer, ViewerConfigWithoutNumRays
 
     live_run.trainer.save_checkpoint(live_run.live.step)
-    run_guard(live_run.trainer.pipeline, GuardConfig(steps=4, rays=64)).write(live_run.folder)
+    run_guard(live_run.trainer.pipeline.scene, GuardConfig(steps=4, rays=64)).write(live_run.folder)
     port = free_port()
     config = ViewerConfigWithoutNumRays(websocket_host="127.0.0.1", websocket_port=port)
     command = RunViewer(load_config=live_run.folder / "config.yml", viewer=config)

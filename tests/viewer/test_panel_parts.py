@@ -19,13 +19,13 @@ from hashpose_ns.viewer.state import STATISTICS, PoseTracks
 from hashpose_ns.viewer.widgets import plain
 
 
-def test_without_nerfstudios_viewer_there_is_nothing():
+def test_without_nerfstudios_viewer_there_is_nothing(unchecked):
     panel = PosePanel()
     assert panel.training_callbacks(SimpleNamespace(optimizers=SimpleNamespace(optimizers={}))) == []
     assert panel.live is None and panel.actions is None
 
 
-def test_a_panel_that_cannot_be_set_up_leaves_the_viewer_alone(capfd):
+def test_a_panel_that_cannot_be_set_up_leaves_the_viewer_alone(capfd, unchecked):
     panel = PosePanel()
     panel._setup(SimpleNamespace(viser_server=None, pipeline=None, trainer=None))
     assert "panel failed" in capfd.readouterr().out
@@ -60,7 +60,7 @@ def test_thinned_keeps_the_ends(count):
         assert indices[0] == 0 and indices[-1] == count - 1
 
 
-def test_error_curves_are_small_and_end_now(tmp_path):
+def test_error_curves_are_small_and_end_now(tmp_path, unchecked):
     tracks = PoseTracks(tmp_path, from_file=True)
     tracks.steps = list(range(5000))
     tracks.errors = [dict.fromkeys(STATISTICS, 1.0 / (1 + step)) for step in range(5000)]

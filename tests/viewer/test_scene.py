@@ -95,7 +95,7 @@ def test_a_thousand_cameras_are_thinned_out_and_it_is_said(server, tmp_path):
     scene, state = make_scene(server, poses, thumbnails=512), state_of(poses)
     history = PoseHistory(tmp_path / "history")
     for step in range(30):
-        history.append(step, poses.refined_camera_to_worlds())
+        history.append(step, poses.refined_camera_to_worlds().detach().numpy())
     tracks = PoseTracks(tmp_path, from_file=False)
     assert not tracks.update(history, state.reference, seconds=60.0)
     scene.draw(state, tracks, ALL, True, None, selected=0)
@@ -160,7 +160,7 @@ def test_paths_run_from_the_start_to_now_without_the_drift(server, tmp_path):
         drift = Similarity(
             torch.tensor(1.0 + 0.1 * step).double(), roma.random_rotmat().double(), torch.ones(3).double()
         )
-        history.append(step, drift.apply_to_poses(start))
+        history.append(step, drift.apply_to_poses(start).numpy())
     reading = PoseReading.of(poses, step=5)
     state = PoseState.of(PoseReading(**{**vars(reading), "refined": torch.from_numpy(history.camera_to_worlds[-1])}))
     tracks = PoseTracks(tmp_path, from_file=False)
@@ -256,7 +256,7 @@ def test_view_of_all_is_behind_cameras_that_look_the_same_way_and_outside_of_oth
 
 def test_history_of_another_scene_is_left_alone(tmp_path):
     history = PoseHistory(tmp_path / "history")
-    history.append(0, make_poses(7).refined_camera_to_worlds())
+    history.append(0, make_poses(7).refined_camera_to_worlds().detach().numpy())
     tracks = PoseTracks(Path(tmp_path), from_file=False)
     assert not tracks.update(history, make_poses(5).reference_camera_to_worlds) and tracks.steps == []
     assert not tracks.update(None, make_poses(5).reference_camera_to_worlds)
