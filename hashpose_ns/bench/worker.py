@@ -98,11 +98,14 @@ def load(record: Dict[str, Any], folder: Path) -> HashPosePipeline:
     import torch
 
     from hashpose_ns.bench.configs import trainer_config
+    from hashpose_ns.host import keep_freed_memory
 
     config = trainer_config(record, folder).pipeline
     assert config.datamanager.data is not None
     config.datamanager.dataparser.data = config.datamanager.data
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()  # as training does
     return config.setup(device=device, test_mode="inference")  # type: ignore[return-value]
 
 
