@@ -86,13 +86,15 @@ def parse(config: HashPoseTrainerConfig, settings: Mapping[str, str]) -> HashPos
 
 
 def _complaint(panel: str) -> str:
-    """tyro's error message as a sentence: what is wrong, and the first flag that it thinks was meant."""
-    lines = [line.strip(" \u2502|") for line in panel.splitlines()]
-    rules = [index for index, line in enumerate(lines) if re.fullmatch(r"[-\u2500\u256d\u256e]{5,}", line)]
-    first = rules[0] + 1 if rules else 0
-    end = next((index for index in rules[1:] if index > first), len(lines))
-    sentence = " ".join(filter(None, lines[first:end])).rstrip(".") or "the settings cannot be read"
-    meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
+    """tyro's error message, a panel with a title, as a sentence: what is wrong, and which flag may be meant."""
+    lines = [line.strip(" \u2502\u256d\u256e\u2570\u256f\u2500") for line in panel.splitlines()]
+    _, *lines = [line for line in lines if line.strip("-")] or [""]
+    text = " ".join(lines)
+    wrong = re.split(
+        r"Perhaps you meant|Similar arguments|Argument helptext|Available subcommands|For full helptext", text
+    )
+    meant = re.search(r"(?:Perhaps you meant|Similar arguments)\W*?:\s*(--[\w.-]+)", text)
+    sentence = wrong[0].strip().rstrip(".") or "the settings cannot be read"
     return sentence[0].lower() + sentence[1:] + (f"; did you mean {meant[1]}?" if meant else ".")
 
 
