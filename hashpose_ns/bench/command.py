@@ -82,8 +82,11 @@ class Run:
         if self.dry_run:
             return show(console, tasks)
         from hashpose_ns.bench.jobs import Jobs
+        from hashpose_ns.bench.report import Report, check_packages
         from hashpose_ns.bench.runner import Stopped, alone_in, counts, look_at, run_tasks
 
+        if self.report:
+            check_packages()
         jobs = self._jobs(len(tasks))
         starter = Jobs(self.cluster, output_dir, jobs)
         with alone_in(output_dir / suite.name):
@@ -99,8 +102,6 @@ class Run:
         for task in failed:
             say(f"Failed: {task.label}: {task.failure} (log: {task.folder / files.LOG})", "red")
         if self.report and any(task.state == "done" for task in tasks):
-            from hashpose_ns.bench.report import Report
-
             Report(runs=self.output_dir, suite=suite.name).main()
         if failed:
             sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import math
 import re
@@ -15,6 +16,7 @@ from typing import Any, Dict, Mapping, Sequence, Tuple
 import tyro
 
 from hashpose_ns import methods
+from hashpose_ns.bench.measures import MEASURES
 from hashpose_ns.bench.suites import DATAPARSER, Run, Settings, nearest
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.peers.methods import PEERS, PROTOCOLS, Protocol, peer_config
@@ -84,13 +86,15 @@ def parse(config: HashPoseTrainerConfig, settings: Mapping[str, str]) -> HashPos
 
 
 def _complaint(panel: str) -> str:
-    """tyro's error message as a sentence: what is wrong, and the first flag that it thinks was meant."""
-    lines = [line.strip(" \u2502|") for line in panel.splitlines()]
-    rules = [index for index, line in enumerate(lines) if re.fullmatch(r"[-\u2500\u256d\u256e]{5,}", line)]
-    first = rules[0] + 1 if rules else 0
-    end = next((index for index in rules[1:] if index > first), len(lines))
-    sentence = " ".join(filter(None, lines[first:end])).rstrip(".") or "the settings cannot be read"
-    meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
+    """tyro's error message, a panel with a title, as a sentence: what is wrong, and which flag may be meant."""
+    lines = [line.strip(" \u2502\u256d\u256e\u2570\u256f\u2500") for line in panel.splitlines()]
+    _, *lines = [line for line in lines if line.strip("-")] or [""]
+    text = " ".join(lines)
+    wrong = re.split(
+        r"Perhaps you meant|Similar arguments|Argument helptext|Available subcommands|For full helptext", text
+    )
+    meant = re.search(r"(?:Perhaps you meant|Similar arguments)\W*?:\s*(--[\w.-]+)", text)
+    sentence = wrong[0].strip().rstrip(".") or "the settings cannot be read"
     return sentence[0].lower() + sentence[1:] + (f"; did you mean {meant[1]}?" if meant else ".")
 
 
@@ -166,9 +170,17 @@ def record_of(run: Run, checks: Checks, said: Sequence[str] = ()) -> Dict[str, A
         said: what the command line said beyond scene, preset, seed and scale.
 
     Raises:
-        HashPoseError: a setting is wrong, or the scene cannot be read.
+        HashPoseError: a setting or a measure is wrong, or the scene cannot be read.
     """
     (config, height), settings = checks(run), run.settings
+    measures = {**run.suite.measures, **run.preset.measures}
+    for name, options in measures.items():
+        if name not in MEASURES:
+            raise HashPoseError(f"There is no measure '{name}'; choose among {', '.join(MEASURES)}.")
+        known = inspect.signature(MEASURES[name]).parameters
+        for option in options:
+            if option not in known:
+                raise HashPoseError(f"The measure '{name}' has no option '{option}'{nearest(option, known)}")
     full, fraction = run.scenario.image_height, run.scale.resolution
     if full is not None and fraction is not None and RESOLUTION not in settings:
         settings[RESOLUTION] = repr(resolution_factor(height, round(full * fraction)))
@@ -190,7 +202,7 @@ def record_of(run: Run, checks: Checks, said: Sequence[str] = ()) -> Dict[str, A
         "steps": config.max_num_iterations if run.suite.train else 0,
         "train": run.suite.train,
         "evaluate": run.suite.evaluate,
-        "measures": {**run.suite.measures, **run.preset.measures},
+        "measures": measures,
         "settings": settings,
         "command": shlex.join(command),
     }

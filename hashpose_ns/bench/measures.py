@@ -149,8 +149,8 @@ def pixel_error(cameras: Any, reference: Poses, poses: Poses, radius: float) -> 
         turned = points @ roma.rotvec_to_rotmat(change[:3]).T
         return (seen(aligned, (1 + change[6]) * turned + change[3:6]) - target).flatten()
 
-    change = torch.zeros(7, dtype=torch.float64)
+    change, steps = torch.zeros(7, dtype=torch.float64), 1e-5 * torch.eye(7, dtype=torch.float64)
     for _ in range(3):
-        jacobian = torch.autograd.functional.jacobian(residual, change)
+        jacobian = torch.stack([(residual(change + step) - residual(change - step)) / 2e-5 for step in steps], dim=-1)
         change = change - torch.linalg.lstsq(jacobian, residual(change)[:, None]).solution[:, 0]
     return float(residual(change).view(-1, 2).norm(dim=-1).mean())

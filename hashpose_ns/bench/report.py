@@ -43,9 +43,7 @@ class Report:
         """Read the runs and write the report."""
         from hashpose_ns.export.replace import check_target, replaced_folder
 
-        for package in ("pandas", "seaborn", "markdown"):
-            if importlib.util.find_spec(package) is None:
-                raise HashPoseError(f"Reports need {package}, which is not installed: pip install 'hashpose[bench]'.")
+        check_packages()
         runs, problems = self._read()
         suite = runs.suite.iloc[0]
         target = self.output_dir or self.runs / suite / "report"
@@ -145,6 +143,13 @@ class Report:
         for run in runs[runs.state == "failed"].itertuples():
             console.print(f"failed: {run.label}: {run.error}", style="red", markup=False, soft_wrap=True)
         console.print(f"Report: {target / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def check_packages() -> None:
+    """Raises HashPoseError if a package is missing that reports need."""
+    for package in ("pandas", "seaborn", "markdown"):
+        if importlib.util.find_spec(package) is None:
+            raise HashPoseError(f"Reports need {package}, which is not installed: pip install 'hashpose[bench]'.")
 
 
 def is_report(folder: Path) -> bool:

@@ -105,7 +105,7 @@ def decide(errors: HeldOutErrors) -> Verdict:
     cameras = errors.block_cameras.numpy()
     p_cameras = np.array([wilcoxon_p(differences[cameras == index], "greater") for index in range(num_cameras)])
     log_ratio = float(log_ratios.mean())
-    verdict = "undecided"
+    verdict: Literal["helped", "hurt", "undecided"] = "undecided"
     if p_helped < ALPHA / 2 and log_ratio <= -LEAST_GAIN:
         verdict = "helped"
     if p_hurt < ALPHA / 2 and log_ratio >= LEAST_LOSS:

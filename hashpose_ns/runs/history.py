@@ -42,9 +42,9 @@ class PoseHistory:
         self.path = path
         self.steps: List[int] = []
         self.camera_to_worlds: List[Float[np.ndarray, "num_cameras 3 4"]] = []
-        earlier = read_pose_history(source) if source is not None and source.is_file() else ([], [])
+        earlier = list(zip(*read_pose_history(source))) if source is not None and source.is_file() else []
         self.path.write_bytes(b"")
-        for step, poses in zip(*earlier):
+        for step, poses in earlier:
             if step < before_step:
                 self._append(int(step), poses)
 

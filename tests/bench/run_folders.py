@@ -136,7 +136,7 @@ def make_run(
             record.update(before, **pose_errors(poses, reference).summary("pose_error_after_"))
         record["held_out_psnr"] = 14.0 + 14 * (1 - math.exp(-3 * progress)) - blur + 0.2 * seed
         lines.append(json.dumps(record))
-        history.append(step, poses)
+        history.append(step, poses.numpy())
     (folder / "pose_errors.jsonl").write_text("\n".join(lines) + "\n")
 
     if state == "failed":

@@ -242,3 +242,20 @@ def test_same_images_and_shifted_channels():
     swapped = image_metrics(image[..., [2, 0, 1]], target[..., [2, 0, 1]])
     for name in ("psnr", "ssim"):
         assert swapped[name] == pytest.approx(image_metrics(image, target)[name], abs=1e-5)
+
+
+def test_pixel_error_is_of_what_photographs_can_tell():
+    from types import SimpleNamespace
+
+    from hashpose_ns.bench.measures import pixel_error
+
+    cameras = SimpleNamespace(fx=torch.full((len(TRUE), 1), 139.0))
+    assert pixel_error(cameras, TRUE, SIMILARITY.apply_to_poses(TRUE), 0.5) < 1e-9
+    small, twice = (perturb_poses(TRUE, PerturbationConfig("barf", size, size, 0)) for size in (1e-3, 2e-3))
+    found = pixel_error(cameras, TRUE, SIMILARITY.apply_to_poses(small), 0.5)
+    assert pixel_error(cameras, TRUE, twice, 0.5) == pytest.approx(2 * found, rel=0.02)
+    # half of the cameras see everything two pixels to the right of where it is, which no change of the world explains
+    moved = TRUE.clone()
+    turn = roma.rotvec_to_rotmat(torch.tensor([0.0, math.atan(2.0 / 139.0), 0.0], dtype=torch.float64))
+    moved[::2, :, :3] = TRUE[::2, :, :3] @ turn
+    assert 0.9 < pixel_error(cameras, TRUE, moved, 1e-3) < 1.3  # half of two pixels, about

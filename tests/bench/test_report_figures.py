@@ -68,7 +68,7 @@ def test_paths_begin_and_end_where_the_aligned_cameras_are(tmp_path):
 def test_poses_that_are_no_numbers_are_left_out_of_paths(tmp_path):
     folder = make_run(tmp_path, records=6, pictures=0)
     history = PoseHistory(folder / HISTORY_FILE, source=folder / HISTORY_FILE, before_step=10**9)
-    history.append(5000, torch.full((40, 3, 4), float("nan")))
+    history.append(5000, np.full((40, 3, 4), np.nan))
     _, progress, centers = centers_over_training(folder)
     assert len(progress) == 7 and np.isfinite(centers).all()
 
