@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -110,9 +111,9 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], leave_out: Sequence[str]
         return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in leave_out]
-    table = Table(*columns, title=title)
+    table = Table(*map(escape, columns), title=escape(title))
     for row in rows:
-        table.add_row(*(text(row.get(column)) for column in columns))
+        table.add_row(*(escape(text(row.get(column))) for column in columns))
     Console().print(table)
 
 

@@ -29,9 +29,13 @@ def test_functions_take_turns_and_warm_up_is_not_counted():
 def test_a_table_has_a_column_for_every_key(capsys):
     from record import show
 
-    show("Title", [{"name": "a", "ms": 1.23456}, {"name": "b", "more": {"x": 2.0}, "secret": 1}], leave_out=["secret"])
+    show(
+        "Title",
+        [{"name [deg]": "a", "ms": 1.23456}, {"name": "b", "more": {"x": 2.0}, "secret": 1}],
+        leave_out=["secret"],
+    )
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("Title", "name", "more", "1.235", "x 2"))
+    assert all(word in printed for word in ("Title", "name [deg]", "more", "1.235", "x 2"))
     assert "secret" not in printed
 
 
