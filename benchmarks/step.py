@@ -273,7 +273,8 @@ def main(args: Args) -> None:
         if "error" not in result and not args.versions:
             result["ratio"] = round(result["ms"] / base, 2)
     title = f"ms per step, {args.size}, {size.rays} rays, {torch.get_num_threads()} threads"
-    show(title, [{"name": name, **result} for name, result in results.items()], ["settings", "memory_mb_before"])
+    unprinted = ["settings", "memory_mb_before", "blocks", "steps_per_block", *([] if args.versions else ["ms_least"])]
+    show(title, [{"name": name, **result} for name, result in results.items()], unprinted)
     if args.versions:
         more: dict[str, Any] = {"clock": CLOCK, "steps": args.steps, "results": results}
     else:
