@@ -90,7 +90,6 @@ class HashPosePipeline(VanillaPipeline):
             dataparser=manager.dataparser,
             curriculum=getattr(self.model, "curriculum", None),
             test_time=TestTimeOptimization(config.tto_steps, config.tto_rays, config.tto_images, config.tto_lr),
-            step=self.model.current_step,
             total_steps=self.model.total_steps,
         )
 

@@ -98,6 +98,7 @@ class HashPoseTrainer(Trainer):
                 strategy.validate()
             self.config.pipeline.run_folder = self.base_dir
             super().setup(test_mode)
+            self.scene = self.pipeline.scene
         except (HashPoseError, SystemExit):
             self._remove_fresh_output()
             raise
@@ -171,10 +172,9 @@ class HashPoseTrainer(Trainer):
         adam = self.optimizers.optimizers.get("camera_opt")
         if adam is None:
             return
-        scene = self.pipeline.scene
         for strategy in self.strategies:
             getattr(strategy, hook)(
-                scene, adam, step, lambda said: CONSOLE.print(f"step {step:6d}  {said}", soft_wrap=True)
+                self.scene, adam, step, lambda said: CONSOLE.print(f"step {step:6d}  {said}", soft_wrap=True)
             )
 
     @check_main_thread
@@ -187,7 +187,7 @@ class HashPoseTrainer(Trainer):
         CONSOLE.print("Guard: judging the initial and the refined poses by held-out pixels ...")
         try:
             with self.train_lock:
-                report = run_guard(self.pipeline.scene, self.config.guard)
+                report = run_guard(self.scene, self.config.guard)
             report.write(self.base_dir)
             report.print()
             self.pipeline.pose_panel.show_verdict(report)

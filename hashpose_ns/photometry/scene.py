@@ -87,6 +87,9 @@ class RayRenderer(Protocol):
 class ImageRenderer(RayRenderer, Protocol):
     """A renderer of whole images and their quality, as nerfstudio's `Model` is."""
 
+    current_step: int
+    """Last step of training that is done."""
+
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Any = None) -> Dict[str, Tensor]:
         """Renders a camera [1]: `rgb` [height, width, 3] among others."""
         ...
@@ -138,10 +141,13 @@ class PosedScene:
     """When the levels of the encoding are trained; None for fields without levels."""
     test_time: TestTimeOptimization
     """How held-out cameras are optimised against the field."""
-    step: int
-    """Last step of training that is done."""
     total_steps: int
     """Length of training; 1 if it is not known."""
+
+    @property
+    def step(self) -> int:
+        """Last step of training that is done, now."""
+        return self.renderer.current_step
 
     @property
     def device(self) -> torch.device:
