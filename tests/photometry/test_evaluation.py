@@ -189,7 +189,7 @@ def test_lost_cameras_are_found_and_put_back(trained_on_true_poses, side):
             motion = exp_map_SE3(torch.cat([torch.zeros(3), turn])[None])[0]  # about the chair, by 24 to 27 degrees
             optimizer.set_refined(index, pose_utils.multiply(motion, reference[index]))
         start = optimizer.refined_camera_to_worlds().detach()
-        moved = recover_cameras(pipeline.scene, RecoveryConfig())
+        moved = recover_cameras(pipeline.scene, RecoveryConfig(hypotheses=64, steps=20))
         end = optimizer.refined_camera_to_worlds().detach()
     finally:
         optimizer.pose_adjustment.data.zero_()
@@ -210,7 +210,7 @@ def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses):
     optimizer = trained_on_true_poses.model.camera_optimizer
     try:
         # Suspects all the same: two cameras with more loss than the median.
-        moved = recover_cameras(trained_on_true_poses.scene, RecoveryConfig(cameras=0.05, suspicion=1.0))
+        moved = recover_cameras(trained_on_true_poses.scene, RecoveryConfig(cameras=0.05, suspicion=1.0, hypotheses=32, steps=10))
         twists = optimizer.pose_adjustment.detach().clone()
     finally:
         optimizer.pose_adjustment.data.zero_()

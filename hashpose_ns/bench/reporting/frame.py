@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
 
+import numpy as np
 import pandas as pd
 
 from hashpose_ns.bench import files, suites
@@ -203,7 +204,8 @@ def statistics(done: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     found = long.groupby([*by, "metric"], sort=False).value.agg(
         mean="mean", max="max", std="std", n="size", not_finite=lambda values: (values == math.inf).sum()
     )
-    largest = found.index.get_level_values("metric").map(lambda name: METRICS[name].over_seeds == "max")
+    names = found.index.get_level_values("metric")
+    largest = np.array([METRICS[name].over_seeds == "max" for name in names], dtype=bool)
     found["value"] = found["max"].where(largest, found["mean"]).where(found.not_finite == 0)
     found["std"] = found["std"].where((found.not_finite == 0) & ~largest)
     return found[["value", "std", "n", "not_finite"]]
