@@ -522,7 +522,9 @@ def plot_gradients(sweeps: List[Sweep], path: Path) -> None:
                 style.update(linestyle=(0, (4, 2)), zorder=4)
             pixel.plot(swept.close, over_rms(swept.brightness[reading]), **style)
             patch.plot(swept.displacements, over_rms(swept.gradients[reading].mean(-1)), **style)
-            rough.plot(swept.counts, [swept.roughness(reading, count) for count in swept.counts], marker="o", ms=3, **style)
+            rough.plot(
+                swept.counts, [swept.roughness(reading, count) for count in swept.counts], marker="o", ms=3, **style
+            )
         loss = patch.twinx()
         loss.fill_between(swept.displacements, swept.losses, color="#dddddd", linewidth=0)
         loss.set(ylim=(0, 1.05 * float(swept.losses.max())), yticks=[])

@@ -95,7 +95,7 @@ def make_scene(outputs, dataparser, refined, initial=None, held_out=(), trainabl
             dataparser=dataparser,
             curriculum=None,
             test_time=TestTimeOptimization(steps=0, rays=0, images=1, lr=0.0),
-                total_steps=1,
+            total_steps=1,
         )
 
 

@@ -210,7 +210,9 @@ def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses):
     optimizer = trained_on_true_poses.model.camera_optimizer
     try:
         # Suspects all the same: two cameras with more loss than the median.
-        moved = recover_cameras(trained_on_true_poses.scene, RecoveryConfig(cameras=0.05, suspicion=1.0, hypotheses=32, steps=10))
+        moved = recover_cameras(
+            trained_on_true_poses.scene, RecoveryConfig(cameras=0.05, suspicion=1.0, hypotheses=32, steps=10)
+        )
         twists = optimizer.pose_adjustment.detach().clone()
     finally:
         optimizer.pose_adjustment.data.zero_()
