@@ -14,8 +14,8 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 lint: $(TOOLS)
-	$(VENV)/bin/python -m ruff check hashpose_ns tests benchmarks examples examples
-	$(VENV)/bin/python -m ruff format --check hashpose_ns tests benchmarks examples examples
+	$(VENV)/bin/python -m ruff check hashpose_ns tests benchmarks examples
+	$(VENV)/bin/python -m ruff format --check hashpose_ns tests benchmarks examples
 	$(VENV)/bin/python .ci/mypy_ratchet
 	$(VENV)/bin/lint-imports
 
