@@ -18,7 +18,7 @@ def test_demo_leaves_what_it_announces(tmp_path):
     stale = output / "chair" / "hashpose-object" / "demo" / "pose_errors.jsonl"
     stale.write_text("left by an earlier demo\n")
 
-    printed = succeed("hashpose-demo", "--output-dir", output, "--steps", 12, "--viewer-port", port)
+    printed = succeed("hashpose-demo", "--output-dir", output, "--steps", 2, "--viewer-port", port)
 
     assert f"http://localhost:{port}" in printed
     results = json.loads((output / "results.json").read_text())["results"]
@@ -26,7 +26,7 @@ def test_demo_leaves_what_it_announces(tmp_path):
     assert f"{results['pose_error_after_rotation_deg_mean']:.2f}" in printed
     assert results["pose_error_before_rotation_deg_mean"] > 10.0
     steps = [json.loads(line)["step"] for line in stale.read_text().splitlines()]
-    assert steps[0] == 0 and steps[-1] == 11
+    assert steps[0] == 0 and steps[-1] == 1
     for picture in ("cameras.png", "pose_errors.png", "photograph_and_render.png"):
         with Image.open(output / picture) as image:
             assert image.width > 200, picture

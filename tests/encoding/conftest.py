@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable, Iterator, Tuple
+
 import pytest
 import torch
 from small_encoding import CASES, make_encoding
@@ -11,6 +18,52 @@ from hashpose_ns.encoding.backends import get_backend
 from hashpose_ns.encoding.triton import interpreted
 
 collect_ignore = [] if interpreted() else ["test_encoding_triton_interpreted.py"]  # test_encoding_triton.py runs it
+
+
+# What of the tests of all backends is worth its time in the interpreter, beside test_encoding_triton_interpreted.py.
+SHARED = """
+    test_smoothing_readings_coincide_in_one_dimension
+    test_gradients_are_computed_only_where_required
+    test_half_precision_points
+    test_outside_the_box and axis
+    test_vertices_and_faces
+    test_empty_batch
+    test_batch_shapes_and_strides
+    test_nan_stays_with_its_point
+    test_the_papers_finest_level
+    test_settings_can_change_on_a_trained_encoding
+    test_training_ends_at_the_same_losses_and_poses
+""".split("\n")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def in_interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Tuple[int, str]]]:
+    """Runs tests inside of Triton's interpreter, in a process that starts with the first test of this folder and runs
+    beside the others; what is returned waits for its exit code and output. Triton decides when it is imported whether
+    it interprets."""
+    if interpreted() or importlib.util.find_spec("triton") is None:
+        yield lambda: (1, "")
+        return
+    chosen = " or ".join(f"({line.strip()})" for line in SHARED if line.strip())
+    files = ("against_oracle", "behaviour", "training", "triton_interpreted")
+    command = [
+        *(sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"),
+        *("-o", "addopts=", "--color=no"),  # the project's -q would leave out the summary, if given another
+        *("-k", f"interpreted or (triton and cpu and ({chosen}))"),
+        *(str(Path(__file__).parent / f"test_encoding_{name}.py") for name in files),
+    ]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": ""}
+    printed = tmp_path_factory.mktemp("interpreter") / "output.txt"
+    with open(printed, "w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+    def wait() -> Tuple[int, str]:
+        return process.wait(), printed.read_text()
+
+    yield wait
+    if process.poll() is None:  # its test was not among those asked for
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,6 @@ from small_encoding import make_encoding
 from hashpose_ns.encoding.backends import get_backend
 from hashpose_ns.encoding.triton import interpreted
 
-HERE = Path(__file__).parent
-
 VARIANTS = {
     "features": ("encode_kernel", {}),
     "table gradient": ("table_gradient_kernel", {}),
@@ -42,44 +40,6 @@ PER_POINT = ("x_ptr", "out_ptr", "grad_output_ptr", "x_grad_ptr")
 """Arrays that grow with the number of points."""
 
 compiles = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
-
-# What of the tests of all backends is worth its time in the interpreter, beside test_encoding_triton_interpreted.py.
-SHARED = """
-    test_smoothing_readings_coincide_in_one_dimension
-    test_gradients_are_computed_only_where_required
-    test_half_precision_points
-    test_outside_the_box and axis
-    test_vertices_and_faces
-    test_empty_batch
-    test_batch_shapes_and_strides
-    test_nan_stays_with_its_point
-    test_the_papers_finest_level
-    test_settings_can_change_on_a_trained_encoding
-    test_training_ends_at_the_same_losses_and_poses
-""".split("\n")
-
-
-@pytest.mark.skipif(interpreted(), reason="this is the run inside of the interpreter")
-def test_the_interpreter_passes_tests_against_the_oracle():
-    """Triton decides when it is imported whether it interprets, hence a process of its own."""
-    pytest.importorskip("triton", reason="Triton is not installed (it comes with torch on Linux)")
-    chosen = " or ".join(f"({line.strip()})" for line in SHARED if line.strip())
-    files = ("against_oracle", "behaviour", "training", "triton_interpreted")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"),
-            *("-o", "addopts=", "--color=no"),  # the project's -q would leave out the summary, if given another
-            *("-k", f"interpreted or (triton and cpu and ({chosen}))"),
-            *(str(HERE / f"test_encoding_{name}.py") for name in files),
-        ],
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    summary = done.stdout.strip().splitlines()[-1]
-    assert int(re.search(r"(\d+) passed", summary).group(1)) >= 30 and "skipped" not in summary, summary
 
 
 @dataclass
@@ -243,3 +203,12 @@ def test_more_features_than_32_bits_count():
     for points in (x, tail):
         encoding(points).backward(torch.ones((), device="cuda").expand(len(points), 32))
     assert torch.equal(x.grad[-3000:], tail.grad)
+
+
+@pytest.mark.skipif(interpreted(), reason="this is the run inside of the interpreter")
+def test_the_interpreter_passes_tests_against_the_oracle(in_interpreter):  # last: it waits for a process beside
+    pytest.importorskip("triton", reason="Triton is not installed (it comes with torch on Linux)")
+    code, output = in_interpreter()
+    assert code == 0, output[-4000:]
+    summary = output.strip().splitlines()[-1]
+    assert int(re.search(r"(\d+) passed", summary).group(1)) >= 30 and "skipped" not in summary, summary
