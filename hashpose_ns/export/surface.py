@@ -106,9 +106,6 @@ def sample_surfaces(
         camera_to_worlds: the cameras' refined poses in the learned frame, OpenGL axes.
         num_points: at most so many points are kept.
         mask_filenames: a mask for each image; nothing is sampled where it is 0.
-
-    Raises:
-        HashPoseError: if the model renders no depth.
     """
     from nerfstudio.utils.rich_utils import get_progress
 

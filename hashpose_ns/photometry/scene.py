@@ -71,11 +71,7 @@ class RayRenderer(Protocol):
 
     def surfaces(self, rays: RayBundle) -> Dict[str, Tensor]:
         """`rgb` [rays, 3], `accumulation` [rays, 1] and `depth` [rays, 1], the distance in scene units at which half of
-        a ray's weight lies behind. No gradients.
-
-        Raises:
-            HashPoseError: the model renders no depth.
-        """
+        a ray's weight lies behind. No gradients."""
         ...
 
     def rays_per_chunk(self) -> int:

@@ -9,7 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hashpose_ns.photometry.align import optimize_cameras
-from hashpose_ns.photometry.pixels import ImagePixels, Pixels, evenly_spaced, pixel_rays, posed_cameras
+from hashpose_ns.photometry.pixels import (
+    ImagePixels,
+    Pixels,
+    draw_pixels,
+    evenly_spaced,
+    pixel_rays,
+    posed_cameras,
+)
 from hashpose_ns.photometry.scene import PosedScene, RayRenderer
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -71,7 +78,7 @@ def image_error(
     Returns:
         The error, or None if the mask leaves no pixel.
     """
-    pixels = ImagePixels(dataset, index).draw(rays, torch.Generator().manual_seed(index))
+    pixels = draw_pixels(dataset, index, rays, torch.Generator().manual_seed(index))
     if not len(pixels):
         return None
     camera = posed_cameras(dataset, camera_to_world[None], renderer.device, [index])
@@ -92,7 +99,7 @@ class HeldOutPixels:
         indices = evenly_spaced(len(dataset), HELD_OUT_IMAGES)
         self.dataset = dataset
         self.pixels = Pixels.cat(
-            [ImagePixels(dataset, index).draw(max(count // len(indices), 1), generator) for index in indices]
+            [draw_pixels(dataset, index, max(count // len(indices), 1), generator) for index in indices]
         )
 
     def psnr(self, renderer: RayRenderer, camera_to_worlds: Float[Tensor, "num_held_out 3 4"]) -> float:
