@@ -12,8 +12,8 @@ from nerfstudio.utils.rich_utils import get_progress
 GAIN = 0.6
 """A camera is moved if its loss falls below this fraction of what it was; a lost one's right pose takes more away."""
 
-FIRST_RAYS, LATER_RAYS = 6, 2
-"""Optimisation from every hypothesis uses this fraction of `RecoveryConfig.rays` (1 / 6), later rounds 1 / 2."""
+FIRST_DIVISOR, LATER_DIVISOR = 6, 2
+"""Divisors of `RecoveryConfig.rays`: rays a step of optimisation, from every hypothesis and in later rounds."""
 
 ROUNDS = (12, 3)
 """How many of the best hypotheses each later round of optimisation continues with."""
@@ -43,9 +43,9 @@ def recover_cameras(scene: PosedScene, config: RecoveryConfig) -> List[int]:
         for index in progress.track(suspects):
             judge, tried = judges[index], hypotheses(optimizer, index, config)
             # Losses of poses ten degrees off say little; what they become by optimisation says much.
-            tried, found = judge.optimized(tried, config.steps, config.rays // FIRST_RAYS, config.lr)
+            tried, found = judge.optimized(tried, config.steps, config.rays // FIRST_DIVISOR, config.lr)
             for best in ROUNDS:
-                tried, found = judge.optimized(tried[:best], config.steps, config.rays // LATER_RAYS, config.lr / 2)
+                tried, found = judge.optimized(tried[:best], config.steps, config.rays // LATER_DIVISOR, config.lr / 2)
             if float(found[0]) < GAIN * losses[index]:
                 optimizer.set_refined(index, tried[0])
                 moved.append(index)
