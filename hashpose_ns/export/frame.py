@@ -67,7 +67,7 @@ def input_frame(
     """How to get from a camera optimizer's poses to the input's frame.
 
     Poses and field optimised together are determined up to a similarity only. ``align="input"`` fixes it by aligning
-    the refined camera centres to those that training started from (never to a ground truth kept for evaluation). The
+    the refined cameras to those that training started from (never to a ground truth kept for evaluation). The
     poses stay as they are where training started from the identity, since there is nothing to align to, and where some
     cameras were frozen, since these have fixed it and must not move.
 
