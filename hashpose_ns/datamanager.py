@@ -11,15 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hashpose_ns.cameras.alignment import Similarity
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
+from hashpose_ns.data.source import check_float32, source_cameras
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -52,6 +55,8 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         # ns-train seeded torch just before; ns-eval did not, and needs no rays.
         self.seed = torch.initial_seed() % 2**31
         self.seeded_step: Optional[int] = None
+        self.source: Optional[SourceCameras] = None
+        self.from_source: Optional[Similarity] = None
         try:
             super().__init__(*args, **kwargs)
         except HashPoseError:
@@ -70,11 +75,9 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
                 f"There is {len(names)} training image; poses are refined between images, so at least 2 are needed."
             )
         check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
+        self._take_source_poses(outputs, names)
         reference = outputs.cameras.camera_to_worlds
-        try:
-            validate_poses(reference, names)
-        except ValueError as error:
-            raise HashPoseError(str(error)) from error
+        validate_poses(reference, names)
         dataset = super().create_train_dataset()
         dataset.cameras.metadata = dataset.cameras.metadata or {}
         initial = self._initial_poses(reference)
@@ -86,6 +89,29 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
             half_extent=half_extent(outputs.cameras),
         ).into(dataset.metadata)
         return dataset
+
+    def _take_source_poses(self, outputs: DataparserOutputs, names: Sequence[str]) -> None:
+        """Gives the training cameras the poses of the user's files; the dataparser rounds large coordinates before it
+        centres them."""
+        self.source = source_cameras(self.dataparser)
+        if self.source is None:
+            return
+        validate_poses(self.source.camera_to_worlds[self.source.rows(outputs.image_filenames)], names)
+        self.from_source = self.source.similarity(outputs.image_filenames, outputs.cameras.camera_to_worlds)
+        if self.from_source is None:
+            validate_poses(outputs.cameras.camera_to_worlds, names)
+            raise HashPoseError(
+                f"{type(self.dataparser).__name__} of nerfstudio does more to the poses of {self.source.path} than to "
+                "move all of them as one; train with other settings of the dataparser."
+            )
+        poses = self._source_poses(self.source, outputs)
+        check_float32(poses)
+        outputs.cameras.camera_to_worlds = poses.float()
+
+    def _source_poses(self, source: SourceCameras, outputs: DataparserOutputs) -> Float[Tensor, "num_cameras 3 4"]:
+        """The poses of the user's files in nerfstudio's frame, float64."""
+        assert self.from_source is not None
+        return self.from_source.apply_to_poses(source.camera_to_worlds[source.rows(outputs.image_filenames)])
 
     def _initial_poses(self, reference: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
         if self.config.initial_poses == "perturbed":
@@ -106,6 +132,9 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
             dataset = super().create_eval_dataset()
         outputs = dataset._dataparser_outputs  # its cameras have the images' own resolution
         check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
+        if self.source is not None:
+            outputs.cameras.camera_to_worlds = self._source_poses(self.source, outputs).float()
+            dataset.cameras.camera_to_worlds = outputs.cameras.camera_to_worlds.clone()
         return dataset
 
     def set_initial_poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:

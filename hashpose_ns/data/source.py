@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
+import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hashpose_ns.cameras.alignment import Similarity
 from hashpose_ns.data.llff_dataparser import LLFF, read_poses_bounds
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.data.dataparsers.base_dataparser import DataParser
@@ -36,6 +38,14 @@ INTRINSICS_OTHERWISE = (
     *("camera_model", "is_fisheye", "distortion_params", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov"),
 )
 """Other entries of a transforms.json that say something about a camera's lens."""
+
+SAME_ROTATION, SAME_CENTER = 2e-3, 1e-3
+"""Poses are the same when no entry of their rotations differs by more than this, and no centre by more than this
+fraction of the cameras' spread."""
+ROUNDING = 32 * float(np.finfo(np.float32).eps)
+"""How far off, as a fraction of the largest coordinate, nerfstudio's float32 arithmetic may put a centre."""
+TOO_FAR = 1e-4
+"""Poses whose float32 rounding is a larger fraction of the cameras' spread cannot be refined."""
 
 LEGACY_APPLIED_TRANSFORM = ((0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0))
 """What nerfstudio-data assumes for a transforms.json without applied_transform that has a COLMAP model beside it."""
@@ -88,6 +98,27 @@ class SourceCameras:
             raise HashPoseError(f"{self.path} has no camera for the image {missing[0]}.")
         return [place[filename] for filename in wanted]
 
+    def similarity(
+        self, filenames: Sequence[Path], camera_to_worlds: Float[Tensor, "num_images 3 4"]
+    ) -> Optional[Similarity]:
+        """The map from this frame to another one that the same cameras are in.
+
+        Args:
+            filenames: images of a split.
+            camera_to_worlds: their poses in the other frame, as a dataparser made them of these, or more precise ones.
+
+        Returns:
+            The map; None if no similarity takes the poses there.
+        """
+        rows = self.rows(filenames)
+        other = camera_to_worlds.detach().cpu().double()
+        for poses in (self.camera_to_worlds, self.as_read):
+            if poses is not None and bool(torch.isfinite(poses[rows]).all()) and bool(torch.isfinite(other).all()):
+                found = _similarity(poses[rows], other)
+                if _takes(found, poses[rows], other):
+                    return found
+        return None
+
 
 def source_cameras(dataparser: DataParser) -> Optional[SourceCameras]:
     """The cameras in the files that a dataparser has read.
@@ -98,11 +129,80 @@ def source_cameras(dataparser: DataParser) -> Optional[SourceCameras]:
     Returns:
         The cameras; None for dataparsers whose files are not known here, such as users' own.
     """
-    for known, read in READERS.items():
-        # a subclass that reads in another way may read other files
-        if type(dataparser)._generate_dataparser_outputs is known._generate_dataparser_outputs:
-            return read(dataparser)
-    return None
+    return next((read(dataparser) for known, read in READERS.items() if _is(dataparser, known)), None)
+
+
+def source_points(dataparser: DataParser) -> Optional[Float[np.ndarray, "num_points 3"]]:
+    """The input's 3-D points in the frame of `source_cameras`, float64, in the order of the dataparser's.
+
+    Args:
+        dataparser: one that has read such points.
+
+    Returns:
+        Their positions; None for dataparsers whose files are not known here.
+    """
+    config: Any = dataparser.config
+    if _is(dataparser, ColmapDataParser):
+        model = config.data / config.colmap_path
+        if (model / "points3D.bin").exists():
+            points = colmap_utils.read_points3D_binary(model / "points3D.bin")
+        else:
+            points = colmap_utils.read_points3D_text(model / "points3D.txt")
+        return np.array([point.xyz for point in points.values()], dtype=np.float64).reshape(-1, 3)
+    if _is(dataparser, Nerfstudio):
+        path = config.data if config.data.suffix == ".json" else config.data / "transforms.json"
+        ply = path.parent / load_from_json(path)["ply_file_path"]
+    elif _is(dataparser, Blender):
+        ply = config.data / config.ply_path
+    else:
+        return None
+    import open3d  # slow to import; what nerfstudio reads these files with
+
+    return np.asarray(open3d.io.read_point_cloud(ply).points, dtype=np.float64)
+
+
+def _is(dataparser: DataParser, known: Any) -> bool:
+    """Whether it reads files as a known class does; a subclass that reads in another way may read other ones."""
+    return type(dataparser)._generate_dataparser_outputs is known._generate_dataparser_outputs
+
+
+def _similarity(source: Float[Tensor, "num_cameras 3 4"], target: Float[Tensor, "num_cameras 3 4"]) -> Similarity:
+    """The similarity between two sets of poses that are the same but for rounding of the target's centres.
+
+    The rotation comes from the orientations, which have lost nothing. The scale is 1 where the centres are one point.
+    """
+    rotation = roma.special_procrustes((target[:, :, :3] @ source[:, :, :3].mT).sum(dim=0))
+    source_mean, target_mean = source[:, :, 3].mean(dim=0), target[:, :, 3].mean(dim=0)
+    centers = (source[:, :, 3] - source_mean) @ rotation.T
+    squares = centers.square().sum()
+    scale = ((target[:, :, 3] - target_mean) * centers).sum() / squares
+    if not float(scale) > 0.0 or not np.isfinite(float(scale)):
+        scale = torch.ones_like(squares)
+    return Similarity(scale, rotation, target_mean - scale * (rotation @ source_mean))
+
+
+def _takes(
+    similarity: Similarity, source: Float[Tensor, "num_cameras 3 4"], target: Float[Tensor, "num_cameras 3 4"]
+) -> bool:
+    """Whether it takes poses to where others are, up to the rounding of float32 before these were centred."""
+    difference = (similarity.apply_to_poses(source) - target).abs()
+    spread = float((target[:, :, 3] - target[:, :, 3].mean(dim=0)).norm(dim=-1).max())
+    rounding = ROUNDING * float(similarity.scale) * float(source[:, :, 3].abs().max())
+    same_rotations = float(difference[:, :, :3].max()) <= SAME_ROTATION
+    return same_rotations and float(difference[:, :, 3].max()) <= SAME_CENTER * spread + rounding
+
+
+def check_float32(camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
+    """Raises HashPoseError if cameras are so far from the origin that float32 cannot tell their centres apart."""
+    centers = camera_to_worlds[:, :, 3].double()
+    spread = float((centers - centers.mean(dim=0)).norm(dim=-1).max())
+    furthest = float(centers.abs().max())
+    if spread > 0.0 and float(np.finfo(np.float32).eps) * furthest > TOO_FAR * spread:
+        raise HashPoseError(
+            f"The cameras lie {furthest / spread:.2g} times as far from the origin as from one another, too far for "
+            "nerfstudio's single precision; let the dataparser centre them (--center-method poses), or subtract an "
+            "offset from the input's coordinates."
+        )
 
 
 def colmap_poses(images: Sequence[Any], normalise: bool = True) -> Float[Tensor, "num_images 3 4"]:
@@ -140,9 +240,10 @@ def _said_of_camera(meta: Dict[str, Any], frame: Dict[str, Any]) -> Dict[str, An
 
 
 def _of_transforms(path: Path, meta: Dict[str, Any], frames: List[Dict[str, Any]], filenames: List[Path], **kwargs):
+    applied = "applied_transform" in meta or "applied_scale" in meta
     return SourceCameras(
         path=path,
-        frame=f"the frame of the matrices in {path.name}",
+        frame=f"the frame of the matrices in {path.name}{' (after its applied_transform)' if applied else ''}",
         names=[frame["file_path"] for frame in frames],
         filenames=[_absolute(filename) for filename in filenames],
         camera_to_worlds=_matrices(frames),
