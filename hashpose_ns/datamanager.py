@@ -14,6 +14,7 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import Similarity
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
 from hashpose_ns.cameras.start import TrainingCameras
+from hashpose_ns.data.checks import check_outputs
 from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.source import check_float32, source_cameras
@@ -69,15 +70,15 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
     def create_train_dataset(self) -> InputDataset:
         """The training images, with the initial poses in place of the dataparser's."""
         outputs = self.train_dataparser_outputs
-        names = image_names(outputs.image_filenames)
-        if len(names) < 2:
+        if (count := len(outputs.image_filenames)) < 2:
             raise HashPoseError(
-                f"There is {len(names)} training image; poses are refined between images, so at least 2 are needed."
+                f"There is {count} training image; poses are refined between images, so at least 2 are needed."
             )
-        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
-        self._take_source_poses(outputs, names)
+        self.source = source_cameras(self.dataparser)
+        if self.source is not None:
+            self.from_source = self._similarity(self.source, outputs)
+        self._settle(outputs)
         reference = outputs.cameras.camera_to_worlds
-        validate_poses(reference, names)
         dataset = super().create_train_dataset()
         dataset.cameras.metadata = dataset.cameras.metadata or {}
         initial = self._initial_poses(reference)
@@ -90,28 +91,29 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         ).into(dataset.metadata)
         return dataset
 
-    def _take_source_poses(self, outputs: DataparserOutputs, names: Sequence[str]) -> None:
-        """Gives the training cameras the poses of the user's files; the dataparser rounds large coordinates before it
-        centres them."""
-        self.source = source_cameras(self.dataparser)
-        if self.source is None:
-            return
-        validate_poses(self.source.camera_to_worlds[self.source.rows(outputs.image_filenames)], names)
-        self.from_source = self.source.similarity(outputs.image_filenames, outputs.cameras.camera_to_worlds)
-        if self.from_source is None:
-            validate_poses(outputs.cameras.camera_to_worlds, names)
+    def _similarity(self, source: SourceCameras, outputs: DataparserOutputs) -> Similarity:
+        """From the frame of the user's files to nerfstudio's."""
+        similarity = source.similarity(outputs.image_filenames, outputs.cameras.camera_to_worlds)
+        if similarity is None:
+            validate_poses(outputs.cameras.camera_to_worlds, image_names(outputs.image_filenames))
             raise HashPoseError(
-                f"{type(self.dataparser).__name__} of nerfstudio does more to the poses of {self.source.path} than to "
+                f"{type(self.dataparser).__name__} of nerfstudio does more to the poses of {source.path} than to "
                 "move all of them as one; train with other settings of the dataparser."
             )
-        poses = self._source_poses(self.source, outputs)
-        check_float32(poses)
-        outputs.cameras.camera_to_worlds = poses.float()
+        return similarity
 
-    def _source_poses(self, source: SourceCameras, outputs: DataparserOutputs) -> Float[Tensor, "num_cameras 3 4"]:
-        """The poses of the user's files in nerfstudio's frame, float64."""
-        assert self.from_source is not None
-        return self.from_source.apply_to_poses(source.camera_to_worlds[source.rows(outputs.image_filenames)])
+    def _settle(self, outputs: DataparserOutputs) -> None:
+        """Checks one split, and gives its cameras the poses of the user's files; the dataparser rounds large coordinates
+        before it centres them."""
+        if not outputs.image_filenames:
+            return
+        check_outputs(self.dataparser, outputs)
+        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
+        if self.source is not None and self.from_source is not None:
+            given = self.source.camera_to_worlds[self.source.rows(outputs.image_filenames)]
+            poses = self.from_source.apply_to_poses(given)
+            check_float32(poses)
+            outputs.cameras.camera_to_worlds = poses.float()
 
     def _initial_poses(self, reference: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
         if self.config.initial_poses == "perturbed":
@@ -123,19 +125,15 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
     def create_eval_dataset(self) -> InputDataset:
         """The held-out images; the test split where a scene has no validation split."""
         try:
-            dataset = super().create_eval_dataset()
+            outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
         except FileNotFoundError as error:
             if self.test_split != "val" or not str(error.filename).endswith(".json"):  # not a missing image
                 raise
             CONSOLE.print("The data has no validation split; its test images are used during training.")
             self.test_split = "test"
-            dataset = super().create_eval_dataset()
-        outputs = dataset._dataparser_outputs  # its cameras have the images' own resolution
-        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
-        if self.source is not None:
-            outputs.cameras.camera_to_worlds = self._source_poses(self.source, outputs).float()
-            dataset.cameras.camera_to_worlds = outputs.cameras.camera_to_worlds.clone()
-        return dataset
+            outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        self._settle(outputs)
+        return self.dataset_type(dataparser_outputs=outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def set_initial_poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
         """Takes the initial poses that a checkpoint was trained from, whatever this machine's generator would draw."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, centers_coincide
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from hashpose_ns.data.checks import check_transform
 from hashpose_ns.data.source import SourceCameras, source_cameras
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.photometry.scene import PosedScene
@@ -230,10 +231,4 @@ def check_invertible(dataparser: DataParser, outputs: DataparserOutputs) -> None
                 f"Poses read by {ONE_WAY_DATAPARSERS[parent.__name__]} cannot be exported, because it does not record "
                 "how it moved them out of their own frame."
             )
-    scale, rotation = float(outputs.dataparser_scale), outputs.dataparser_transform[:, :3].double()
-    rigid = torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), atol=1e-3)
-    if not (0 < scale < float("inf") and rigid and torch.linalg.det(rotation) > 0):
-        raise HashPoseError(
-            f"The poses cannot be exported, because the dataparser's scale ({scale:g}) and transform are no change of "
-            "frame that could be undone."
-        )
+    check_transform(outputs)

@@ -14,11 +14,11 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.cameras.perturbation import validate_poses
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from hashpose_ns.data.names import image_folder_and_names, images_folder
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.exported import FROZEN, KEPT, NOT_TRAINED, TRAINED, ExportedCameras
 from hashpose_ns.export.frame import GivenPoses, InputFrame, corrected, input_frame
 from hashpose_ns.export.held_out import optimized_held_out_cameras
-from hashpose_ns.export.names import image_folder_and_names
 from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
@@ -95,7 +95,7 @@ def exported_cameras(
 
     filenames = files(lambda part: part.image_filenames) or []
     settings = scene.dataparser.config
-    folder, names = image_folder_and_names(filenames, Path(settings.data), getattr(settings, "images_path", None))
+    folder, names = image_folder_and_names(filenames, Path(settings.data), images_folder(settings))
     masks, depths = files(lambda part: part.mask_filenames), files(lambda part: part.metadata.get("depth_filenames"))
     order = sorted(range(len(names)), key=names.__getitem__) if with_held_out else list(range(len(names)))
 

@@ -12,11 +12,11 @@ import torch
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
+from hashpose_ns.data.names import image_folder_and_names
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap import write_colmap_model
 from hashpose_ns.export.exported import FROZEN, KEPT, TRAINED, ExportedPoints
 from hashpose_ns.export.frame import ONE_WAY_DATAPARSERS, to_input_frame
-from hashpose_ns.export.names import image_folder_and_names
 from hashpose_ns.export.points import with_points
 from hashpose_ns.export.poses import exported_cameras
 from hashpose_ns.runs.load import load_trained_pipeline
