@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Dict, Literal, Optional, Sequence, Tuple, Type
+from typing import Dict, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 from jaxtyping import Float
@@ -14,10 +14,12 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import Similarity
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
 from hashpose_ns.cameras.start import TrainingCameras
-from hashpose_ns.data.checks import check_outputs
+from hashpose_ns.data.checks import check_outputs, make_rigid
+from hashpose_ns.data.downscaled import in_full_order
 from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.source import check_float32, source_cameras
+from hashpose_ns.data.source_checks import check_source
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
@@ -56,6 +58,7 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         # ns-train seeded torch just before; ns-eval did not, and needs no rays.
         self.seed = torch.initial_seed() % 2**31
         self.seeded_step: Optional[int] = None
+        self.said: List[str] = []
         self.source: Optional[SourceCameras] = None
         self.from_source: Optional[Similarity] = None
         try:
@@ -69,13 +72,15 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
 
     def create_train_dataset(self) -> InputDataset:
         """The training images, with the initial poses in place of the dataparser's."""
-        outputs = self.train_dataparser_outputs
+        outputs = in_full_order(self.dataparser, "train", self.train_dataparser_outputs)
+        self.train_dataparser_outputs = outputs
         if (count := len(outputs.image_filenames)) < 2:
             raise HashPoseError(
                 f"There is {count} training image; poses are refined between images, so at least 2 are needed."
             )
         self.source = source_cameras(self.dataparser)
         if self.source is not None:
+            self._say(check_source(self.dataparser, self.source))
             self.from_source = self._similarity(self.source, outputs)
         self._settle(outputs)
         reference = outputs.cameras.camera_to_worlds
@@ -107,13 +112,21 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         before it centres them."""
         if not outputs.image_filenames:
             return
-        check_outputs(self.dataparser, outputs)
+        self._say(check_outputs(self.dataparser, outputs, self.source))
         check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
         if self.source is not None and self.from_source is not None:
             given = self.source.camera_to_worlds[self.source.rows(outputs.image_filenames)]
             poses = self.from_source.apply_to_poses(given)
             check_float32(poses)
             outputs.cameras.camera_to_worlds = poses.float()
+        self._say(make_rigid(outputs))
+
+    def _say(self, notes: Sequence[str]) -> None:
+        """Prints what had to be changed, once for both splits."""
+        for note in notes:
+            if note not in self.said:
+                CONSOLE.print(note, soft_wrap=True, markup=False)
+                self.said.append(note)
 
     def _initial_poses(self, reference: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
         if self.config.initial_poses == "perturbed":
@@ -132,6 +145,7 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
             CONSOLE.print("The data has no validation split; its test images are used during training.")
             self.test_split = "test"
             outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        outputs = in_full_order(self.dataparser, self.test_split, outputs)
         self._settle(outputs)
         return self.dataset_type(dataparser_outputs=outputs, scale_factor=self.config.camera_res_scale_factor)
 

@@ -18,6 +18,9 @@ from hashpose_ns.errors import HashPoseError
 RIGID_TOLERANCE = 1e-3
 """Largest entry of R^T R - I that still counts as a rotation: stored poses are often rounded to a few digits."""
 
+ROUNDING_TOLERANCE = 2e-2
+"""Largest entry of R^T R - I that rounding explains, to two digits at worst; anything above is no rotation."""
+
 
 @dataclass
 class PerturbationConfig:

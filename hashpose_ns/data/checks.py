@@ -6,23 +6,21 @@ Every split goes through `check_outputs`. Messages name the image.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import roma
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, validate_poses
+from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, ROUNDING_TOLERANCE, validate_poses
 from hashpose_ns.data.names import image_folder_and_names, image_names, images_folder, printable
+from hashpose_ns.data.source import SourceCameras
+from hashpose_ns.data.source_checks import compare_with_source
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
-from nerfstudio.utils.rich_utils import CONSOLE
-
-ROUNDING_TOLERANCE = 2e-2
-"""Largest entry of R^T R - I that rounding explains, to two digits at worst; anything above is no rotation."""
 
 MAX_SLOPE = 20.0
 """Tangent of the largest angle, 87 degrees, between a pixel of a perspective image and its camera's axis. Beyond it a
@@ -38,25 +36,33 @@ DISTORTION_GRID = 9
 """Distortion is undone for this many pixels in x and in y, edges included."""
 
 
-def check_outputs(dataparser: DataParser, outputs: DataparserOutputs) -> None:
-    """Checks what a dataparser made of one split. Rotations that were rounded are made orthonormal in place.
+def check_outputs(dataparser: DataParser, outputs: DataparserOutputs, source: Optional[SourceCameras]) -> List[str]:
+    """Checks what a dataparser made of one split, but for the poses. Intrinsics that it left out are put back, in place.
 
     Args:
         dataparser: that made it.
         outputs: of one split; their cameras are at the resolution of the images.
+        source: the cameras of the files it read, where they are known.
+
+    Returns:
+        What was changed, in sentences.
 
     Raises:
-        HashPoseError: a camera is impossible, an image is listed twice or has a name that no format can hold, or the
-            way back to the input's frame is lost.
+        HashPoseError: a camera is impossible or not the file's, an image is listed twice or has a name that no format
+            can hold, or the way back to the input's frame is lost.
     """
-    filenames, cameras = outputs.image_filenames, outputs.cameras
+    filenames, cameras, notes = outputs.image_filenames, outputs.cameras, []
     if not filenames:
-        return
+        return notes
     config, names = dataparser.config, [printable(name) for name in image_names(filenames)]
     check_names(image_folder_and_names(filenames, Path(config.data), images_folder(config))[1])
     check_transform(outputs)
     check_intrinsics(cameras, names)
-    cameras.camera_to_worlds = rigid_poses(cameras.camera_to_worlds, names)
+    put_back = compare_with_source(dataparser, outputs, source) if source is not None else []
+    if put_back:
+        check_intrinsics(cameras, names)
+        notes.append(f"nerfstudio leaves out {', '.join(put_back)} of the input; the values of the file are taken.")
+    return notes
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -109,7 +115,7 @@ def check_intrinsics(cameras: Cameras, names: Sequence[str]) -> None:
     def refuse(bad: Bool[Tensor, "num_cameras"], sentences: List[str]) -> None:
         if bad.any():
             first, count = int(torch.nonzero(bad)[0]), int(bad.sum())
-            others = f"; {count} of {len(bad)} images have such a camera" if count > 1 else ""
+            others = f"; {count} of {len(bad)} cameras are like that" if count > 1 else ""
             raise HashPoseError(f"{sentences[first]}{others}.")
 
     refuse(
@@ -179,29 +185,26 @@ def _lost_pixels(
     return (~(error < 1e-2 * size)).double().mean(dim=(1, 2))
 
 
-def rigid_poses(
-    camera_to_worlds: Float[Tensor, "num_cameras 3 4"], names: Sequence[str]
-) -> Float[Tensor, "num_cameras 3 4"]:
-    """The poses, with rotations that were rounded to a few digits made orthonormal.
+def make_rigid(outputs: DataparserOutputs) -> List[str]:
+    """Makes rotations that were rounded to a few digits orthonormal, in place.
 
     Args:
-        camera_to_worlds: poses with OpenGL axes.
-        names: what to call each camera.
+        outputs: of one split.
+
+    Returns:
+        What was changed, in sentences.
 
     Raises:
         HashPoseError: one sentence that names the first pose that is not finite, not rigid, or mirrors space.
     """
-    validate_poses(camera_to_worlds, names, ROUNDING_TOLERANCE)
-    rotations = camera_to_worlds[:, :, :3].double()
-    deviations = (rotations.mT @ rotations - torch.eye(3, dtype=torch.float64)).abs().flatten(1).amax(dim=1)
+    poses = outputs.cameras.camera_to_worlds
+    validate_poses(poses, [printable(name) for name in image_names(outputs.image_filenames)], ROUNDING_TOLERANCE)
+    rotations = poses[:, :, :3].double()
+    deviations = (rotations.mT @ rotations - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(1, 2))
     rounded = deviations > RIGID_TOLERANCE
     if not rounded.any():
-        return camera_to_worlds
-    CONSOLE.print(
-        f"The rotations of {int(rounded.sum())} cameras are rounded (the axes of {names[int(deviations.argmax())]} are "
-        f"off by {float(deviations.max()):.2g}); they are made orthonormal.",
-        soft_wrap=True,
-    )
-    poses = camera_to_worlds.clone()
+        return []
+    poses = poses.clone()
     poses[rounded, :, :3] = roma.special_procrustes(rotations[rounded]).to(poses)
-    return poses
+    outputs.cameras.camera_to_worlds = poses
+    return ["Some rotations of the input are rounded to a few digits; they are made orthonormal."]

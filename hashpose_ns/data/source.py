@@ -36,8 +36,9 @@ INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "k2", "k3", "k4", "k5"
 """Numbers of a camera, by their names in transforms.json."""
 INTRINSICS_OTHERWISE = (
     *("camera_model", "is_fisheye", "distortion_params", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov"),
+    "mask_path",
 )
-"""Other entries of a transforms.json that say something about a camera's lens."""
+"""Other entries of a transforms.json that say something about a camera's lens, and what masks it."""
 
 SAME_ROTATION, SAME_CENTER = 2e-3, 1e-3
 """Poses are the same when no entry of their rotations differs by more than this, and no centre by more than this

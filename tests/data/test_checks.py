@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import roma
 import torch
 from scenes import blender_scene, edit_json, nerfstudio_scene
 
-from hashpose_ns.data.checks import check_intrinsics, check_names, check_transform, rigid_poses
+from hashpose_ns.data.checks import check_intrinsics, check_names, check_transform, make_rigid
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras, CameraType
@@ -95,26 +96,26 @@ def test_real_intrinsics_pass(second):
 def test_a_value_that_all_images_share_is_said_of_all():
     bad = cameras()
     bad.fx = torch.zeros(3, 1)
-    with pytest.raises(HashPoseError, match=r"of a\.jpg.*; 3 of 3 images have such a camera\."):
+    with pytest.raises(HashPoseError, match=r"of a\.jpg.*; 3 of 3 cameras are like that\."):
         check_intrinsics(bad, NAMES)
 
 
 # -- poses, transforms, names ------------------------------------------------------------------------------------------
 
 
-def test_rounded_rotations_are_made_orthonormal_and_others_stay(capsys):
-    given = poses()
-    assert rigid_poses(given, NAMES) is given
-    rounded = given.clone()
-    rounded[1] = (rounded[1] * 100).round() / 100
-    mended = rigid_poses(rounded, NAMES)
-    assert torch.equal(mended[[0, 2]], given[[0, 2]]) and torch.equal(mended[:, :, 3], rounded[:, :, 3])
+def test_rounded_rotations_are_made_orthonormal_and_others_stay():
+    outputs = DataparserOutputs([Path(name) for name in NAMES], cameras())
+    given = outputs.cameras.camera_to_worlds.clone()
+    assert make_rigid(outputs) == [] and torch.equal(outputs.cameras.camera_to_worlds, given)
+    outputs.cameras.camera_to_worlds[1] = (given[1] * 100).round() / 100
+    (note,) = make_rigid(outputs)
+    mended = outputs.cameras.camera_to_worlds
+    assert "rounded" in note and torch.equal(mended[[0, 2]], given[[0, 2]])
     torch.testing.assert_close(mended[1, :, :3].T @ mended[1, :, :3], torch.eye(3))
-    torch.testing.assert_close(mended[1, :, :3], given[1, :, :3], rtol=0, atol=1e-2)
-    assert "1 cameras are rounded" in capsys.readouterr().out
-    rounded[1, :, :3] *= 1.1
+    torch.testing.assert_close(mended[1], given[1], rtol=0, atol=1e-2)
+    outputs.cameras.camera_to_worlds[1, :, :3] *= 1.1
     with pytest.raises(HashPoseError, match=r"b\.jpg is not rigid"):
-        rigid_poses(rounded, NAMES)
+        make_rigid(outputs)
 
 
 @pytest.mark.parametrize(
