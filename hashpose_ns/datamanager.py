@@ -12,11 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity
-from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
+from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.data.checks import check_outputs, make_rigid
 from hashpose_ns.data.downscaled import in_full_order
-from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.source import check_float32, source_cameras
 from hashpose_ns.data.source_checks import check_source
@@ -100,7 +99,7 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         """From the frame of the user's files to nerfstudio's."""
         similarity = source.similarity(outputs.image_filenames, outputs.cameras.camera_to_worlds)
         if similarity is None:
-            validate_poses(outputs.cameras.camera_to_worlds, image_names(outputs.image_filenames))
+            make_rigid(outputs)  # names a pose that nerfstudio has broken
             raise HashPoseError(
                 f"{type(self.dataparser).__name__} of nerfstudio does more to the poses of {source.path} than to "
                 "move all of them as one; train with other settings of the dataparser."
@@ -108,8 +107,8 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         return similarity
 
     def _settle(self, outputs: DataparserOutputs) -> None:
-        """Checks one split, and gives its cameras the poses of the user's files; the dataparser rounds large coordinates
-        before it centres them."""
+        """Checks one split, and gives its cameras the poses of the user's files; the dataparser rounds large
+        coordinates before it centres them."""
         if not outputs.image_filenames:
             return
         self._say(check_outputs(self.dataparser, outputs, self.source))

@@ -105,7 +105,10 @@ def identity_poses(num_cameras: int) -> Float[Tensor, "num_cameras 3 4"]:
 
 
 def validate_poses(
-    camera_to_worlds: Float[Tensor, "num_cameras 3 4"], names: Sequence[str], tolerance: float = RIGID_TOLERANCE
+    camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
+    names: Sequence[str],
+    tolerance: float = RIGID_TOLERANCE,
+    hint: str = "",
 ) -> None:
     """Check that poses are finite and rigid.
 
@@ -113,6 +116,7 @@ def validate_poses(
         camera_to_worlds: poses to check.
         names: what to call each camera in the message, for instance its image's file name.
         tolerance: largest entry of R^T R - I that still counts as a rotation.
+        hint: what to say of mirrored poses beside.
 
     Raises:
         HashPoseError: one sentence that names the first bad camera: a NaN or an infinity in it, columns that are not
@@ -134,9 +138,5 @@ def validate_poses(
     else:
         reason = "mirrors space (its axes form a left-handed frame)"
     others = f", and {len(bad) - 1} more of the {len(poses)} are bad too" if len(bad) > 1 else ""
-    pca = (
-        "; --orientation-method pca of nerfstudio 1.1.5 can do that to right poses, take another"
-        if mirrored.any()
-        else ""
-    )
-    raise HashPoseError(f"The pose of camera {names[first]} {reason}{others}{pca}.")
+    hint = f"; {hint}" if hint and mirrored.any() else ""
+    raise HashPoseError(f"The pose of camera {names[first]} {reason}{others}{hint}.")

@@ -32,12 +32,15 @@ MAX_FISHEYE_ANGLE = 4 * torch.pi
 MIN_FIELD_OF_VIEW = 1e-6
 """Image size over focal length, in radians about the field of view, of the longest lens."""
 
+PCA_MIRRORS = "--orientation-method pca of nerfstudio 1.1.5 can do that to right poses, take another"
+
 DISTORTION_GRID = 9
 """Distortion is undone for this many pixels in x and in y, edges included."""
 
 
 def check_outputs(dataparser: DataParser, outputs: DataparserOutputs, source: Optional[SourceCameras]) -> List[str]:
-    """Checks what a dataparser made of one split, but for the poses. Intrinsics that it left out are put back, in place.
+    """Checks what a dataparser made of one split, but for the poses. Intrinsics that it left out are put
+    back, in place.
 
     Args:
         dataparser: that made it.
@@ -198,7 +201,8 @@ def make_rigid(outputs: DataparserOutputs) -> List[str]:
         HashPoseError: one sentence that names the first pose that is not finite, not rigid, or mirrors space.
     """
     poses = outputs.cameras.camera_to_worlds
-    validate_poses(poses, [printable(name) for name in image_names(outputs.image_filenames)], ROUNDING_TOLERANCE)
+    names = [printable(name) for name in image_names(outputs.image_filenames)]
+    validate_poses(poses, names, ROUNDING_TOLERANCE, PCA_MIRRORS)
     rotations = poses[:, :, :3].double()
     deviations = (rotations.mT @ rotations - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(1, 2))
     rounded = deviations > RIGID_TOLERANCE

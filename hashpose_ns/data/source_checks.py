@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hashpose_ns.cameras.perturbation import ROUNDING_TOLERANCE, validate_poses
 from hashpose_ns.data.names import printable
-from hashpose_ns.data.source import SourceCameras
+from hashpose_ns.data.source import SourceCameras, source_cameras
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
@@ -26,6 +26,7 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGP
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 from nerfstudio.data.dataparsers.phototourism_dataparser import Phototourism
 from nerfstudio.data.dataparsers.scannetpp_dataparser import ScanNetpp
+from nerfstudio.data.utils.colmap_parsing_utils import read_cameras_binary, read_images_binary
 
 MAX_COORDINATE = 1e18
 """Squares of larger coordinates are no float32 numbers."""
@@ -39,7 +40,9 @@ DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 PRECISION = 1e-4
 """Relative difference of intrinsics that float32 and a file's digits explain."""
 
-PHOTOTOURISM_OTHERWISE = "read the model with colmap --colmap-path dense/sparse --images-path dense/images"
+PHOTOTOURISM_OTHERWISE = (
+    "phototourism-data needs that, so read the model with colmap --colmap-path dense/sparse --images-path dense/images"
+)
 
 
 def check_source(dataparser: DataParser, source: SourceCameras) -> List[str]:
@@ -52,6 +55,8 @@ def check_source(dataparser: DataParser, source: SourceCameras) -> List[str]:
         HashPoseError: one sentence that names the image: its pose is not finite or rigid, it is listed twice, another
             image's file or mask stands for its own, or it is so far away that the others' positions are lost beside it.
     """
+    if isinstance(dataparser, Phototourism):
+        _check_phototourism(dataparser)
     names = [printable(name) for name in source.names]
     validate_poses(source.camera_to_worlds, names, ROUNDING_TOLERANCE)
     _check_centers(source.camera_to_worlds[:, :, 3], names)
@@ -68,6 +73,16 @@ def check_source(dataparser: DataParser, source: SourceCameras) -> List[str]:
     return []
 
 
+def blame_source(dataparser: DataParser) -> None:
+    """Raises HashPoseError if the files have a fault that explains why a dataparser failed on them."""
+    try:
+        source = source_cameras(dataparser)
+    except Exception:  # as the dataparser's, whose own words will do
+        return
+    if source is not None:
+        check_source(dataparser, source)
+
+
 def _check_centers(centers: Float[Tensor, "num_cameras 3"], names: Sequence[str]) -> None:
     furthest = centers.abs().amax(dim=1)
     if float(furthest.max()) > MAX_COORDINATE:
@@ -79,7 +94,7 @@ def _check_centers(centers: Float[Tensor, "num_cameras 3"], names: Sequence[str]
         raise HashPoseError(
             f"The camera {names[worst]} is {float(distances[worst]):.3g} units away from the others, which are "
             f"{spread:.3g} units apart, so that nothing would be left of their positions beside it; correct its pose, "
-            "or take it out of the input."
+            "or take the image out of the input."
         )
 
 
@@ -112,8 +127,6 @@ def compare_with_source(dataparser: DataParser, outputs: DataparserOutputs, sour
     rows = source.rows(outputs.image_filenames)
     names = [printable(source.names[row]) for row in rows]
     said = [source.intrinsics[row] for row in rows]
-    if isinstance(dataparser, Phototourism):
-        _check_phototourism(dataparser, source)
     taken = _columns(outputs.cameras)
     kinds = [CameraType(kind) for kind in outputs.cameras.camera_type.reshape(-1).tolist()]
     put_back = set()
@@ -150,7 +163,7 @@ def _remedy(dataparser: DataParser) -> str:
     if isinstance(dataparser, Nerfstudio):
         return "what stands at the top of the file wins there, so leave it to the frames or to the top alone"
     if isinstance(dataparser, Phototourism):
-        return "phototourism-data takes camera i for image i: " + PHOTOTOURISM_OTHERWISE
+        return f"camera i is not that of image i, and {PHOTOTOURISM_OTHERWISE}"
     return "read the data with nerfstudio-data, which takes all of these from a transforms.json"
 
 
@@ -239,12 +252,12 @@ def _check_masks(dataparser: DataParser, source: SourceCameras, names: Sequence[
                 )
 
 
-def _check_phototourism(dataparser: Phototourism, source: SourceCameras) -> None:
-    """Raises HashPoseError if the dataparser, which takes camera i for image i, leaves images out."""
-    found = [dataparser.get_dataparser_outputs(split) for split in ("train", "test")]
-    count = sum(len(outputs.image_filenames) for outputs in found)
-    if count != len(source.names):
+def _check_phototourism(dataparser: Phototourism) -> None:
+    """Raises HashPoseError if the dataparser, which takes image i for camera i, leaves images out."""
+    model = dataparser.data / "dense/sparse"
+    cameras, images = read_cameras_binary(model / "cameras.bin"), read_images_binary(model / "images.bin")
+    if set(cameras) != set(images):
         raise HashPoseError(
-            f"phototourism-data takes camera i for image i and so reads {count} of {len(source.names)} images: "
-            f"{PHOTOTOURISM_OTHERWISE}."
+            f"The model {model} has {len(images)} images and {len(cameras)} cameras, and not a camera i for each image "
+            f"i: {PHOTOTOURISM_OTHERWISE}."
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import roma
 import torch
-from scenes import blender_scene, edit_json, nerfstudio_scene
+from scenes import blender_scene, edit_json
 
 from hashpose_ns.data.checks import check_intrinsics, check_names, check_transform, make_rigid
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
@@ -17,7 +17,6 @@ from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]
 NAN, INF = float("nan"), float("inf")
@@ -157,7 +156,7 @@ def test_a_pose_that_is_none_is_refused_in_either_split(tmp_path, split, matrix)
         meta["frames"][1]["transform_matrix"] = matrix.tolist()
 
     edit_json(scene / f"transforms_{split}.json", spoil)
-    with pytest.raises(HashPoseError, match=r"The pose of camera r_1\.png"):
+    with pytest.raises(HashPoseError, match=rf"The pose of camera \./{split}/r_1"):
         read(BlenderDataParserConfig(data=scene))
 
 
@@ -167,10 +166,3 @@ def test_a_field_of_view_that_is_none_is_refused(tmp_path, angle):
     edit_json(scene / "transforms_test.json", lambda meta: meta.update(camera_angle_x=angle))
     with pytest.raises(HashPoseError, match=r"of r_0\.png"):
         read(BlenderDataParserConfig(data=scene))
-
-
-def test_an_image_that_is_listed_twice_is_refused(tmp_path):
-    scene = nerfstudio_scene(tmp_path)
-    edit_json(scene / "transforms.json", lambda meta: meta["frames"].append(meta["frames"][3]))
-    with pytest.raises(HashPoseError, match=r"frame_03\.png is there more than once"):
-        read(NerfstudioDataParserConfig(data=scene))

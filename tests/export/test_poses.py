@@ -12,7 +12,7 @@ import torch
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
-from hashpose_ns.data.names import image_folder_and_names
+from hashpose_ns.data.names import image_folder_and_names, images_folder
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap import write_colmap_model
 from hashpose_ns.export.exported import FROZEN, KEPT, TRAINED, ExportedPoints
@@ -26,6 +26,8 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.phototourism_dataparser import PhototourismDataParserConfig
+from nerfstudio.data.dataparsers.scannetpp_dataparser import ScanNetppDataParserConfig
 
 NUM = 10
 POINTS = np.random.default_rng(3).normal(size=(5, 3))
@@ -291,6 +293,13 @@ def test_images_are_named_as_in_colmap(tmp_path, files, images_path, folder, nam
     found = image_folder_and_names([data / file for file in files], data, images_path)
     assert found == ((data / folder).resolve(), names)
     assert image_folder_and_names([data / file for file in files], data / "transforms.json", images_path)[1] == names
+
+
+def test_names_start_in_the_folder_that_a_dataparser_knows():
+    assert images_folder(ColmapDataParserConfig(images_path=Path("photos"))) == Path("photos")
+    assert images_folder(ScanNetppDataParserConfig()) == Path("dslr/resized_images")
+    assert images_folder(PhototourismDataParserConfig()) == Path("dense/images")
+    assert images_folder(NerfstudioDataParserConfig()) is None
 
 
 def test_repeated_images_are_refused(tmp_path):
