@@ -80,7 +80,6 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         self.source = source_cameras(self.dataparser)
         if self.source is not None:
             self._say(check_source(self.dataparser, self.source))
-            self.from_source = self._similarity(self.source, outputs)
         self._settle(outputs)
         reference = outputs.cameras.camera_to_worlds
         dataset = super().create_train_dataset()
@@ -113,7 +112,9 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
             return
         self._say(check_outputs(self.dataparser, outputs, self.source))
         check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
-        if self.source is not None and self.from_source is not None:
+        if self.source is not None:
+            if self.from_source is None:
+                self.from_source = self._similarity(self.source, outputs)
             given = self.source.camera_to_worlds[self.source.rows(outputs.image_filenames)]
             poses = self.from_source.apply_to_poses(given)
             check_float32(poses)

@@ -16,7 +16,7 @@ from torch import Tensor
 from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, ROUNDING_TOLERANCE, validate_poses
 from hashpose_ns.data.names import image_folder_and_names, image_names, images_folder, printable
 from hashpose_ns.data.source import SourceCameras
-from hashpose_ns.data.source_checks import compare_with_source
+from hashpose_ns.data.source_checks import check_centers, compare_with_source
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
 from nerfstudio.cameras.cameras import Cameras, CameraType
@@ -33,6 +33,15 @@ MIN_FIELD_OF_VIEW = 1e-6
 """Image size over focal length, in radians about the field of view, of the longest lens."""
 
 PCA_MIRRORS = "--orientation-method pca of nerfstudio 1.1.5 can do that to right poses, take another"
+
+ONE_WAY_DATAPARSERS = {
+    "NeRFOSR": "nerfosr-data",
+    "SDFStudio": "sdfstudio-data",
+    "NuScenes": "nuscenes-data",
+    "Dycheck": "dycheck-data",
+    "Sitcoms3D": "sitcoms3d-data",
+}
+"""nerfstudio's dataparsers that move the poses without saying how in their outputs, by class name."""
 
 DISTORTION_GRID = 9
 """Distortion is undone for this many pixels in x and in y, edges included."""
@@ -61,11 +70,25 @@ def check_outputs(dataparser: DataParser, outputs: DataparserOutputs, source: Op
     check_names(image_folder_and_names(filenames, Path(config.data), images_folder(config))[1])
     check_transform(outputs)
     check_intrinsics(cameras, names)
-    put_back = compare_with_source(dataparser, outputs, source) if source is not None else []
-    if put_back:
+    reason = one_way(dataparser)
+    if reason is not None:
+        notes.append(f"The refined poses will not be exportable: {reason}.")
+    if source is None:
+        check_centers(cameras.camera_to_worlds[:, :, 3].double(), names)
+    elif put_back := compare_with_source(dataparser, outputs, source):
         check_intrinsics(cameras, names)
         notes.append(f"nerfstudio leaves out {', '.join(put_back)} of the input; the values of the file are taken.")
     return notes
+
+
+def one_way(dataparser: DataParser) -> Optional[str]:
+    """Why poses that a dataparser has read cannot be taken back to their own frame; None if they can."""
+    for parent in type(dataparser).__mro__:
+        if parent.__name__ in ONE_WAY_DATAPARSERS:
+            return (
+                f"{ONE_WAY_DATAPARSERS[parent.__name__]} does not record how it moved the poses out of their own frame"
+            )
+    return None
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -85,7 +108,7 @@ def check_names(names: Sequence[str]) -> None:
 
 def check_transform(outputs: DataparserOutputs) -> None:
     """Raises HashPoseError unless the outputs' scale and transform are a change of frame that can be undone."""
-    scale, transform = float(outputs.dataparser_scale), outputs.dataparser_transform.double()
+    scale, transform = float(outputs.dataparser_scale), outputs.dataparser_transform.double()[:3]
     rotation = transform[:, :3]
     rigid = torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), atol=1e-3)
     if not (0 < scale < float("inf") and transform.isfinite().all() and rigid and torch.linalg.det(rotation) > 0):

@@ -59,7 +59,7 @@ def check_source(dataparser: DataParser, source: SourceCameras) -> List[str]:
         _check_phototourism(dataparser)
     names = [printable(name) for name in source.names]
     validate_poses(source.camera_to_worlds, names, ROUNDING_TOLERANCE)
-    _check_centers(source.camera_to_worlds[:, :, 3], names)
+    check_centers(source.camera_to_worlds[:, :, 3], names)
     if not isinstance(dataparser, (Blender, DNeRF)):  # their splits have files of their own, which may share images
         _check_listed_once(source, names)
     _check_masks(dataparser, source, names)
@@ -83,7 +83,13 @@ def blame_source(dataparser: DataParser) -> None:
         check_source(dataparser, source)
 
 
-def _check_centers(centers: Float[Tensor, "num_cameras 3"], names: Sequence[str]) -> None:
+def check_centers(centers: Float[Tensor, "num_cameras 3"], names: Sequence[str]) -> None:
+    """Raises HashPoseError for a camera so far away that single precision leaves nothing of the others' positions.
+
+    Args:
+        centers: of all cameras.
+        names: what to call each.
+    """
     furthest = centers.abs().amax(dim=1)
     if float(furthest.max()) > MAX_COORDINATE:
         name, far = names[int(furthest.argmax())], float(furthest.max())

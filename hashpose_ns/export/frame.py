@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, centers_coincide
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
-from hashpose_ns.data.checks import check_transform
+from hashpose_ns.data.checks import check_transform, one_way
 from hashpose_ns.data.source import SourceCameras, source_cameras
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.photometry.scene import PosedScene
@@ -22,15 +22,6 @@ from nerfstudio.data.dataparsers.base_dataparser import (
     DataparserOutputs,
     transform_poses_to_original_space,
 )
-
-ONE_WAY_DATAPARSERS = {
-    "NeRFOSR": "nerfosr-data",
-    "SDFStudio": "sdfstudio-data",
-    "NuScenes": "nuscenes-data",
-    "Dycheck": "dycheck-data",
-    "Sitcoms3D": "sitcoms3d-data",
-}
-"""nerfstudio's dataparsers that move the poses without saying how in their outputs, by class name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,10 +216,7 @@ def flip_axes(camera_to_worlds: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*
 
 def check_invertible(dataparser: DataParser, outputs: DataparserOutputs) -> None:
     """Raise HashPoseError unless the outputs say truly how to get back to the input's frame."""
-    for parent in type(dataparser).__mro__:
-        if parent.__name__ in ONE_WAY_DATAPARSERS:
-            raise HashPoseError(
-                f"Poses read by {ONE_WAY_DATAPARSERS[parent.__name__]} cannot be exported, because it does not record "
-                "how it moved them out of their own frame."
-            )
+    reason = one_way(dataparser)
+    if reason is not None:
+        raise HashPoseError(f"The poses cannot be exported, because {reason}.")
     check_transform(outputs)

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
+from hashpose_ns.data.checks import ONE_WAY_DATAPARSERS
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.data.names import image_folder_and_names, images_folder
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap import write_colmap_model
 from hashpose_ns.export.exported import FROZEN, KEPT, TRAINED, ExportedPoints
-from hashpose_ns.export.frame import ONE_WAY_DATAPARSERS, to_input_frame
+from hashpose_ns.export.frame import to_input_frame
 from hashpose_ns.export.points import with_points
 from hashpose_ns.export.poses import exported_cameras
 from hashpose_ns.runs.load import load_trained_pipeline
@@ -241,7 +242,7 @@ def test_dataparsers_that_cannot_be_undone_are_refused(tmp_path, helpers):
     refined = outputs.cameras.camera_to_worlds
     for name, key in (("NeRFOSR", "nerfosr-data"), ("SDFStudio", "sdfstudio-data")):
         one_way = type(name, (DataParser,), {})(config)
-        with pytest.raises(HashPoseError, match=f"Poses read by {key} cannot be exported"):
+        with pytest.raises(HashPoseError, match=f"cannot be exported, because {key} does not record"):
             exported_cameras(helpers.scene(outputs, one_way, refined))
     for changes in (
         dict(dataparser_scale=0.0),
