@@ -18,7 +18,7 @@ from hashpose_ns.data.checks import check_outputs, make_rigid
 from hashpose_ns.data.downscaled import in_full_order
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.source import check_float32, source_cameras
-from hashpose_ns.data.source_checks import check_source
+from hashpose_ns.data.source_checks import blame_source, check_source
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
@@ -61,7 +61,12 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         self.source: Optional[SourceCameras] = None
         self.from_source: Optional[Similarity] = None
         try:
-            super().__init__(*args, **kwargs)
+            try:
+                super().__init__(*args, **kwargs)
+            except Exception:
+                if self.source is None and hasattr(self, "dataparser"):
+                    blame_source(self.dataparser)
+                raise
         except HashPoseError:
             raise
         except (OSError, AssertionError, JSONDecodeError) as error:  # how dataparsers say that data are not as expected

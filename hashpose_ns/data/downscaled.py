@@ -33,7 +33,7 @@ def in_full_order(dataparser: DataParser, split: str, outputs: DataparserOutputs
 
     def downscaled(filenames: Optional[Sequence[Path]], prefix: str) -> Optional[List[Path]]:
         """Where nerfstudio looks for the downscaled files."""
-        return filenames and [dataparser._get_fname(name.relative_to(folder), folder, prefix) for name in filenames]
+        return filenames and [dataparser._get_fname(Path(filename.name), folder, prefix) for filename in filenames]
 
     images = downscaled(full.image_filenames, "images_")
     if images == outputs.image_filenames:

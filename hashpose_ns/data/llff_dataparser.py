@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hashpose_ns.cameras.perturbation import validate_poses
+from hashpose_ns.cameras.perturbation import ROUNDING_TOLERANCE, validate_poses
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
@@ -132,7 +132,7 @@ class LLFF(DataParser):
                 f"has {len(image_filenames)} images; they must match one to one in the order of the names."
             )
         names = [filename.name for filename in image_filenames]
-        validate_poses(torch.from_numpy(raw_poses), names)
+        validate_poses(torch.from_numpy(raw_poses), names, ROUNDING_TOLERANCE)
         for name, (near, far), values in zip(names, bounds, height_width_focal):
             if not (0 < near < far < np.inf):
                 raise HashPoseError(f"The depth bounds of {name} must be 0 < near < far but are {near:g} and {far:g}.")

@@ -231,8 +231,14 @@ def _absolute(filename: Path) -> Path:
 
 
 def _matrices(frames: Sequence[Dict[str, Any]]) -> Float[Tensor, "num_cameras 3 4"]:
-    matrices = [np.array(frame["transform_matrix"], dtype=np.float64)[:3] for frame in frames]
-    return torch.from_numpy(np.stack(matrices))
+    matrices = [np.array(frame["transform_matrix"], dtype=np.float64) for frame in frames]
+    for frame, matrix in zip(frames, matrices):
+        if matrix.shape == (4, 4) and not matrix[:3, 3].any() and matrix[3, :3].any():
+            raise HashPoseError(
+                f"The matrix of {frame['file_path']!a} is transposed: its translation stands in the last row, not "
+                "in the last column."
+            )
+    return torch.from_numpy(np.stack([matrix[:3] for matrix in matrices]))
 
 
 def _said_of_camera(meta: Dict[str, Any], frame: Dict[str, Any]) -> Dict[str, Any]:

@@ -77,6 +77,8 @@ def blame_source(dataparser: DataParser) -> None:
     """Raises HashPoseError if the files have a fault that explains why a dataparser failed on them."""
     try:
         source = source_cameras(dataparser)
+    except HashPoseError:
+        raise
     except Exception:  # as the dataparser's, whose own words will do
         return
     if source is not None:
