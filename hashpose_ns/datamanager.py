@@ -17,7 +17,7 @@ from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.data.checks import check_outputs, make_rigid
 from hashpose_ns.data.downscaled import in_full_order
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
-from hashpose_ns.data.source import check_float32, source_cameras
+from hashpose_ns.data.source import SourceCameras, check_float32, source_cameras
 from hashpose_ns.data.source_checks import blame_source, check_source
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.rays import TrainingRays

@@ -63,7 +63,8 @@ def check_outputs(dataparser: DataParser, outputs: DataparserOutputs, source: Op
         HashPoseError: a camera is impossible or not the file's, an image is listed twice or has a name that no format
             can hold, or the way back to the input's frame is lost.
     """
-    filenames, cameras, notes = outputs.image_filenames, outputs.cameras, []
+    filenames, cameras = outputs.image_filenames, outputs.cameras
+    notes: List[str] = []
     if not filenames:
         return notes
     config, names = dataparser.config, [printable(name) for name in image_names(filenames)]

@@ -25,7 +25,10 @@ def in_full_order(dataparser: DataParser, split: str, outputs: DataparserOutputs
     Returns:
         The outputs themselves, unless nerfstudio-data's downscaled images come in another order than the full ones.
     """
-    if not isinstance(dataparser, Nerfstudio) or not outputs.image_filenames or (dataparser.downscale_factor or 1) == 1:
+    if not isinstance(dataparser, Nerfstudio) or not outputs.image_filenames:
+        return outputs
+    factor = dataparser.downscale_factor or 1
+    if factor == 1:
         return outputs
     config = dataparser.config
     folder = config.data.parent if config.data.suffix == ".json" else config.data
@@ -33,11 +36,13 @@ def in_full_order(dataparser: DataParser, split: str, outputs: DataparserOutputs
 
     def downscaled(filenames: Optional[Sequence[Path]], prefix: str) -> Optional[List[Path]]:
         """Where nerfstudio looks for the downscaled files."""
-        return filenames and [dataparser._get_fname(Path(filename.name), folder, prefix) for filename in filenames]
+        if filenames is None:
+            return None
+        return [dataparser._get_fname(Path(filename.name), folder, prefix) for filename in filenames]
 
-    images = downscaled(full.image_filenames, "images_")
+    images = downscaled(full.image_filenames, "images_") or []
     if images == outputs.image_filenames:
         return outputs
-    full.cameras.rescale_output_resolution(1.0 / dataparser.downscale_factor)
+    full.cameras.rescale_output_resolution(1.0 / factor)
     full.metadata["depth_filenames"] = downscaled(full.metadata["depth_filenames"], "depths_")
     return dataclasses.replace(full, image_filenames=images, mask_filenames=downscaled(full.mask_filenames, "masks_"))

@@ -238,7 +238,7 @@ def _wanted(dataparser: DataParser, entries: Dict[str, Any], taken: Dict[str, fl
 
 def _check_masks(dataparser: DataParser, source: SourceCameras, names: Sequence[str]) -> None:
     """Raises HashPoseError if the dataparser would give images other masks than the file does, or none."""
-    masks = [entries.get("mask_path") for entries in source.intrinsics]
+    masks: List[str] = [entries.get("mask_path") or "" for entries in source.intrinsics]
     if not any(masks) or isinstance(dataparser, ScanNetpp):  # whose has_mask switches them off
         return
     if isinstance(dataparser, (Blender, DNeRF)):
