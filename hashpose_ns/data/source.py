@@ -73,7 +73,7 @@ class SourceCameras:
     applied_scale: float = 1.0
     """The scale that goes with it."""
     as_read: Optional[Float[Tensor, "num_cameras 3 4"]] = None
-    """The poses as nerfstudio reads them, where that is something else: COLMAP normalises quaternions."""
+    """The poses as nerfstudio reads them, where that is something else: of quaternions that are not normalised."""
 
     def rows(self, filenames: Sequence[Path]) -> List[int]:
         """The camera of each image of a split.
@@ -210,7 +210,7 @@ def colmap_poses(images: Sequence[Any], normalise: bool = True) -> Float[Tensor,
 
     Args:
         images: as nerfstudio's reader has them.
-        normalise: as COLMAP does with quaternions, and nerfstudio does not.
+        normalise: quaternions that are not normalised, which nerfstudio turns into matrices that are not rigid.
     """
     quaternions = np.stack([np.asarray(image.qvec, dtype=np.float64) for image in images])
     if normalise:
