@@ -16,7 +16,7 @@ from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses,
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
-from hashpose_ns.data.source import check_float32, source_cameras
+from hashpose_ns.data.source import SourceCameras, check_float32, source_cameras
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
