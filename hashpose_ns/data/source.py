@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hashpose_ns.cameras.alignment import Similarity
+from hashpose_ns.cameras.alignment import Similarity, centers_coincide
 from hashpose_ns.data.llff_dataparser import LLFF, read_poses_bounds
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.data.dataparsers.base_dataparser import DataParser
@@ -174,10 +174,9 @@ def _similarity(source: Float[Tensor, "num_cameras 3 4"], target: Float[Tensor, 
     rotation = roma.special_procrustes((target[:, :, :3] @ source[:, :, :3].mT).sum(dim=0))
     source_mean, target_mean = source[:, :, 3].mean(dim=0), target[:, :, 3].mean(dim=0)
     centers = (source[:, :, 3] - source_mean) @ rotation.T
-    squares = centers.square().sum()
-    scale = ((target[:, :, 3] - target_mean) * centers).sum() / squares
-    if not float(scale) > 0.0 or not np.isfinite(float(scale)):
-        scale = torch.ones_like(squares)
+    scale = ((target[:, :, 3] - target_mean) * centers).sum() / centers.square().sum()
+    if centers_coincide(source) or not float(scale) > 0.0:
+        scale = torch.ones_like(scale)
     return Similarity(scale, rotation, target_mean - scale * (rotation @ source_mean))
 
 

@@ -1,6 +1,7 @@
 """The user's files read again, and what training makes of them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,18 @@ from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.data.source import source_cameras
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.colmap import write_colmap_model
 from hashpose_ns.export.frame import rigid
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.dnerf_dataparser import DNeRFDataParserConfig
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.minimal_dataparser import MinimalDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio, NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.phototourism_dataparser import PhototourismDataParserConfig
+from nerfstudio.data.dataparsers.scannetpp_dataparser import ScanNetppDataParserConfig
+from nerfstudio.data.utils.colmap_parsing_utils import Camera, write_cameras_binary
 
 
 def manager(config):
@@ -26,6 +34,85 @@ def manager(config):
 
 def matrices(path) -> np.ndarray:
     return np.array([frame["transform_matrix"] for frame in json.loads(path.read_text())["frames"]])[:, :3]
+
+
+def colmap_model(scene, model) -> None:
+    """The scene's cameras as a COLMAP text model, a camera for each image."""
+    model.mkdir(parents=True)
+    poses = torch.from_numpy(matrices(scene / "transforms.json")) * torch.tensor([1.0, -1.0, -1.0, 1.0])
+    cameras = Cameras(poses.float(), fx=30.0, fy=30.0, cx=12.0, cy=12.0, width=24, height=24)
+    write_colmap_model(model, poses, cameras, [f"frame_{i:02d}.png" for i in range(len(poses))])
+
+
+def half_size(scene) -> None:
+    (scene / "images_2").mkdir()
+    for path in (scene / "images").iterdir():
+        Image.open(path).resize((12, 12)).save(scene / "images_2" / path.name)
+
+
+def of_colmap(folder):
+    scene = nerfstudio_scene(folder, 8)
+    half_size(scene)
+    colmap_model(scene, scene / "sparse/0")
+    return ColmapDataParserConfig(
+        data=scene, colmap_path=Path("sparse/0"), load_3D_points=False, downscale_factor=2, center_method="focus"
+    )
+
+
+def of_phototourism(folder):
+    scene = nerfstudio_scene(folder, 8)
+    colmap_model(scene, scene / "dense/sparse")
+    (scene / "images").rename(scene / "dense/images")
+    # the dataparser takes a camera's number for its image's
+    cameras = {i: Camera(i, "PINHOLE", 24, 24, [30.0, 30.0, 12.0, 12.0]) for i in range(1, 9)}
+    write_cameras_binary(cameras, scene / "dense/sparse/cameras.bin")
+    return PhototourismDataParserConfig(data=scene)
+
+
+def of_scannetpp(folder):
+    scene = nerfstudio_scene(folder / "dslr", 8)
+    (scene / "images").rename(scene / "resized_images")
+
+    def split(meta):
+        frames = [{**frame, "file_path": frame["file_path"].split("/")[1]} for frame in meta["frames"]]
+        meta.update(frames=frames[::2], test_frames=frames[1::2], has_mask=False)
+
+    edit_json(scene / "transforms.json", split)
+    (scene / "nerfstudio").mkdir()
+    (scene / "transforms.json").rename(scene / "nerfstudio/transforms.json")
+    return ScanNetppDataParserConfig(data=folder, orientation_method="vertical")
+
+
+def of_dnerf(folder):
+    scene = blender_scene(folder)
+    for split in ("train", "test"):
+        edit_json(scene / f"transforms_{split}.json", lambda meta: [f.update(time=0.0) for f in meta["frames"]])
+    return DNeRFDataParserConfig(data=scene, scale_factor=0.3)
+
+
+def of_instant_ngp(folder):
+    """Names without suffix, and one image that is not there."""
+    scene = nerfstudio_scene(folder, 8)
+    edit_json(
+        scene / "transforms.json",
+        lambda meta: [frame.update(file_path=frame["file_path"][:-4]) for frame in meta["frames"]],
+    )
+    (scene / "images/frame_05.png").unlink()
+    return InstantNGPDataParserConfig(data=scene, eval_mode="interval", eval_interval=3)
+
+
+def of_llff(folder):
+    return LLFFDataParserConfig(data=llff_scene(folder))
+
+
+@pytest.mark.parametrize("make", [of_colmap, of_phototourism, of_scannetpp, of_dnerf, of_instant_ngp, of_llff])
+def test_one_similarity_takes_the_file_s_poses_to_nerfstudio_s(tmp_path, make):
+    parser = make(tmp_path / "scene").setup()
+    train, test = parser.get_dataparser_outputs("train"), parser.get_dataparser_outputs("test")
+    source = source_cameras(parser)
+    found = source.similarity(train.image_filenames, train.cameras.camera_to_worlds)
+    held_out = source.camera_to_worlds[source.rows(test.image_filenames)]
+    np.testing.assert_allclose(found.apply_to_poses(held_out), test.cameras.camera_to_worlds, atol=1e-5)
 
 
 def shift(path, offset) -> None:
@@ -44,9 +131,7 @@ def test_images_of_all_splits_find_their_camera(tmp_path, downscale):
     scene = nerfstudio_scene(tmp_path / "scene", 8)
     edit_json(scene / "transforms.json", lambda meta: meta["frames"].reverse())
     edit_json(scene / "transforms.json", lambda meta: meta["frames"][0].update(fl_x=30.0))
-    (scene / "images_2").mkdir()
-    for path in (scene / "images").iterdir():
-        Image.open(path).resize((12, 12)).save(scene / "images_2" / path.name)
+    half_size(scene)
     parser = NerfstudioDataParserConfig(data=scene, downscale_factor=downscale).setup()
     for split in ("train", "val"):
         outputs = parser.get_dataparser_outputs(split)
@@ -134,5 +219,3 @@ def test_what_is_not_known_is_left_to_the_dataparser(tmp_path):
     config = NerfstudioDataParserConfig(data=nerfstudio_scene(tmp_path / "scene", 8))
     assert source_cameras(Own(config)) is None
     assert source_cameras(MinimalDataParserConfig(data=tmp_path).setup()) is None
-    llff = LLFFDataParserConfig(data=llff_scene(tmp_path / "llff")).setup()
-    assert len(source_cameras(llff).rows(llff.get_dataparser_outputs("train").image_filenames)) == 9

@@ -171,3 +171,21 @@ def test_every_format_holds_the_file_s_own_frame(tmp_path, helpers, call, seed):
             what = f"{export}, {arrangement}, {kind}, size {size:.3g}, {far:.3g} from the origin"
             np.testing.assert_allclose(pose[:, :3], true[image, :, :3], atol=1e-5, err_msg=what)
             np.testing.assert_allclose(pose[:, 3], true[image, :, 3], rtol=0, atol=1e-6 * size + ulps, err_msg=what)
+
+
+def test_cameras_in_one_place_stay_there(tmp_path, helpers, call):
+    """A panorama from a tripod, far from the origin: only turns are learned."""
+    poses = helpers.poses(NUM)
+    poses[:, :, 3] = torch.tensor([448000.0, 5411000.0, 310.0])
+    turns = roma.rotvec_to_rotmat(torch.tensor([[0.0, 0.02, 0.01]], dtype=torch.float64))
+    corrections = torch.cat([turns, torch.zeros(1, 3, 1, dtype=torch.float64)], dim=-1)
+    config = dataset("colmap", tmp_path / "data", helpers, poses)
+    config.auto_scale_poses = False
+    scene = trained(config, helpers, lambda given, _: moved(given.double(), corrections, 1.0))
+    for number, update in enumerate([(), ("--update", tmp_path / "data/sparse/0")]):
+        exported = call(scene, "colmap", "--points", "empty", "--align", "none", *update, output=f"out{number}")
+        assert exported == 0
+        found = written_poses(tmp_path / f"out{number}")
+        for path in scene.train_outputs.image_filenames:
+            expected = moved(poses[int(path.stem)][None], corrections, 1.0)[0]
+            np.testing.assert_allclose(found[int(path.stem)], expected, rtol=1e-14, atol=1e-6)
