@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hashpose_ns.cameras.alignment import Similarity
+from hashpose_ns.cameras.alignment import Similarity, centers_coincide
 from hashpose_ns.data.llff_dataparser import LLFF, read_poses_bounds
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.data.dataparsers.base_dataparser import DataParser
@@ -74,7 +74,7 @@ class SourceCameras:
     applied_scale: float = 1.0
     """The scale that goes with it."""
     as_read: Optional[Float[Tensor, "num_cameras 3 4"]] = None
-    """The poses as nerfstudio reads them, where that is something else: COLMAP normalises quaternions."""
+    """The poses as nerfstudio reads them, where that is something else: of quaternions that are not normalised."""
 
     def rows(self, filenames: Sequence[Path]) -> List[int]:
         """The camera of each image of a split.
@@ -175,10 +175,9 @@ def _similarity(source: Float[Tensor, "num_cameras 3 4"], target: Float[Tensor, 
     rotation = roma.special_procrustes((target[:, :, :3] @ source[:, :, :3].mT).sum(dim=0))
     source_mean, target_mean = source[:, :, 3].mean(dim=0), target[:, :, 3].mean(dim=0)
     centers = (source[:, :, 3] - source_mean) @ rotation.T
-    squares = centers.square().sum()
-    scale = ((target[:, :, 3] - target_mean) * centers).sum() / squares
-    if not float(scale) > 0.0 or not np.isfinite(float(scale)):
-        scale = torch.ones_like(squares)
+    scale = ((target[:, :, 3] - target_mean) * centers).sum() / centers.square().sum()
+    if centers_coincide(source) or not float(scale) > 0.0:
+        scale = torch.ones_like(scale)
     return Similarity(scale, rotation, target_mean - scale * (rotation @ source_mean))
 
 
@@ -211,7 +210,7 @@ def colmap_poses(images: Sequence[Any], normalise: bool = True) -> Float[Tensor,
 
     Args:
         images: as nerfstudio's reader has them.
-        normalise: as COLMAP does with quaternions, and nerfstudio does not.
+        normalise: quaternions that are not normalised, which nerfstudio turns into matrices that are not rigid.
     """
     quaternions = np.stack([np.asarray(image.qvec, dtype=np.float64) for image in images])
     if normalise:

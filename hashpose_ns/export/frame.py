@@ -53,13 +53,13 @@ class GivenPoses:
             frame = f"the input's as {type(scene.dataparser).__name__} reads it, to {precision:.1g} units"
             return cls(frame, to_nerfstudio, None, outputs)
         reference = scene.poses.reference_camera_to_worlds
-        to_nerfstudio = source.similarity(outputs.image_filenames, reference)
-        if to_nerfstudio is None:
+        found = source.similarity(outputs.image_filenames, reference)
+        if found is None:
             raise HashPoseError(
                 f"The poses in {source.path} are not those that the run was trained with; export with the dataset as "
                 "it was then, or train anew."
             )
-        return cls(source.frame, to_nerfstudio, source, outputs)
+        return cls(source.frame, found, source, outputs)
 
     def poses(self, outputs: DataparserOutputs) -> Float[Tensor, "num_cameras 3 4"]:
         """Of a split's images: float64, OpenGL axes, rotations orthonormal to 1e-15."""
