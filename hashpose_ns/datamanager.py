@@ -18,10 +18,7 @@ from hashpose_ns.data.checks import check_outputs, make_rigid
 from hashpose_ns.data.downscaled import in_full_order
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.source import SourceCameras, check_float32, source_cameras
-<<<<<<< HEAD
 from hashpose_ns.data.source_checks import blame_source, check_source
-=======
->>>>>>> given
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
