@@ -48,8 +48,8 @@ DISTORTION_GRID = 9
 
 
 def check_outputs(dataparser: DataParser, outputs: DataparserOutputs, source: Optional[SourceCameras]) -> List[str]:
-    """Checks what a dataparser made of one split, but for the poses. Intrinsics that it left out are put
-    back, in place.
+    """Checks what a dataparser made of one split, but for the poses. Intrinsics that it left out are put back,
+    in place.
 
     Args:
         dataparser: that made it.
@@ -161,7 +161,7 @@ def check_intrinsics(cameras: Cameras, names: Sequence[str]) -> None:
     refuse(
         (slope > limit) | ((lens < MIN_FIELD_OF_VIEW) & limit.isfinite()),
         [
-            f"The camera of {name} cannot be: focal lengths {f} and principal point {p} do not fit an image of "
+            f"The intrinsics of {name} are impossible: focal lengths {f} and principal point {p} for an image of "
             f"{int(w)}x{int(h)}"
             for name, f, p, w, h in zip(names, numbers, points, width, height)
         ],

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.perturbation import ROUNDING_TOLERANCE, validate_poses
+from hashpose_ns.data.llff_dataparser import LLFF
 from hashpose_ns.data.names import printable
 from hashpose_ns.data.source import SourceCameras, source_cameras
 from hashpose_ns.errors import HashPoseError
@@ -68,7 +69,7 @@ def check_source(dataparser: DataParser, source: SourceCameras) -> List[str]:
         off = (rotations.mT @ rotations - torch.eye(3, dtype=rotations.dtype)).abs().amax(dim=(1, 2))
         if bool((off > ROUNDING_TOLERANCE).any()):
             return [
-                f"The quaternion of {names[int(off.argmax())]} has not the length 1; it is normalised, as by COLMAP."
+                f"The quaternion of {names[int(off.argmax())]} is not of unit length; it is normalised, as COLMAP does."
             ]
     return []
 
@@ -101,8 +102,8 @@ def check_centers(centers: Float[Tensor, "num_cameras 3"], names: Sequence[str])
     if spread > 0 and float(distances[worst]) > MAX_DISTANCE * spread:
         raise HashPoseError(
             f"The camera {names[worst]} is {float(distances[worst]):.3g} units away from the others, which are "
-            f"{spread:.3g} units apart, so that nothing would be left of their positions beside it; correct its pose, "
-            "or take the image out of the input."
+            f"some {spread:.3g} units apart, so that nothing would be left of their positions beside it; correct "
+            "its pose, or take the image out of the input."
         )
 
 
@@ -123,8 +124,8 @@ def _check_listed_once(source: SourceCameras, names: Sequence[str]) -> None:
 def compare_with_source(dataparser: DataParser, outputs: DataparserOutputs, source: SourceCameras) -> List[str]:
     """Compares a split's cameras with what the files say.
 
-    instant-ngp-data and blender-data have one focal length for everything. What their files say beyond that is put into
-    the cameras, in place.
+    instant-ngp-data and blender-data have one focal length for everything, and phototourism-data takes the size of an
+    image from its principal point. What their files say beyond that is put into the cameras, in place.
 
     Returns:
         The names of what was put there.
@@ -142,7 +143,7 @@ def compare_with_source(dataparser: DataParser, outputs: DataparserOutputs, sour
         kind = _camera_type(entries)
         if kind not in (None, kinds[index]):
             raise HashPoseError(
-                f"{source.path} says {kind.name.lower()} of the camera of {name}, but nerfstudio takes it for "
+                f"{source.path} says that the camera of {name} is {kind.name.lower()}, but nerfstudio takes it for "
                 f"{kinds[index].name.lower()}; {_remedy(dataparser)}."
             )
         for key, value in _wanted(dataparser, entries, {key: column[index] for key, column in taken.items()}).items():
@@ -152,7 +153,7 @@ def compare_with_source(dataparser: DataParser, outputs: DataparserOutputs, sour
                 continue
             if key not in taken or not _is_certain(dataparser, key):
                 raise HashPoseError(
-                    f"{source.path} says {key} {value:g} of {name}, but nerfstudio takes {found:g}; "
+                    f"{source.path} gives {name} {key} {value:g}, but nerfstudio takes {found:g}; "
                     f"{_remedy(dataparser)}."
                 )
             taken[key][index] = value
@@ -163,8 +164,12 @@ def compare_with_source(dataparser: DataParser, outputs: DataparserOutputs, sour
 
 
 def _is_certain(dataparser: DataParser, key: str) -> bool:
-    """Whether what the file says is what it means. blender-data's focal length is camera_angle_x of the whole file."""
-    return isinstance(dataparser, InstantNGP) or (isinstance(dataparser, (Blender, DNeRF)) and key != "fl_x")
+    """Whether the file's value can stand for the dataparser's."""
+    if isinstance(dataparser, (Blender, DNeRF)):  # whose one focal length is camera_angle_x of the whole file
+        return key != "fl_x"
+    if isinstance(dataparser, Phototourism):  # whose images have their principal points in the middle
+        return key in ("w", "h")
+    return isinstance(dataparser, InstantNGP)
 
 
 def _remedy(dataparser: DataParser) -> str:
@@ -220,9 +225,9 @@ def _wanted(dataparser: DataParser, entries: Dict[str, Any], taken: Dict[str, fl
         wanted = dict(zip(DISTORTION, map(float, said["distortion_params"]))) if "k1" in taken else {}
     for axis, size, center in (("x", "w", "cx"), ("y", "h", "cy")):
         scale = 1.0 / _factor(dataparser)
-        if isinstance(dataparser, InstantNGP) and size in said:
+        if isinstance(dataparser, (InstantNGP, Phototourism)) and size in said:
             wanted[size] = float(int(said[size]))
-        elif isinstance(dataparser, (Blender, DNeRF)) and size in said:  # whatever size the images have now
+        elif isinstance(dataparser, (Blender, DNeRF, LLFF)) and size in said:  # whatever size the images have now
             scale = taken[size] / float(said[size])
         if center in said:
             wanted[center] = float(said[center]) * scale

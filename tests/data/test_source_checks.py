@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes import blender_scene, edit_json, nerfstudio_scene
+from scenes import blender_scene, edit_json, llff_scene, nerfstudio_scene
 
 from hashpose_ns.cameras.alignment import pose_errors
+from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import CameraType
@@ -62,12 +63,15 @@ def give_masks(meta: dict, count: int = 10) -> None:
         (set_entry("frame_03", 2, 3, 1e19), "images/frame_03.png lies at a coordinate of 1e\\+19"),
         (set_entry("frame_03", 2, 3, -1e6), "images/frame_03.png is 1e\\+06 units away from the others"),
         (transpose, "The matrix of 'images/frame_0.*' is transposed"),
-        (lambda meta: frame(meta, "frame_03").update(fl_x=31.0), "says fl_x 31 of images/frame_03.png"),
-        (lambda meta: frame(meta, HELD_OUT).update(cy=10.0), f"says cy 10 of images/{HELD_OUT}.*top of the file wins"),
-        (lambda meta: meta.update(k1=0.1, k5=0.1), "says k5 0.1"),
-        (lambda meta: meta.update(k4=0.1), "says k4 0.1"),
-        (lambda meta: meta.update(is_fisheye=True), "says fisheye of the camera of images/frame_0.*perspective"),
-        (lambda meta: frame(meta, "frame_03").update(camera_model="OPENCV_FISHEYE"), "says fisheye .* images/frame_03"),
+        (lambda meta: frame(meta, "frame_03").update(fl_x=31.0), "gives images/frame_03.png fl_x 31,"),
+        (lambda meta: frame(meta, HELD_OUT).update(cy=10.0), f"gives images/{HELD_OUT} cy 10, .*top of the file wins"),
+        (lambda meta: meta.update(k1=0.1, k5=0.1), "k5 0.1, but"),
+        (lambda meta: meta.update(k4=0.1), "k4 0.1, but"),
+        (lambda meta: meta.update(is_fisheye=True), "camera of images/frame_0.* is fisheye, but .*perspective"),
+        (
+            lambda meta: frame(meta, "frame_03").update(camera_model="OPENCV_FISHEYE"),
+            "camera of images/frame_03.png is fisheye",
+        ),
         (lambda meta: meta["frames"].append(dict(frame(meta, HELD_OUT))), f"lists the image images/{HELD_OUT} more"),
         (lambda meta: give_masks(meta, 4), "images/frame_04.png has no mask_path"),
     ],
@@ -117,15 +121,15 @@ def test_instant_ngp_data_gets_the_second_field_of_view(tmp_path):
 
 
 def test_instant_ngp_data_does_not_know_camera_models(tmp_path):
-    with pytest.raises(HashPoseError, match="says fisheye .* nerfstudio-data"):
+    with pytest.raises(HashPoseError, match="is fisheye, .* nerfstudio-data"):
         instant_ngp(tmp_path, lambda meta: meta.update(camera_model="OPENCV_FISHEYE"))
 
 
 @pytest.mark.parametrize(
     "edit, words",
     [
-        (lambda meta: meta.update(fl_x=11.0), "says fl_x 11 of ./t.*but nerfstudio takes"),
-        (lambda meta: meta["frames"][1].update(camera_angle_x=0.3), "r_1, but nerfstudio takes"),
+        (lambda meta: meta.update(fl_x=11.0), "gives ./test/r_0 fl_x 11, but nerfstudio takes"),
+        (lambda meta: meta["frames"][1].update(camera_angle_x=0.3), "r_1 fl_x .* but nerfstudio takes"),
         (lambda meta: meta["frames"][1].update(mask_path="m.png"), "blender-data reads no masks"),
     ],
 )
@@ -144,6 +148,15 @@ def test_blender_data_gets_what_it_leaves_out(tmp_path):
     assert (float(cameras.fy[2]), float(cameras.cx[2]), float(cameras.cy[2])) == (40.0, 13.0, 12.0)
     assert float(cameras.distortion_params[2, 1]) == pytest.approx(0.1)
     assert int(cameras.camera_type[2]) == CameraType.PERSPECTIVE.value
+
+
+def test_llff_data_scales_to_the_size_of_the_images(tmp_path):
+    scene = llff_scene(tmp_path)
+    rows = np.load(scene / "poses_bounds.npy")
+    rows[:, [4, 9, 14]] *= 4.0  # height, width and focal length of larger images
+    np.save(scene / "poses_bounds.npy", rows)
+    cameras = read(LLFFDataParserConfig(data=scene)).train_dataset.cameras
+    assert float(cameras.fx[0]) == pytest.approx(1.2 * 24)
 
 
 # -- downscaled images -------------------------------------------------------------------------------------------------
@@ -244,11 +257,23 @@ def test_quaternions_are_normalised(tmp_path, capsys, change):
             images[key] = image._replace(qvec=change(image.qvec))
 
     right = read_colmap(colmap_scene(tmp_path / "right")).train_dataset.cameras.camera_to_worlds
-    assert "not the length 1" not in capsys.readouterr().out
+    assert "not of unit length" not in capsys.readouterr().out
     normalised = read_colmap(colmap_scene(tmp_path / "changed", edit)).train_dataset.cameras.camera_to_worlds
     errors = pose_errors(normalised, right)
     assert float(errors.rotation_deg.max()) < 0.1 and float(errors.center.max()) < 5e-3
-    assert ("not the length 1" in capsys.readouterr().out) == (change(np.ones(1))[0] != 1)
+    assert ("not of unit length" in capsys.readouterr().out) == (change(np.ones(1))[0] != 1)
+
+
+def test_phototourism_data_gets_the_sizes_of_images(tmp_path):
+    def shift(cameras, images):
+        for key, camera in cameras.items():
+            cameras[key] = camera._replace(params=camera.params + np.array([0, 0, 1.5, -1.0]))
+
+    scene = colmap_scene(tmp_path, shift, "dense/sparse", cameras=10)
+    (scene / "images").rename(scene / "dense/images")
+    cameras = read(PhototourismDataParserConfig(data=scene)).train_dataset.cameras
+    assert (int(cameras.width[0]), int(cameras.height[0])) == (24, 24)
+    assert (float(cameras.cx[0]), float(cameras.cy[0])) == (13.5, 11.0)
 
 
 def swap(cameras, images):
@@ -258,7 +283,7 @@ def swap(cameras, images):
 @pytest.mark.parametrize(
     "edit, cameras, words",
     [
-        (swap, 10, r"says fl_x .* of frame_0[12]\.png"),
+        (swap, 10, r"gives frame_0[12]\.png fl_x"),
         (lambda cameras, images: None, 5, "has 10 images and 5 cameras"),
     ],
 )
