@@ -46,6 +46,9 @@ ONE_WAY_DATAPARSERS = {
 DISTORTION_GRID = 9
 """Distortion is undone for this many pixels in x and in y, edges included."""
 
+MAX_LOST = 0.75
+"""Fraction of them that may not come back; models of wide lenses often turn back before the corners."""
+
 
 def check_outputs(dataparser: DataParser, outputs: DataparserOutputs, source: Optional[SourceCameras]) -> List[str]:
     """Checks what a dataparser made of one split, but for the poses. Intrinsics that it left out are put back,
@@ -177,7 +180,7 @@ def check_intrinsics(cameras: Cameras, names: Sequence[str]) -> None:
         lost = _lost_pixels(distortion, torch.stack([-cx / fx, (width - cx) / fx, -cy / fy, (height - cy) / fy], dim=1))
         lost[~limit.isfinite()] = 0.0
         refuse(
-            lost > 0.5,
+            lost > MAX_LOST,
             [
                 f"The distortion of {name} cannot be undone for most of its pixels: k1 {k[0]:g}, k2 {k[1]:g}, k3 "
                 f"{k[2]:g}, k4 {k[3]:g}, p1 {k[4]:g}, p2 {k[5]:g}"
@@ -209,7 +212,8 @@ def _lost_pixels(
     y_back = y * radial + 2.0 * p2 * x * y + p1 * (squared + 2.0 * y * y)
     error = (torch.stack([x_back, y_back], dim=-1) - pixels).norm(dim=-1)
     size = torch.hypot(right - left, bottom - top)
-    return (~(error < 1e-2 * size)).double().mean(dim=(1, 2))
+    slope = 1.0 + squared * (3.0 * k1 + squared * (5.0 * k2 + squared * (7.0 * k3 + squared * 9.0 * k4)))
+    return (~((error < 1e-2 * size) & (slope > 0))).double().mean(dim=(1, 2))  # beyond, it has turned back
 
 
 def make_rigid(outputs: DataparserOutputs) -> List[str]:

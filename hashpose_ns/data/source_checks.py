@@ -62,7 +62,7 @@ def check_source(dataparser: DataParser, source: SourceCameras) -> List[str]:
     validate_poses(source.camera_to_worlds, names, ROUNDING_TOLERANCE)
     check_centers(source.camera_to_worlds[:, :, 3], names)
     if not isinstance(dataparser, (Blender, DNeRF)):  # their splits have files of their own, which may share images
-        _check_listed_once(source, names)
+        _check_listed_once(dataparser, source, names)
     _check_masks(dataparser, source, names)
     if source.as_read is not None:
         rotations = source.as_read[:, :, :3]
@@ -107,14 +107,15 @@ def check_centers(centers: Float[Tensor, "num_cameras 3"], names: Sequence[str])
         )
 
 
-def _check_listed_once(source: SourceCameras, names: Sequence[str]) -> None:
+def _check_listed_once(dataparser: DataParser, source: SourceCameras, names: Sequence[str]) -> None:
     first: Dict[Path, int] = {}
     for row, filename in enumerate(source.filenames):
         other = first.setdefault(filename, row)
         if other == row:
             continue
-        if Path(source.names[other]) == Path(source.names[row]):
-            raise HashPoseError(f"{source.path} lists the image {names[row]} more than once; list it once.")
+        if _factor(dataparser) == 1 or Path(source.names[other]) == Path(source.names[row]):
+            spelled = "" if names[other] == names[row] else f" (as {names[other]} too)"
+            raise HashPoseError(f"{source.path} lists the image {names[row]} more than once{spelled}; list it once.")
         raise HashPoseError(
             f"{printable(str(filename))} would stand for two images, {names[other]} and {names[row]}; give images in "
             "different folders different names, or train on the full images (--downscale-factor 1)."

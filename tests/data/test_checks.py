@@ -82,6 +82,7 @@ def test_impossible_intrinsics_are_refused(second, words):
         {"fx": 20.0, "fy": 15.0},  # a field of view of 143 degrees
         {"fx": 1e6, "fy": 1e6},  # a telescope
         {"cx": -400.0},  # a crop far from the axis
+        {"distortion": (-0.15, 0, 0, 0, 0, 0), "fx": 50.0, "fy": 50.0},  # turns back before the corners
         {"distortion": (-0.3, 0.12, -0.02, 0, 1e-3, -2e-3)},
         {"distortion": (0.06, -0.08, 0, 0, -1e-3, 1e-4)},
         {"distortion": (-0.02, 0.004, -0.001, 1e-4, 0, 0), "kind": CameraType.FISHEYE, "fx": 40.0, "fy": 40.0},

@@ -73,6 +73,10 @@ def give_masks(meta: dict, count: int = 10) -> None:
             "camera of images/frame_03.png is fisheye",
         ),
         (lambda meta: meta["frames"].append(dict(frame(meta, HELD_OUT))), f"lists the image images/{HELD_OUT} more"),
+        (
+            lambda meta: frame(meta, "frame_03").update(file_path=f"images/../images/{HELD_OUT}"),
+            "more than once .as images",
+        ),
         (lambda meta: give_masks(meta, 4), "images/frame_04.png has no mask_path"),
     ],
 )
