@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, ROUNDING_TOLERANCE, validate_poses
+from hashpose_ns.data.distortion import distort
 from hashpose_ns.data.names import image_folder_and_names, image_names, images_folder, printable
 from hashpose_ns.data.source import SourceCameras
 from hashpose_ns.data.source_checks import check_centers, compare_with_source
@@ -204,16 +205,10 @@ def _lost_pixels(
     x, y = left + (right - left) * steps[:, None], top + (bottom - top) * steps
     pixels = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
     params = distortion[:, None, None]
-    x, y = radial_and_tangential_undistort(pixels, params).unbind(dim=-1)
-    k1, k2, k3, k4, p1, p2 = params.unbind(dim=-1)
-    squared = x * x + y * y
-    radial = 1.0 + squared * (k1 + squared * (k2 + squared * (k3 + squared * k4)))
-    x_back = x * radial + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x)
-    y_back = y * radial + 2.0 * p2 * x * y + p1 * (squared + 2.0 * y * y)
-    error = (torch.stack([x_back, y_back], dim=-1) - pixels).norm(dim=-1)
+    x, y, slope = distort(*radial_and_tangential_undistort(pixels, params).unbind(dim=-1), params)
+    error = (torch.stack([x, y], dim=-1) - pixels).norm(dim=-1)
     size = torch.hypot(right - left, bottom - top)
-    slope = 1.0 + squared * (3.0 * k1 + squared * (5.0 * k2 + squared * (7.0 * k3 + squared * 9.0 * k4)))
-    return (~((error < 1e-2 * size) & (slope > 0))).double().mean(dim=(1, 2))  # beyond, it has turned back
+    return (~((error < 1e-2 * size) & (slope > 0))).double().mean(dim=(1, 2))
 
 
 def make_rigid(outputs: DataparserOutputs) -> List[str]:

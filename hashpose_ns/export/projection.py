@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hashpose_ns.data.distortion import distort
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
 
@@ -43,16 +44,8 @@ def project(
     in_front = fisheye | (depth > 1e-9)
     if cameras.distortion_params is not None:
         distortion = cameras.distortion_params.to(points)[indices].reshape(len(points), 6)
-        k1, k2, k3, k4, p1, p2 = distortion.unbind(dim=-1)
-        squared = x * x + y * y
-        # beyond the rim where distortion turns back, points would fall into the image again
-        slope = 1.0 + squared * (3.0 * k1 + squared * (5.0 * k2 + squared * (7.0 * k3 + squared * 9.0 * k4)))
-        in_front = in_front & (slope > 0)
-        radial = 1.0 + squared * (k1 + squared * (k2 + squared * (k3 + squared * k4)))
-        x, y = (
-            x * radial + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x),
-            y * radial + 2.0 * p2 * x * y + p1 * (squared + 2.0 * y * y),
-        )
+        x, y, slope = distort(x, y, distortion)
+        in_front = in_front & (slope > 0)  # beyond, points would fall into the image again
     pixels = torch.stack([of(cameras.fx) * x + of(cameras.cx), of(cameras.fy) * y + of(cameras.cy)], dim=-1)
     width, height = of(cameras.width), of(cameras.height)
     on_image = (pixels[:, 0] >= 0) & (pixels[:, 0] < width) & (pixels[:, 1] >= 0) & (pixels[:, 1] < height)
