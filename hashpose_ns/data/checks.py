@@ -30,7 +30,7 @@ focal length or a principal point is wrong by orders of magnitude."""
 MAX_FISHEYE_ANGLE = 4 * torch.pi
 """The same for fisheye cameras, in radians. Corners outside of the image circle reach far."""
 
-MIN_FIELD_OF_VIEW = 1e-6
+MIN_FIELD_OF_VIEW = 1e-5
 """Image size over focal length, in radians about the field of view, of the longest lens."""
 
 PCA_MIRRORS = "--orientation-method pca of nerfstudio 1.1.5 can do that to right poses, take another"
