@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, ROUNDING_TOLERANCE, validate_poses
 from hashpose_ns.data.distortion import distort
-from hashpose_ns.data.names import image_folder_and_names, image_names, images_folder, printable
+from hashpose_ns.data.names import image_folder_and_names, image_names, images_folder, is_utf8, printable
 from hashpose_ns.data.source import SourceCameras
 from hashpose_ns.data.source_checks import check_centers, compare_with_source
 from hashpose_ns.errors import HashPoseError
@@ -103,12 +103,10 @@ def check_names(names: Sequence[str]) -> None:
         names: of images, relative to their folder.
     """
     for name in names:
-        if any(character in name for character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029\0"):
+        if name.splitlines() != [name]:
             raise HashPoseError(f"The image name {ascii(name)} has a line break in it; rename the image.")
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            raise HashPoseError(f"The image name {ascii(name)} is not UTF-8; rename the image.") from None
+        if not is_utf8(name):
+            raise HashPoseError(f"The image name {ascii(name)} is not UTF-8; rename the image.")
 
 
 def check_transform(outputs: DataparserOutputs) -> None:
