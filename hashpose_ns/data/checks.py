@@ -203,7 +203,8 @@ def _lost_pixels(
     x, y = left + (right - left) * steps[:, None], top + (bottom - top) * steps
     pixels = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
     params = distortion[:, None, None]
-    x, y, slope = distort(*radial_and_tangential_undistort(pixels, params).unbind(dim=-1), params)
+    undone = radial_and_tangential_undistort(pixels, params)
+    x, y, slope = distort(undone[..., 0], undone[..., 1], params)
     error = (torch.stack([x, y], dim=-1) - pixels).norm(dim=-1)
     size = torch.hypot(right - left, bottom - top)
     return (~((error < 1e-2 * size) & (slope > 0))).double().mean(dim=(1, 2))
