@@ -33,6 +33,12 @@ MAX_FISHEYE_ANGLE = 4 * torch.pi
 MIN_FIELD_OF_VIEW = 1e-5
 """Image size over focal length, in radians about the field of view, of the longest lens."""
 
+MAX_STRETCH = 10.0
+"""Largest ratio of the two focal lengths; anamorphic lenses have 2."""
+
+MAX_ZOOM = 100.0
+"""Largest ratio of a focal length to the median of all, in units of the images' widths."""
+
 PCA_MIRRORS = "--orientation-method pca of nerfstudio 1.1.5 can do that to right poses, take another"
 
 ONE_WAY_DATAPARSERS = {
@@ -159,14 +165,19 @@ def check_intrinsics(cameras: Cameras, names: Sequence[str]) -> None:
     limit = torch.full_like(slope, torch.inf)
     limit[kind == CameraType.PERSPECTIVE.value] = MAX_SLOPE
     limit[kind == CameraType.FISHEYE.value] = MAX_FISHEYE_ANGLE
-    lens = torch.minimum(width / fx, height / fy)
+    lens, stretch = torch.minimum(width / fx, height / fy), torch.maximum(fx / fy, fy / fx)
     refuse(
-        (slope > limit) | ((lens < MIN_FIELD_OF_VIEW) & limit.isfinite()),
+        (slope > limit) | (((lens < MIN_FIELD_OF_VIEW) | (stretch > MAX_STRETCH)) & limit.isfinite()),
         [
             f"The intrinsics of {name} are impossible: focal lengths {f} and principal point {p} for an image of "
             f"{int(w)}x{int(h)}"
             for name, f, p, w, h in zip(names, numbers, points, width, height)
         ],
+    )
+    zoom = (fx / width) / (fx / width).median()
+    refuse(
+        ((zoom > MAX_ZOOM) | (zoom < 1.0 / MAX_ZOOM)) & limit.isfinite(),
+        [f"The focal length of {name} is {z:.3g} times that of the other images" for name, z in zip(names, zoom)],
     )
     if cameras.distortion_params is None:
         return
