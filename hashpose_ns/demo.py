@@ -29,7 +29,7 @@ class Demo:
     seed: int = 0
     """Seed of the perturbation and of training."""
     viewer_port: int = 7007
-    """Port of the live viewer, on this machine only."""
+    """Port of the live viewer, on this machine only; the next free one if it is taken."""
 
     def main(self) -> None:
         """Runs the demo."""
@@ -42,7 +42,11 @@ class Demo:
         # An earlier demo's logs and checkpoints would mix with this one's.
         shutil.rmtree(run, ignore_errors=True)
         console.rule("[bold]1. Training: watch the cameras move")
-        console.print(f"Open http://localhost:{self.viewer_port} in a browser while it trains.")
+        console.print(
+            f"Open the viewer in a browser while it trains: http://127.0.0.1:{self.viewer_port}, or the address that "
+            "training prints if that port is taken.",
+            soft_wrap=True,
+        )
         self._run(console, self.train_command(output))
         console.rule("[bold]2. Evaluation on held-out images")
         results_file, renders = output / "results.json", output / "renders"

@@ -61,7 +61,7 @@ class Access:
     network: bool
     """Whether other machines can connect, which call this one by its name."""
     names: FrozenSet[str] = frozenset()
-    """Further names of this machine, lower case."""
+    """Further names of this machine, lower case; with a port, where a proxy listens on an unusual one."""
     shared: bool = False
     """Whether the viewer is published through the relay."""
 
@@ -83,7 +83,7 @@ class Access:
         return None
 
     def _is_ours(self, name: str) -> bool:
-        if _is_local(name) or _address(name) is not None or name in self.names:
+        if _is_local(name) or _address(name) is not None or name in {own.partition(":")[0] for own in self.names}:
             return True
         if self.network and name.partition(".")[0] == socket.gethostname().partition(".")[0].lower():
             return True
@@ -97,9 +97,11 @@ class Access:
         page = _authority(rest)
         if not separator or scheme not in _DEFAULT_PORT or page is None:
             return False
-        if page[0] in self.names or self._is_relay(page[0]):  # a proxy may have put its own Host in
+        name, default = page[0], _DEFAULT_PORT[scheme]
+        public = name if page[1] in (None, default) else f"{name}:{page[1]}"
+        if public in self.names or self._is_relay(public):  # a proxy may have put in a Host of its own
             return True
-        same_port = (page[1] or _DEFAULT_PORT[scheme]) == (host[1] or _DEFAULT_PORT[scheme])
+        same_port = (page[1] or default) == (host[1] or default)
         return same_port and (page[0] == host[0] or (_is_local(page[0]) and _is_local(host[0])))
 
 

@@ -16,12 +16,13 @@ class ViewerConfig(base_config.ViewerConfig):
     """Settings of the live viewer. It has no password: whoever reaches its port may do what the person at it may."""
 
     websocket_host: str = THIS_MACHINE
-    """Address to listen on. The default admits this machine alone; from elsewhere, ssh -L 7007:localhost:7007 HOST.
-    0.0.0.0 opens the viewer to the network: everyone there sees images and poses, can pause training and move cameras.
-    """
+    """Address to listen on; the default admits this machine alone.
+    0.0.0.0 opens it to the whole network: everyone there sees images and
+    poses, can pause training, move cameras and write exports. Better use
+    ssh -L 7007:localhost:7007 HOST."""
     host_names: Tuple[str, ...] = ()
-    """Further names by which browsers may reach the viewer, such as that of a proxy. localhost, IP addresses and, on a
-    network, this machine's own name need no entry."""
+    """Further names of this machine for browsers, such as a proxy's.
+    localhost, IP addresses and its own name need no entry."""
     make_share_url: bool = False
     """Publish the viewer on the internet, through the relay share.viser.studio. Anyone with the address gets in."""
 

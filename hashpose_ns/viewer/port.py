@@ -18,8 +18,10 @@ import errno
 import functools
 import http
 import ipaddress
+import os
 import socket
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
@@ -47,7 +49,10 @@ OPEN_SECONDS = 10.0
 """Time that a client has for its request."""
 
 CLOSE_SECONDS = 2.0
-"""Wait for a client to agree that its connection is over."""
+"""Time that a client has to leave, once it has sent what is no message."""
+
+WAKE_SECONDS = 0.1
+"""Until viser has sent what it was given, which it does 60 times a second."""
 
 RENDER_NAME = "Render name"
 """nerfstudio's control whose text becomes the name of a file."""
@@ -98,6 +103,7 @@ class GuardedConnection(WebSocketServerProtocol):
                     return raw
             except Exception:
                 self.messages.clear()
+                self.close_timeout = CLOSE_SECONDS
                 self.fail_connection(CloseCode.INVALID_DATA, "not a message of this viewer")
 
 
@@ -121,14 +127,15 @@ class Port:
         self.is_open = False
         """Whether viser's server listens."""
         self._socket = _listen(config)
+        listening = weakref.ref(self._socket)  # which a child that outlives this process would keep from others
+        os.register_at_fork(after_in_child=lambda: getattr(listening(), "close", int)())
         address, self.number = self._socket.getsockname()[:2]
         self.network = not ipaddress.ip_address(address).is_loopback
         """Whether other machines can connect."""
         if ipaddress.ip_address(address).is_unspecified:
             address = "::1" if ":" in address else "127.0.0.1"
         self._name = f"[{address}]" if ":" in address else address
-        names = frozenset(name.lower().rstrip(".") for name in (config.websocket_host, *config.host_names))
-        self._access = Access(self.network, names, self.shared)
+        self._access = Access(self.network, frozenset(name.lower() for name in config.host_names), self.shared)
 
     @property
     def url(self) -> str:
@@ -161,8 +168,7 @@ class Port:
         del loop.create_server  # the loop's own again
         try:
             assert issubclass(GuardedConnection, factory.func)
-            timeouts = {"open_timeout": OPEN_SECONDS, "close_timeout": CLOSE_SECONDS}
-            options = {**factory.keywords, **timeouts, "access": self._access}
+            options = {**factory.keywords, "open_timeout": OPEN_SECONDS, "access": self._access}
             guarded = functools.partial(GuardedConnection, *factory.args, **options)
             server = await loop.create_server(guarded, sock=self._socket, **kwargs)
         except Exception as error:  # viser gives up after an OSError, and waits for ever after any other
@@ -272,7 +278,7 @@ def _wake_senders(server: "ViserServer") -> None:
     """Sends browsers something they know. viser's tasks that send to a client end only when they find it gone, and
     keep what they hold of its connection meanwhile: for good, where no other client has anything sent."""
     server.gui.set_panel_label(None)
-    server.flush()
+    asyncio.get_running_loop().call_later(WAKE_SECONDS, server.flush)  # ends what such a task has left waiting
 
 
 def _handle_safely(server: "ViserServer") -> None:

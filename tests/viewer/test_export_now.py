@@ -10,6 +10,8 @@ import torch
 from client import Client, eventually
 from conftest import NUM_CAMERAS, LiveRun, free_port
 from test_live import shows
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.guard.compare import run_guard
@@ -63,7 +65,7 @@ def ns_viewer_port(live_run):
     live_run.trainer.save_checkpoint(live_run.live.step)
     run_guard(live_run.trainer.pipeline.scene, GuardConfig(steps=4, rays=64)).write(live_run.folder)
     port = free_port()
-    config = ViewerConfigWithoutNumRays(websocket_host="127.0.0.1", websocket_port=port)
+    config = ViewerConfigWithoutNumRays(websocket_port=port)
     command = RunViewer(load_config=live_run.folder / "config.yml", viewer=config)
     threading.Thread(target=command.main, daemon=True).start()
     return port
@@ -79,6 +81,8 @@ def connected(port: int) -> Client:
 
 def test_ns_viewer_shows_the_checkpoint_and_leaves_training_alone(live_run, ns_viewer_port):
     client = connected(ns_viewer_port)
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(f"ws://127.0.0.1:{ns_viewer_port}", origin="http://evil.example")
     eventually(lambda: shows(client, live_run.now()))
     eventually(lambda: f"Step **{live_run.live.step}** of 100000, {NUM_CAMERAS} cameras" in client.texts())
     report = read_verdict(live_run.folder)
