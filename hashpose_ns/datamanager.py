@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from json import JSONDecodeError
 from pathlib import Path
-from typing import Dict, Literal, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Literal, Optional, Sequence, Tuple, Type
 
 import torch
+import tyro
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +15,15 @@ from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses,
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
-from hashpose_ns.errors import HashPoseError, one_line
+from hashpose_ns.data.reading import (
+    NamedImages,
+    check_before_reading,
+    check_scale,
+    held_out_outputs,
+    reading,
+    way_round,
+)
+from hashpose_ns.errors import HashPoseError
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
@@ -36,9 +44,12 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
     """Which pixels are looked at."""
+    load_points: tyro.conf.Suppress[bool] = False
+    """Whether to load the input's 3-D points, which exports may ask for; training uses none, whatever the dataparser's
+    own setting says."""
 
 
-class HashPoseDataManager(VanillaDataManager[InputDataset]):
+class HashPoseDataManager(VanillaDataManager[NamedImages]):
     """Rays and pixels of all training images, with initial poses by the settings.
 
     The reference poses stay in `train_dataparser_outputs`; `train_dataset.cameras` carries the initial ones. What the
@@ -48,22 +59,31 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
 
     config: HashPoseDataManagerConfig
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, config: HashPoseDataManagerConfig, *args, **kwargs) -> None:
         # ns-train seeded torch just before; ns-eval did not, and needs no rays.
         self.seed = torch.initial_seed() % 2**31
         self.seeded_step: Optional[int] = None
-        try:
-            super().__init__(*args, **kwargs)
-        except HashPoseError:
-            raise
-        except (OSError, AssertionError, JSONDecodeError) as error:  # how dataparsers say that data are not as expected
-            raise HashPoseError(f"The data cannot be read: {one_line(error)}.") from error
-        except KeyError as error:
-            raise HashPoseError(f"The data cannot be read: the entry {error} is missing.") from error
+        dataparser: Any = config.dataparser
+        if config.data is not None:
+            dataparser.data = Path(config.data)
+        if hasattr(dataparser, "load_3D_points"):
+            dataparser.load_3D_points = config.load_points
+        with reading("The data", dataparser):
+            check_before_reading(dataparser)
+            while True:
+                try:
+                    super().__init__(config, *args, **kwargs)
+                    return
+                except Exception as error:
+                    choice = way_round(error, dataparser)
+                    if choice is None:
+                        raise
+                CONSOLE.print(choice, soft_wrap=True)
 
     def create_train_dataset(self) -> InputDataset:
         """The training images, with the initial poses in place of the dataparser's."""
         outputs = self.train_dataparser_outputs
+        check_scale(self.config.dataparser, outputs)
         names = image_names(outputs.image_filenames)
         if len(names) < 2:
             raise HashPoseError(
@@ -95,18 +115,10 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
         return reference.clone()
 
     def create_eval_dataset(self) -> InputDataset:
-        """The held-out images; the test split where a scene has no validation split."""
-        try:
-            dataset = super().create_eval_dataset()
-        except FileNotFoundError as error:
-            if self.test_split != "val" or not str(error.filename).endswith(".json"):  # not a missing image
-                raise
-            CONSOLE.print("The data has no validation split; its test images are used during training.")
-            self.test_split = "test"
-            dataset = super().create_eval_dataset()
-        outputs = dataset._dataparser_outputs  # its cameras have the images' own resolution
+        """The held-out images. Data that lack the split have those of the other one, or none."""
+        self.test_split, outputs = held_out_outputs(self.dataparser, self.test_split, self.train_dataparser_outputs)
         check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
-        return dataset
+        return self.dataset_type(dataparser_outputs=outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def set_initial_poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
         """Takes the initial poses that a checkpoint was trained from, whatever this machine's generator would draw."""
@@ -117,10 +129,7 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
 
     def setup_train(self) -> None:
         """Loads the images; in the order of their indices, where nerfstudio shuffles them."""
-        try:
-            super().setup_train()
-        except (OSError, SyntaxError) as error:  # what PIL raises for files it cannot decode
-            raise HashPoseError(f"A training image cannot be read: {one_line(error)}.") from error
+        super().setup_train()
         batch = self.train_image_dataloader.cached_collated_batch
         if batch is not None and isinstance(batch["image_idx"], Tensor):
             order = torch.argsort(batch["image_idx"])
@@ -129,14 +138,14 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
                     batch[key] = value[order.to(value.device)]
                 elif isinstance(value, list) and len(value) == len(order):  # images of different sizes
                     batch[key] = [value[index] for index in order]
+        check_rays(self.train_dataset.cameras)
         self.train_ray_generator = TrainingRays(self.train_ray_generator.cameras)
 
     def setup_eval(self) -> None:
-        """Loads the held-out images."""
-        try:
+        """Loads the held-out images, if there are any."""
+        if len(self.eval_dataset):
             super().setup_eval()
-        except (OSError, SyntaxError) as error:
-            raise HashPoseError(f"A held-out image cannot be read: {one_line(error)}.") from error
+            check_rays(self.eval_dataset.cameras)
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """Rays and pixels of one step; others when asked again for it, as ns-export does to collect points."""
@@ -163,6 +172,12 @@ def half_extent(cameras: Cameras) -> Tuple[float, float]:
     return float(x.max()), float(y.max())
 
 
+def check_rays(cameras: Cameras) -> None:
+    """Makes a ray of every camera, so that one which can make none is found out before training."""
+    index = torch.arange(len(cameras))[:, None]
+    cameras.generate_rays(camera_indices=index, coords=torch.zeros(len(cameras), 2) + 0.5)
+
+
 def check_images(filenames: Sequence[Path], cameras: Cameras, composited: bool = False) -> None:
     """Opens every image's header.
 
@@ -179,14 +194,15 @@ def check_images(filenames: Sequence[Path], cameras: Cameras, composited: bool =
 
     alphas = set()
     for index, filename in enumerate(filenames):
-        try:
-            with Image.open(filename) as image:
-                size, mode = image.size, image.mode
-        except FileNotFoundError:
-            missing = sum(not Path(name).exists() for name in filenames)
-            raise HashPoseError(f"{missing} of {len(filenames)} images are missing, the first is {filename}.") from None
-        except OSError as error:
-            raise HashPoseError(f"The image {filename} cannot be read: {one_line(error)}.") from error
+        with reading(f"The image {filename}"):
+            try:
+                with Image.open(filename) as image:
+                    size, mode = image.size, image.mode
+            except FileNotFoundError:
+                missing = sum(not Path(name).exists() for name in filenames)
+                raise HashPoseError(
+                    f"{missing} of {len(filenames)} images are missing, the first is {filename}."
+                ) from None
         if mode not in ("RGB", "RGBA", "L"):  # nerfstudio takes palette indices for grey values and CMYK's K for alpha
             raise HashPoseError(
                 f"The image {filename} has the pixel format {mode}; convert it to 8-bit RGB, RGBA or grey."
