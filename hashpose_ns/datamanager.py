@@ -28,7 +28,6 @@ from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
-from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
 
 
@@ -80,7 +79,7 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
                         raise
                 CONSOLE.print(choice, soft_wrap=True)
 
-    def create_train_dataset(self) -> InputDataset:
+    def create_train_dataset(self) -> NamedImages:
         """The training images, with the initial poses in place of the dataparser's."""
         outputs = self.train_dataparser_outputs
         check_scale(self.config.dataparser, outputs)
@@ -114,7 +113,7 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
             return identity_poses(len(reference))
         return reference.clone()
 
-    def create_eval_dataset(self) -> InputDataset:
+    def create_eval_dataset(self) -> NamedImages:
         """The held-out images. Data that lack the split have those of the other one, or none."""
         self.test_split, outputs = held_out_outputs(self.dataparser, self.test_split, self.train_dataparser_outputs)
         check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)

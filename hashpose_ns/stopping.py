@@ -33,6 +33,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: Optional[int] = None
         self._held = 0
+        self._raised = False
         self._before: Dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -55,8 +56,8 @@ class StopSignals:
     def let_go(self) -> None:
         """Raises `Stopped` if a signal has waited for this."""
         self._held = max(self._held - 1, 0)
-        if not self._held and self.received is not None:
-            raise Stopped(self.received)
+        if self.received is not None and not self._raised:
+            self._raise_unless_held(self.received)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -70,7 +71,11 @@ class StopSignals:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.received = signum
+        self._raise_unless_held(signum)
+
+    def _raise_unless_held(self, signum: int) -> None:
         if not self._held:
+            self._raised = True  # once: what saves the state on the way out is let through
             raise Stopped(signum)
 
 

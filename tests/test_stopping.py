@@ -38,6 +38,19 @@ def test_a_signal_waits_while_something_is_held():
     assert done == ["inner", "outer"]
 
 
+def test_what_saves_the_state_on_the_way_out_is_let_through():
+    saved = []
+    with pytest.raises(Stopped):
+        with StopSignals() as signals:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except Stopped:
+                with signals.held():
+                    saved.append("state")
+                raise
+    assert saved == ["state"]
+
+
 def test_ignored_signals_and_other_listeners_stay():
     heard = []
     for handler in (signal.SIG_IGN, lambda *_: heard.append(1)):

@@ -156,8 +156,7 @@ def held_out_outputs(dataparser: DataParser, split: str, train: DataparserOutput
             CONSOLE.print(f"The data has no {names[split]} split; its {names[candidate]} images are held out instead.")
         return candidate, _with_poses_of_a_single_image(dataparser, outputs)
     CONSOLE.print("The data has neither a validation nor a test split; no image is held out.")
-    masks = None if train.mask_filenames is None else []
-    return split, dataclasses.replace(train, image_filenames=[], mask_filenames=masks, cameras=train.cameras[:0])
+    return split, dataclasses.replace(train, image_filenames=[], mask_filenames=None, cameras=train.cameras[:0])
 
 
 def _has_no_split(error: Exception) -> bool:
