@@ -72,12 +72,17 @@ class HashPoseTrainerConfig(TrainerConfig):
         """
         if self.machine.num_devices * self.machine.num_machines < 1:
             raise HashPoseError("--machine.num-devices and --machine.num-machines must be at least 1.")
-        folder = claimed(self.get_base_dir())
         try:
-            super().save_config()
-        except BaseException:
-            folder.take_back()
-            raise
+            folder = claimed(self.get_base_dir())
+            try:
+                super().save_config()
+            except BaseException:
+                folder.take_back()
+                raise
+        except OSError as error:
+            raise HashPoseError(
+                f"The run's folder {self.get_base_dir()} cannot be written: {one_line(error)}."
+            ) from error
 
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""

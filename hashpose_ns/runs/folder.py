@@ -67,8 +67,11 @@ class RunFolder:
                 os.close(descriptor)
                 return None
             if self._is_current(descriptor):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+                try:
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+                except OSError:  # a full disk; whoever writes more than a name will say so
+                    pass
                 return descriptor
             os.close(descriptor)
 
