@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 import tyro
 from jaxtyping import Float
 from torch import Tensor
 
-from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses, validate_poses
+from hashpose_ns.cameras.alignment import Similarity
+from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
 from hashpose_ns.cameras.start import TrainingCameras
-from hashpose_ns.data.names import image_names
+from hashpose_ns.data.checks import check_outputs, make_rigid
+from hashpose_ns.data.downscaled import in_full_order
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.reading import (
     NamedImages,
@@ -23,11 +25,14 @@ from hashpose_ns.data.reading import (
     reading,
     way_round,
 )
+from hashpose_ns.data.source import SourceCameras, check_float32, source_cameras
+from hashpose_ns.data.source_checks import blame_source, check_source
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.utils.rich_utils import CONSOLE
 
 
@@ -62,6 +67,9 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
         # ns-train seeded torch just before; ns-eval did not, and needs no rays.
         self.seed = torch.initial_seed() % 2**31
         self.seeded_step: Optional[int] = None
+        self.said: List[str] = []
+        self.source: Optional[SourceCameras] = None
+        self.from_source: Optional[Similarity] = None
         dataparser: Any = config.dataparser
         if config.data is not None:
             dataparser.data = Path(config.data)
@@ -76,24 +84,25 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
                 except Exception as error:
                     choice = way_round(error, dataparser)
                     if choice is None:
+                        if self.source is None and hasattr(self, "dataparser"):
+                            blame_source(self.dataparser)
                         raise
                 CONSOLE.print(choice, soft_wrap=True)
 
     def create_train_dataset(self) -> NamedImages:
         """The training images, with the initial poses in place of the dataparser's."""
-        outputs = self.train_dataparser_outputs
-        check_scale(self.config.dataparser, outputs)
-        names = image_names(outputs.image_filenames)
-        if len(names) < 2:
+        check_scale(self.config.dataparser, self.train_dataparser_outputs)
+        outputs = in_full_order(self.dataparser, "train", self.train_dataparser_outputs)
+        self.train_dataparser_outputs = outputs
+        if (count := len(outputs.image_filenames)) < 2:
             raise HashPoseError(
-                f"There is {len(names)} training image; poses are refined between images, so at least 2 are needed."
+                f"There is {count} training image; poses are refined between images, so at least 2 are needed."
             )
-        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
+        self.source = source_cameras(self.dataparser)
+        if self.source is not None:
+            self._say(check_source(self.dataparser, self.source))
+        self._settle(outputs)
         reference = outputs.cameras.camera_to_worlds
-        try:
-            validate_poses(reference, names)
-        except ValueError as error:
-            raise HashPoseError(str(error)) from error
         dataset = super().create_train_dataset()
         dataset.cameras.metadata = dataset.cameras.metadata or {}
         initial = self._initial_poses(reference)
@@ -106,6 +115,40 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
         ).into(dataset.metadata)
         return dataset
 
+    def _similarity(self, source: SourceCameras, outputs: DataparserOutputs) -> Similarity:
+        """From the frame of the user's files to nerfstudio's."""
+        similarity = source.similarity(outputs.image_filenames, outputs.cameras.camera_to_worlds)
+        if similarity is None:
+            make_rigid(outputs)  # names a pose that nerfstudio has broken
+            raise HashPoseError(
+                f"{type(self.dataparser).__name__} of nerfstudio does more to the poses of {source.path} than to "
+                "move all of them as one; train with other settings of the dataparser."
+            )
+        return similarity
+
+    def _settle(self, outputs: DataparserOutputs) -> None:
+        """Checks one split, and gives its cameras the poses of the user's files; the dataparser rounds large
+        coordinates before it centres them."""
+        if not outputs.image_filenames:
+            return
+        self._say(check_outputs(self.dataparser, outputs, self.source))
+        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
+        if self.source is not None:
+            if self.from_source is None:
+                self.from_source = self._similarity(self.source, outputs)
+            given = self.source.camera_to_worlds[self.source.rows(outputs.image_filenames)]
+            poses = self.from_source.apply_to_poses(given)
+            check_float32(poses)
+            outputs.cameras.camera_to_worlds = poses.float()
+        self._say(make_rigid(outputs))
+
+    def _say(self, notes: Sequence[str]) -> None:
+        """Prints what had to be changed, once for both splits."""
+        for note in notes:
+            if note not in self.said:
+                CONSOLE.print(note, soft_wrap=True, markup=False)
+                self.said.append(note)
+
     def _initial_poses(self, reference: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
         if self.config.initial_poses == "perturbed":
             return perturb_poses(reference, self.config.perturbation)
@@ -116,7 +159,8 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
     def create_eval_dataset(self) -> NamedImages:
         """The held-out images. Data that lack the split have those of the other one, or none."""
         self.test_split, outputs = held_out_outputs(self.dataparser, self.test_split, self.train_dataparser_outputs)
-        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
+        outputs = in_full_order(self.dataparser, self.test_split, outputs)
+        self._settle(outputs)
         return self.dataset_type(dataparser_outputs=outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def set_initial_poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:

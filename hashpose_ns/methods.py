@@ -18,7 +18,7 @@ from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
 from hashpose_ns.pipeline import HashPosePipelineConfig
 from hashpose_ns.trainer import HashPoseTrainerConfig
-from nerfstudio.configs.base_config import ViewerConfig
+from hashpose_ns.viewer.config import ViewerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import shutil
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from hashpose_ns.runs.files import (
 from hashpose_ns.runs.folder import RunFolder, claimed
 from hashpose_ns.runs.history import PoseHistory, is_recorded
 from hashpose_ns.stopping import Stopped, StopSignals
+from hashpose_ns.viewer.config import ViewerConfig
+from nerfstudio.configs import base_config
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
@@ -56,12 +59,23 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Judges without ground truth whether refinement helped."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """Puts lost cameras back during training."""
+    viewer: ViewerConfig = field(default_factory=ViewerConfig)
+    """The live viewer: who can reach it, and what it shows."""
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         """Restores a configuration, and if it is that of a run (from its config.yml) tells the pipeline which."""
         self.__dict__.update(state)
+        if type(self.viewer) is base_config.ViewerConfig:  # of a run from before hashpose had its own
+            self.__dict__["viewer"] = ViewerConfig.of(self.viewer)
         if self.experiment_name is not None and self.method_name is not None:  # nerfstudio would make a name up
             self.pipeline.run_folder = self.get_base_dir()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a field. ns-viewer puts nerfstudio's own viewer settings into the configuration of a run, just before it
+        starts the viewer with them: the one moment to open that viewer's port as training does."""
+        if name == "viewer" and type(value) is base_config.ViewerConfig:
+            value = _opened_for_ns_viewer(value) if "viewer" in self.__dict__ else ViewerConfig.of(value)
+        super().__setattr__(name, value)
 
     @exits_on_user_error
     def save_config(self) -> None:
@@ -87,6 +101,16 @@ class HashPoseTrainerConfig(TrainerConfig):
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
         return [FallBack(self.guard), Recovery(self.recovery), Settle()]
+
+
+@exits_on_user_error
+def _opened_for_ns_viewer(config: base_config.ViewerConfig) -> base_config.ViewerConfig:
+    from hashpose_ns.viewer.port import opened
+
+    own = ViewerConfig.of(config)
+    if any(argument.startswith(("--viewer.websocket-host", "--viewer.websocket_host")) for argument in sys.argv):
+        own.websocket_host = config.websocket_host  # somebody did choose nerfstudio's default
+    return opened(own)
 
 
 class HashPoseTrainer(Trainer):
@@ -126,13 +150,27 @@ class HashPoseTrainer(Trainer):
             for strategy in self.strategies:
                 strategy.validate()
             self.config.pipeline.run_folder = self.base_dir
-            super().setup(test_mode)
+            self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
             )
         self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._step_is_done))
+
+    def _setup_with_open_port(self, test_mode) -> None:
+        """nerfstudio's setup, whose viewer listens where the settings say and lets in nobody else."""
+        settings = self.config.viewer
+        if self.config.is_viewer_legacy_enabled():
+            raise HashPoseError("The legacy viewer is a page of another site, which is not let in; give --vis viewer.")
+        if self.config.is_viewer_enabled() and self.local_rank == 0:
+            from hashpose_ns.viewer.port import opened
+
+            self.config.viewer = opened(settings)  # type: ignore[assignment]
+        try:
+            super().setup(test_mode)
+        finally:
+            self.config.viewer = settings
 
     # -- how it ends ---------------------------------------------------------------------------------------------------
 

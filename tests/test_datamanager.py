@@ -11,8 +11,9 @@ from PIL import Image
 from scenes import blender_scene, edit_json, nerfstudio_scene
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
+from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
-from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig, image_names, seed_generators
+from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig, seed_generators
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig

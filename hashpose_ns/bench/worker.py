@@ -112,7 +112,7 @@ def load(record: Dict[str, Any], folder: Path) -> HashPosePipeline:
 def evaluate(pipeline: HashPosePipeline, folder: Path, render: bool) -> Dict[str, float]:
     """Pose errors, with BARF's way of computing angles beside ours, and if asked what ns-eval says of held-out images.
     A few renders are kept."""
-    from hashpose_ns.cameras.alignment import pose_errors
+    from hashpose_ns.cameras.alignment import align_centers, pose_errors
 
     if render:
         staging = folder / ".renders"
@@ -123,7 +123,7 @@ def evaluate(pipeline: HashPosePipeline, folder: Path, render: bool) -> Dict[str
         results = pipeline.pose_metrics()
     optimizer = pipeline.model.camera_optimizer
     refined, reference = optimizer.refined_camera_to_worlds().detach(), optimizer.reference_camera_to_worlds
-    angles = pose_errors(refined, reference, barf_exact=True).rotation_deg
+    angles = pose_errors(refined, reference, align_centers(refined, reference), barf_exact=True).rotation_deg
     return {**results, "barf_rotation_deg_mean": float(angles.mean())}
 
 

@@ -7,12 +7,41 @@ This is the only place where estimated poses meet a ground truth. Poses are came
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Optional
+from functools import cached_property
+from typing import Dict, Optional, Tuple
 
+import numpy as np
 import roma
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+CUT_OFF = 5.0
+"""Residual, in standard deviations of one of its three components, beyond which more residual means less influence."""
+
+PRIOR = 0.1
+"""Components of residuals that the prior of the variances is worth where the residuals themselves leave a variance
+undetermined: with two or three cameras, whose centres are fitted exactly."""
+
+SMALLEST_CORRELATION = 0.5
+"""Of the aligned centres of two sides, below which their spreads say nothing of the scale."""
+
+MEDIAN_SQUARE = 2.366
+"""Median of the chi-square distribution with three degrees of freedom."""
+
+SMALLEST_VARIANCE = 1e-26
+"""Of angles, and of centres relative to the capture's extent: the rounding of float64, squared, with some room."""
+
+CONVERGED = 1e-10
+"""Change of rotation and scale in a step that ends the fit."""
+
+TINY = float(np.finfo(np.float64).tiny)
+
+MAX_ITERATIONS = 50
+"""Steps of the fit. A median may alternate between two cameras for ever, at differences that do not matter."""
+
+MAX_COMPARED = 100
+"""Cameras that are compared each with each for the first guess."""
 
 ROTATION_GAP = 1e-6
 """Camera centres determine a rotation when the two smallest singular values of their covariance with the target
@@ -128,17 +157,23 @@ def _check_poses(
 
 
 def centers_coincide(camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> bool:
-    """Whether all camera centres are one point, up to the rounding of the poses' dtype.
+    """Whether the camera centres are one point, up to the rounding of the poses' dtype.
 
-    True for poses that start from the identity. Such centres carry no scale and no orientation.
+    True for poses that start from the identity. Such centres carry no scale and no orientation. A minority of cameras
+    elsewhere does not change that.
 
     Args:
         camera_to_worlds: camera poses, N > 0.
     """
+    return bool(_at_the_common_center(camera_to_worlds).double().mean() > 0.5)
+
+
+def _at_the_common_center(camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> Bool[Tensor, "num_cameras"]:
+    """Which cameras lie at the median centre, up to the rounding of the poses' dtype."""
     centers = camera_to_worlds[..., 3].double()
-    spread = (centers - centers.mean(dim=0)).square().sum(dim=-1).mean().sqrt()
-    rounding = 16 * torch.finfo(camera_to_worlds.dtype).eps * max(1.0, float(centers.abs().max()))
-    return float(spread) <= rounding
+    median = centers.quantile(0.5, dim=0)
+    rounding = 16 * torch.finfo(camera_to_worlds.dtype).eps * max(1.0, float(median.abs().max()))
+    return (centers - median).norm(dim=-1) <= rounding
 
 
 @torch.no_grad()
@@ -146,18 +181,23 @@ def align_poses(
     source_camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
     target_camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
 ) -> Similarity:
-    r"""The similarity that maps source cameras onto target cameras, from their centres.
+    r"""The similarity that maps source cameras onto target cameras, from their centres and their orientations.
 
-    The rotation is the Procrustes solution :math:`\arg\min_R \sum_i \|R \hat{x}_i - \hat{y}_i\|^2` over proper
-    rotations of the centred camera centres (Umeyama, PAMI 1991), the scale the ratio of their RMS spreads, and the
-    translation maps mean on mean: the alignment of BARF's ``prealign_cameras``, with the reflection fixed on the
-    smallest singular direction. The RMS scale makes the alignment symmetric (swapping the arguments gives the inverse),
-    which Umeyama's least-squares scale is not.
+    It minimises
 
-    Where the centres leave the rotation undetermined (they coincide, lie on one line, or are fewer than three), it is
-    taken from the orientations instead, as the chordal mean
-    :math:`\arg\min_R \sum_i \|R R_i^{source} - R_i^{target}\|^2`. Where the centres of either side coincide, as at an
-    identity start, the scale is 1. (BARF falls back to no alignment.)
+    .. math::
+        \sum_i \rho\!\left(\frac{\angle(R R_i^{source}, R_i^{target})^2}{\sigma_r^2}\right) +
+        \rho\!\left(\frac{\|s R x_i + t - y_i\|^2}{\sigma_c^2}\right)
+
+    by iteratively reweighted least squares. The standard deviations of orientations and centres are estimated from the
+    residuals (medians, corrected for the parameters that each kind determines), so that each kind counts by what it
+    knows: centres on a line say nothing of the turn about it, and centres close to a plane little of its tilt. The
+    Geman-McClure loss gives cameras that moved far from the others no weight; up to a third of them may. A step is in
+    closed form: the rotation is a Procrustes solution, the scale the ratio of the weighted RMS spreads, and the
+    translation maps weighted mean on weighted mean. Swapping the arguments gives the inverse.
+
+    Where the centres of either side coincide, as at an identity start, or those of the two sides have nothing in
+    common, the scale is 1. `align_centers` is the alignment of published protocols.
 
     Args:
         source_camera_to_worlds: camera-to-world poses in the source frame.
@@ -166,6 +206,169 @@ def align_poses(
     Returns:
         The similarity from source to target. For evaluation cameras in a learned frame, use
         ``align_poses(refined_train, reference_train).inverse().apply_to_poses(reference_test)``.
+
+    Raises:
+        ValueError: if the shapes are not the same [N, 3, 4] with N > 0, or a value is not finite.
+    """
+    _check_poses(source_camera_to_worlds, target_camera_to_worlds, ("source", "target"))
+    sides, device = (source_camera_to_worlds, target_camera_to_worlds), source_camera_to_worlds.device
+    coincident = [_at_the_common_center(side).cpu().numpy() for side in sides if centers_coincide(side)]
+    # NumPy, as the fit takes many small operations
+    (turns_x, x), (turns_y, y) = (np.split(side.cpu().double().numpy(), [3], axis=2) for side in sides)
+    fit = _RobustFit(turns_x, turns_y, x[:, :, 0], y[:, :, 0])
+    found = fit.by_orientations(np.logical_and.reduce(coincident)) if coincident else fit.by_both()
+    scale, rotation, translation = (torch.as_tensor(value, dtype=torch.float64, device=device) for value in found)
+    return Similarity(scale, rotation, translation)
+
+
+Found = Tuple[float, Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]
+"""Scale, rotation, translation."""
+
+
+@dataclass(frozen=True, eq=False)
+class _RobustFit:
+    """What `align_poses` computes, in float64."""
+
+    turns_x: Float[np.ndarray, "num_cameras 3 3"]
+    turns_y: Float[np.ndarray, "num_cameras 3 3"]
+    x: Float[np.ndarray, "num_cameras 3"]
+    y: Float[np.ndarray, "num_cameras 3"]
+
+    def by_orientations(self, chosen: Bool[np.ndarray, "num_cameras"]) -> Found:
+        """Where centres coincide: the robust mean of the orientations, scale 1, and mean centre on mean centre.
+
+        Args:
+            chosen: cameras whose centres count; all of them if it is none.
+        """
+        rotation = self._most_common_rotation()
+        for _ in range(MAX_ITERATIONS):
+            squares, before = self._turned(rotation), rotation
+            rotation = _procrustes(np.tensordot(_weights(squares, _variance(squares)), self._each_turn, 1))
+            if np.abs(rotation - before).max() < CONVERGED:
+                break
+        offsets = self.y - self.x @ rotation.T
+        return 1.0, rotation, offsets[chosen if chosen.any() else slice(None)].mean(axis=0)
+
+    def by_both(self) -> Found:
+        """Where they do not."""
+        x, y, components = self.x, self.y, 3 * len(self.x)
+        rotation = self._most_common_rotation()
+        scale = self._most_common_scale(rotation)
+        translation = np.median(y - scale * x @ rotation.T, axis=0)
+        radii = (np.median(np.square(side - np.median(side, axis=0)).sum(axis=1)) for side in (x, y))
+        extent = scale * np.sqrt(np.prod([*radii]))  # squared, in units of the target
+        turned_by = 1.5  # of the rotation's three parameters, how many the orientations determine
+        for _ in range(MAX_ITERATIONS):
+            angles = self._turned(rotation)
+            offsets = np.square(scale * x @ rotation.T + translation - y).sum(axis=1)
+            # A weak prior ties the variances together by the extent of the capture
+            of_angles, of_offsets = _variance(angles), _variance(offsets)
+            free_angles, free_centers = components - turned_by, max(components - (7.0 - turned_by), 0.0)
+            prior_angles, prior_centers = PRIOR / (1.0 + free_angles**2), PRIOR / (1.0 + free_centers**2)
+            angle_variance = components * of_angles + prior_angles * of_offsets / extent
+            angle_variance = max(angle_variance / (free_angles + prior_angles), SMALLEST_VARIANCE)
+            center_variance = components * of_offsets + prior_centers * of_angles * extent
+            center_variance = max(center_variance / (free_centers + prior_centers), SMALLEST_VARIANCE * extent)
+
+            u, v = _weights(angles, angle_variance), _weights(offsets, center_variance)
+            mean_x, mean_y = v @ x / v.sum(), v @ y / v.sum()
+            from_x, from_y = x - mean_x, y - mean_y
+            covariance = (v[:, None] * from_y).T @ from_x
+            spread_x, spread_y = v @ np.square(from_x).sum(axis=1), v @ np.square(from_y).sum(axis=1)
+            before = rotation, scale
+            # |R A - B|^2 of rotation matrices is twice the square of a small angle
+            by_orientations = np.tensordot(u, self._each_turn, 1) / (2.0 * angle_variance)
+            rotation = _procrustes(by_orientations + scale * covariance / center_variance)
+            correlation = (rotation * covariance).sum() / np.sqrt(spread_x * spread_y)
+            scale = float(np.sqrt(spread_y / spread_x)) if correlation > SMALLEST_CORRELATION else 1.0
+            translation = mean_y - scale * rotation @ mean_x
+            if max(np.abs(rotation - before[0]).max(), abs(scale / before[1] - 1.0)) < CONVERGED:
+                break
+            extent = scale * np.sqrt(spread_x * spread_y) / v.sum()
+            # what centres and orientations know of the rotation: the Hessian of the fit about it
+            common = scale * rotation @ covariance.T
+            of_centers = (np.trace(common) * np.eye(3) - 0.5 * (common + common.T)) / center_variance
+            of_orientations = u.sum() / angle_variance * np.eye(3)
+            share = np.trace(np.linalg.lstsq(of_centers + of_orientations, of_orientations, rcond=None)[0])
+            turned_by = min(max(float(share), 0.0), 3.0)
+        return scale, rotation, translation
+
+    @cached_property
+    def _each_turn(self) -> Float[np.ndarray, "num_cameras 3 3"]:
+        """Each camera's rotation from source to target."""
+        return self.turns_y @ self.turns_x.swapaxes(1, 2)
+
+    def _turned(self, rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "num_cameras"]:
+        """Squared angles that a rotation leaves, as chords: 4 at half a turn."""
+        return 0.5 * np.square(rotation - self._each_turn).sum(axis=(1, 2))
+
+    @cached_property
+    def _sample(self) -> Int[np.ndarray, "some"]:
+        """Cameras that are compared each with each."""
+        return np.linspace(0, len(self.x) - 1, min(len(self.x), MAX_COMPARED)).round().astype(int)
+
+    def _most_common_rotation(self) -> Float[np.ndarray, "3 3"]:
+        """That camera's rotation from source to target which is nearest to half of the others'."""
+        each = self._each_turn[self._sample]
+        return each[np.median(np.einsum("iab,jab->ij", each, each), axis=1).argmax()]
+
+    def _most_common_scale(self, rotation: Float[np.ndarray, "3 3"]) -> float:
+        """Weighted median over pairs of cameras of the ratios of their distances. Pairs that are close together in one
+        side count less, and so do cameras whose orientation is unlike the others'."""
+        sample = self._sample
+        squares = self._turned(rotation)[sample]
+        trust = _weights(squares, max(_variance(squares), SMALLEST_VARIANCE))
+        first, second = np.triu_indices(len(sample), 1)
+        distances = [np.linalg.norm(side[sample][first] - side[sample][second], axis=1) for side in (self.x, self.y)]
+        shares = [np.minimum(d / max(np.median(d), TINY), 1.0) for d in distances]
+        weights = np.minimum(*shares) * trust[first] * trust[second]
+        ratios = distances[1] / np.maximum(distances[0], TINY)
+        order = ratios.argsort()
+        cumulated = weights[order].cumsum()
+        return float(ratios[order][np.searchsorted(cumulated, 0.5 * cumulated[-1])])
+
+
+def _variance(squares: Float[np.ndarray, "num_cameras"]) -> float:
+    """Robust variance along one dimension, from squared norms of three-dimensional residuals."""
+    return float(np.median(squares)) / MEDIAN_SQUARE
+
+
+def _weights(squares: Float[np.ndarray, "num_cameras"], variance: float) -> Float[np.ndarray, "num_cameras"]:
+    """Weights of the Geman-McClure loss, for squared norms of three-dimensional residuals."""
+    return (1.0 + squares / (max(variance, SMALLEST_VARIANCE**2) * CUT_OFF**2)) ** -2
+
+
+def _procrustes(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+    """The rotation nearest to a matrix."""
+    left, _, right = np.linalg.svd(matrix)
+    left[:, 2] *= np.linalg.det(left) * np.linalg.det(right)
+    return left @ right
+
+
+@torch.no_grad()
+def align_centers(
+    source_camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
+    target_camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
+) -> Similarity:
+    r"""The similarity that maps source cameras onto target cameras by their centres alone: the alignment of BARF's
+    ``prealign_cameras``, which published pose errors are measured after.
+
+    The rotation is the Procrustes solution :math:`\arg\min_R \sum_i \|R \hat{x}_i - \hat{y}_i\|^2` over proper
+    rotations of the centred camera centres (Umeyama, PAMI 1991), the scale the ratio of their RMS spreads, and the
+    translation maps mean on mean, with the reflection fixed on the smallest singular direction.
+
+    It is a metric, and no way to place cameras: where centres lie near a line or a plane, its rotation follows their
+    noise, and one lost camera turns all others. Where the centres leave the rotation undetermined (they coincide, lie
+    on one line, or are fewer than three), it is the chordal mean of the orientations'
+    :math:`\arg\min_R \sum_i \|R R_i^{source} - R_i^{target}\|^2`. Where the centres of either side coincide, as at an
+    identity start, the scale is 1. (BARF falls back to no alignment.)
+
+    Args:
+        source_camera_to_worlds: camera-to-world poses in the source frame.
+        target_camera_to_worlds: the same cameras in the target frame.
+
+    Returns:
+        The similarity from source to target.
 
     Raises:
         ValueError: if the shapes are not the same [N, 3, 4] with N > 0, or a value is not finite.

@@ -18,6 +18,9 @@ from hashpose_ns.errors import HashPoseError
 RIGID_TOLERANCE = 1e-3
 """Largest entry of R^T R - I that still counts as a rotation: stored poses are often rounded to a few digits."""
 
+ROUNDING_TOLERANCE = 2e-2
+"""Largest entry of R^T R - I that rounding explains, to two digits at worst; anything above is no rotation."""
+
 
 @dataclass
 class PerturbationConfig:
@@ -101,36 +104,39 @@ def identity_poses(num_cameras: int) -> Float[Tensor, "num_cameras 3 4"]:
     return torch.eye(3, 4).repeat(num_cameras, 1, 1)
 
 
-def validate_poses(camera_to_worlds: Float[Tensor, "num_cameras 3 4"], names: Sequence[str]) -> None:
+def validate_poses(
+    camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
+    names: Sequence[str],
+    tolerance: float = RIGID_TOLERANCE,
+    hint: str = "",
+) -> None:
     """Check that poses are finite and rigid.
 
     Args:
         camera_to_worlds: poses to check.
         names: what to call each camera in the message, for instance its image's file name.
+        tolerance: largest entry of R^T R - I that still counts as a rotation.
+        hint: what to say of mirrored poses beside.
 
     Raises:
         HashPoseError: one sentence that names the first bad camera: a NaN or an infinity in it, columns that are not
-            orthonormal to within 1e-3, or a mirroring (determinant below zero).
+            orthonormal to within the tolerance, or a mirroring (determinant below zero).
     """
     poses = camera_to_worlds.detach().double().cpu()
     finite = torch.isfinite(poses).flatten(1).all(dim=1)
     rotations = torch.where(finite[:, None, None], poses[:, :, :3], torch.eye(3, dtype=poses.dtype))
     deviations = (rotations.mT @ rotations - torch.eye(3, dtype=poses.dtype)).abs().flatten(1).amax(dim=1)
     mirrored = torch.linalg.det(rotations) < 0
-    bad = torch.nonzero(~finite | (deviations > RIGID_TOLERANCE) | mirrored).flatten()
+    bad = torch.nonzero(~finite | (deviations > tolerance) | mirrored).flatten()
     if len(bad) == 0:
         return
     first = int(bad[0])
     if not finite[first]:
         reason = "holds a value that is not a finite number"
-    elif deviations[first] > RIGID_TOLERANCE:
+    elif deviations[first] > tolerance:
         reason = f"is not rigid (its axes deviate from orthonormal by {float(deviations[first]):.2g})"
     else:
         reason = "mirrors space (its axes form a left-handed frame)"
     others = f", and {len(bad) - 1} more of the {len(poses)} are bad too" if len(bad) > 1 else ""
-    pca = (
-        "; --orientation-method pca of nerfstudio 1.1.5 can do that to right poses, take another"
-        if mirrored.any()
-        else ""
-    )
-    raise HashPoseError(f"The pose of camera {names[first]} {reason}{others}{pca}.")
+    hint = f"; {hint}" if hint and mirrored.any() else ""
+    raise HashPoseError(f"The pose of camera {names[first]} {reason}{others}{hint}.")

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hashpose_ns.cameras.perturbation import validate_poses
+from hashpose_ns.cameras.perturbation import ROUNDING_TOLERANCE, validate_poses
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
@@ -62,7 +62,7 @@ class LLFFDataParserConfig(DataParserConfig):
     out to its far depth bound."""
 
 
-def _read_poses_bounds(path: Path) -> Tuple[Float[np.ndarray, "n 3 4"], Float[np.ndarray, "n 3"], np.ndarray]:
+def read_poses_bounds(path: Path) -> Tuple[Float[np.ndarray, "n 3 4"], Float[np.ndarray, "n 3"], np.ndarray]:
     """Read the file: camera-to-world poses with OpenGL axes, (height, width, focal) in pixels, (near, far) bounds."""
     if not path.exists():
         raise HashPoseError(f"There is no poses_bounds.npy in {path.parent}; LLFF data must have one.")
@@ -124,15 +124,15 @@ class LLFF(DataParser):
         self.downscale_factor = config.downscale_factor
 
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs) -> DataparserOutputs:
-        raw_poses, height_width_focal, bounds = _read_poses_bounds(self.config.data / "poses_bounds.npy")
-        image_filenames = self._find_images()
+        raw_poses, height_width_focal, bounds = read_poses_bounds(self.config.data / "poses_bounds.npy")
+        image_filenames = self.find_images()
         if len(image_filenames) != len(raw_poses):
             raise HashPoseError(
                 f"{self.config.data / 'poses_bounds.npy'} has {len(raw_poses)} poses but {image_filenames[0].parent} "
                 f"has {len(image_filenames)} images; they must match one to one in the order of the names."
             )
         names = [filename.name for filename in image_filenames]
-        validate_poses(torch.from_numpy(raw_poses), names)
+        validate_poses(torch.from_numpy(raw_poses), names, ROUNDING_TOLERANCE)
         for name, (near, far), values in zip(names, bounds, height_width_focal):
             if not (0 < near < far < np.inf):
                 raise HashPoseError(f"The depth bounds of {name} must be 0 < near < far but are {near:g} and {far:g}.")
@@ -186,7 +186,7 @@ class LLFF(DataParser):
             dataparser_scale=scale,
         )
 
-    def _find_images(self) -> List[Path]:
+    def find_images(self) -> List[Path]:
         """The image files, sorted by name."""
         folder = self.config.data / "images"
         factor = self.downscale_factor

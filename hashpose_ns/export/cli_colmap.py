@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional
 
@@ -72,6 +72,9 @@ class ExportColmap(ExportWithPoints):
         from hashpose_ns.export.update import read_colmap_model, update_points, update_poses
 
         assert self.update is not None
+        # of the model, which may be another one than the run's dataset has
+        frame = replace(exported.frame, name=f"the frame of the COLMAP model {self.update}")
+        exported = replace(exported, frame=frame)
         old = read_colmap_model(self.update)
         new, report = update_points(old, update_poses(old, exported, self.update))
         with self.written_folder(exported) as folder:

@@ -34,10 +34,8 @@ class ExportNerfstudio(ExportWithPoints):
             exported: the cameras.
             extras: what ``input_file_extras`` returned.
         """
-        import numpy as np
-
         from hashpose_ns.export.points import write_ply
-        from hashpose_ns.export.transforms import NO_TRANSFORM, write_transforms
+        from hashpose_ns.export.transforms import write_transforms
 
         run = self.load_config.resolve().parent
         note = (
@@ -47,8 +45,7 @@ class ExportNerfstudio(ExportWithPoints):
         notes = [{"split": split, "refined_by": how} for split, how in zip(exported.splits, exported.refined_by)]
         with self.written_folder(exported) as folder:
             if exported.points is not None:
-                applied = np.array(extras.get("applied_transform", NO_TRANSFORM), dtype=np.float64)
-                write_ply(folder / "points.ply", exported.points, applied)
+                write_ply(folder / "points.ply", exported.points)
                 extras["ply_file_path"] = Path("points.ply")
             write_transforms(
                 folder,

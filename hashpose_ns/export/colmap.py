@@ -131,8 +131,9 @@ def world_to_camera(
     camera_to_world: Float[np.ndarray, "3 4"],
 ) -> Tuple[Float[np.ndarray, "4"], Float[np.ndarray, "3"]]:
     """COLMAP's quaternion (w, x, y, z) and translation of a rigid pose with OpenCV axes."""
-    rotation = camera_to_world[:, :3].T
-    return colmap_utils.rotmat2qvec(rotation), -(rotation @ camera_to_world[:, 3])
+    qvec = colmap_utils.rotmat2qvec(camera_to_world[:, :3].T)
+    # by the quaternion's own matrix, so that large centres come back as they were
+    return qvec, -(colmap_utils.qvec2rotmat(qvec) @ camera_to_world[:, 3])
 
 
 def _observations(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Optional
 
+import numpy as np
 import roma
 import torch
 from jaxtyping import Float
@@ -12,21 +13,59 @@ from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, centers_coincide
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from hashpose_ns.data.checks import check_transform, one_way
+from hashpose_ns.data.source import SourceCameras, source_cameras
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.data.dataparsers.base_dataparser import (
     DataParser,
     DataparserOutputs,
     transform_poses_to_original_space,
 )
 
-ONE_WAY_DATAPARSERS = {
-    "NeRFOSR": "nerfosr-data",
-    "SDFStudio": "sdfstudio-data",
-    "NuScenes": "nuscenes-data",
-    "Dycheck": "dycheck-data",
-    "Sitcoms3D": "sitcoms3d-data",
-}
-"""nerfstudio's dataparsers that move the poses without saying how in their outputs, by class name."""
+
+@dataclass(frozen=True, eq=False)
+class GivenPoses:
+    """The dataset's own poses and frame, from its files where these are known."""
+
+    frame: str
+    """Which frame that is, in words."""
+    to_nerfstudio: Similarity
+    """From it to the frame in which training started."""
+    source: Optional[SourceCameras]
+    """The cameras of the files; None where only the dataparser knows them."""
+    outputs: DataparserOutputs
+    """Of the dataparser, for the training images."""
+
+    @classmethod
+    def of(cls, scene: PosedScene) -> GivenPoses:
+        """Those of a run.
+
+        Raises:
+            HashPoseError: the run's poses are not those of the files in another frame, or nobody says in which.
+        """
+        outputs, source = scene.train_outputs, source_cameras(scene.dataparser)
+        if source is None:
+            check_invertible(scene.dataparser, outputs)
+            to_nerfstudio = dataparser_similarity(outputs)
+            furthest = float(to_input_frame(outputs.cameras.camera_to_worlds, outputs)[:, :, 3].abs().max())
+            precision = furthest * float(np.finfo(np.float32).eps)
+            frame = f"the input's as {type(scene.dataparser).__name__} reads it, to {precision:.1g} units"
+            return cls(frame, to_nerfstudio, None, outputs)
+        reference = scene.poses.reference_camera_to_worlds
+        found = source.similarity(outputs.image_filenames, reference)
+        if found is None:
+            raise HashPoseError(
+                f"The poses in {source.path} are not those that the run was trained with; export with the dataset as "
+                "it was then, or train anew."
+            )
+        return cls(source.frame, found, source, outputs)
+
+    def poses(self, outputs: DataparserOutputs) -> Float[Tensor, "num_cameras 3 4"]:
+        """Of a split's images: float64, OpenGL axes, rotations orthonormal to 1e-15."""
+        if self.source is None:
+            return to_input_frame(outputs.cameras.camera_to_worlds, self.outputs)
+        return rigid(self.source.camera_to_worlds[self.source.rows(outputs.image_filenames)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,61 +73,112 @@ class InputFrame:
     """The frame of the input dataset, as seen from the learned frame.
 
     The learned frame is nerfstudio's, after the drift in place, orientation and size that joint optimisation is free
-    to make; the similarity undoes the drift, and what the dataparser recorded undoes its normalisation.
+    to make.
     """
 
-    description: str
-    """Which frame this is and how the drift was undone, in words."""
+    name: str
+    """Which frame this is, in words."""
+    how: str
+    """How the drift was undone, in words."""
     similarity: Similarity
     """From the learned frame to nerfstudio's frame as training started in it."""
-    outputs: DataparserOutputs
-    """Of the dataparser that made nerfstudio's frame."""
+    to_nerfstudio: Similarity
+    """From the input's frame to nerfstudio's."""
     arbitrary: bool = False
     """Whether training started from the identity, so that nothing ties the frame to the input's."""
 
     @property
+    def description(self) -> str:
+        """Both in one."""
+        return self.how if self.arbitrary else f"{self.name}, {self.how}"
+
+    @property
     def unit(self) -> float:
         """Length, in units of the input, of one unit of the learned frame."""
-        return float(self.similarity.scale) / float(self.outputs.dataparser_scale)
+        return float(self.similarity.scale) / float(self.to_nerfstudio.scale)
 
-    def poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
-        """Poses of the learned frame in the input's: float64, OpenGL axes, orthonormal to 1e-15."""
-        return to_input_frame(self.similarity.apply_to_poses(camera_to_worlds.detach().cpu().double()), self.outputs)
+    def moved(
+        self,
+        given: Float[Tensor, "num_cameras 3 4"],
+        reference: Float[Tensor, "num_cameras 3 4"],
+        learned: Float[Tensor, "num_cameras 3 4"],
+    ) -> Float[Tensor, "num_cameras 3 4"]:
+        """Poses of the learned frame in the input's, as corrections of the given ones.
+
+        The correction, in the camera's own axes, is what separates two poses of nerfstudio's small centred frame. So
+        neither its single precision nor large coordinates of the input cost digits: what did not move is given back bit
+        by bit.
+
+        Args:
+            given: in the input's frame, float64, orthonormal.
+            reference: the same poses in nerfstudio's frame.
+            learned: the poses in the learned frame.
+        """
+        after = self.similarity.apply_to_poses(learned.detach().cpu().double())
+        return corrected(given, reference, after, 1.0 / float(self.to_nerfstudio.scale))
 
     def points(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
         """Points of the learned frame in the input's, float64."""
         aligned = self.similarity.apply_to_points(points.detach().cpu().double())
-        return dataparser_similarity(self.outputs).inverse().apply_to_points(aligned)
+        return self.to_nerfstudio.inverse().apply_to_points(aligned)
 
 
-def input_frame(
-    optimizer: PoseOptimizer, outputs: DataparserOutputs, align: Literal["input", "none"] = "input"
-) -> InputFrame:
+def input_frame(optimizer: PoseOptimizer, given: GivenPoses, align: Literal["input", "none"] = "input") -> InputFrame:
     """How to get from a camera optimizer's poses to the input's frame.
 
     Poses and field optimised together are determined up to a similarity only. ``align="input"`` fixes it by aligning
-    the refined camera centres to those that training started from (never to a ground truth kept for evaluation). The
+    the refined cameras to those that training started from (never to a ground truth kept for evaluation). The
     poses stay as they are where training started from the identity, since there is nothing to align to, and where some
     cameras were frozen, since these have fixed it and must not move.
 
     Args:
         optimizer: what holds initial and refined poses.
-        outputs: of the run's dataparser.
+        given: the dataset's poses and frame.
         align: how to fix the similarity.
     """
     refined = optimizer.refined_camera_to_worlds().detach().cpu()
     initial = optimizer.initial_camera_to_worlds.detach().cpu()
     num_frozen = int((~optimizer.trainable).sum())
-    if centers_coincide(initial):
-        description = "arbitrary in place, orientation and scale, as training started from the identity"
-        return InputFrame(description, Similarity.identity(), outputs, arbitrary=True)
+    identity = Similarity.identity()
+    # cameras on a tripod share a centre too, but that is where the input has them
+    if centers_coincide(initial) and not torch.equal(initial, optimizer.reference_camera_to_worlds.cpu()):
+        how = "arbitrary in place, orientation and scale, as training started from the identity"
+        return InputFrame(given.frame, how, identity, given.to_nerfstudio, arbitrary=True)
     if num_frozen:
-        description = f"the input's, as learned, held by the frozen cameras ({num_frozen})"
-        return InputFrame(description, Similarity.identity(), outputs)
+        how = f"as learned, held by the frozen cameras ({num_frozen})"
+        return InputFrame(given.frame, how, identity, given.to_nerfstudio)
     if align == "none":
-        return InputFrame("the input's, as learned", Similarity.identity(), outputs)
-    description = "the input's, aligned to the poses training started from"
-    return InputFrame(description, align_poses(refined, initial), outputs)
+        return InputFrame(given.frame, "as learned", identity, given.to_nerfstudio)
+    how = "aligned to the poses training started from"
+    return InputFrame(given.frame, how, align_poses(refined, initial), given.to_nerfstudio)
+
+
+def corrected(
+    poses: Float[Tensor, "num_cameras 3 4"],
+    before: Float[Tensor, "num_cameras 3 4"],
+    after: Float[Tensor, "num_cameras 3 4"],
+    scale: float,
+) -> Float[Tensor, "num_cameras 3 4"]:
+    """Poses moved in their own axes as others were.
+
+    Args:
+        poses: float64, orthonormal.
+        before: the others.
+        after: where they went.
+        scale: length in the frame of `poses` of one unit in the frame of the others.
+    """
+    before, after = before.detach().cpu().double(), after.detach().cpu().double()
+    rotations, back = poses[:, :, :3], rigid(before)[:, :, :3].mT
+    turns = back @ rigid(after)[:, :, :3]
+    shifts = scale * (back @ (after - before)[:, :, 3:])
+    moved = rigid(torch.cat([rotations @ turns, poses[:, :, 3:] + rotations @ shifts], dim=-1))
+    return torch.where((before == after).all(dim=2).all(dim=1)[:, None, None], poses, moved)
+
+
+def rigid(camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
+    """The same poses in float64 with the nearest rotations, orthonormal to 1e-15."""
+    poses = camera_to_worlds.detach().cpu().double()
+    return torch.cat([roma.special_procrustes(poses[:, :, :3]), poses[:, :, 3:]], dim=-1)
 
 
 def dataparser_similarity(outputs: DataparserOutputs) -> Similarity:
@@ -115,7 +205,7 @@ def to_input_frame(
         float(outputs.dataparser_scale),
         camera_convention="opengl",
     )
-    return torch.cat([roma.special_procrustes(poses[:, :, :3]), poses[:, :, 3:]], dim=-1)
+    return rigid(poses)
 
 
 def flip_axes(camera_to_worlds: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 3 4"]:
@@ -126,16 +216,7 @@ def flip_axes(camera_to_worlds: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*
 
 def check_invertible(dataparser: DataParser, outputs: DataparserOutputs) -> None:
     """Raise HashPoseError unless the outputs say truly how to get back to the input's frame."""
-    for parent in type(dataparser).__mro__:
-        if parent.__name__ in ONE_WAY_DATAPARSERS:
-            raise HashPoseError(
-                f"Poses read by {ONE_WAY_DATAPARSERS[parent.__name__]} cannot be exported, because it does not record "
-                "how it moved them out of their own frame."
-            )
-    scale, rotation = float(outputs.dataparser_scale), outputs.dataparser_transform[:, :3].double()
-    rigid = torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), atol=1e-3)
-    if not (0 < scale < float("inf") and rigid and torch.linalg.det(rotation) > 0):
-        raise HashPoseError(
-            f"The poses cannot be exported, because the dataparser's scale ({scale:g}) and transform are no change of "
-            "frame that could be undone."
-        )
+    reason = one_way(dataparser)
+    if reason is not None:
+        raise HashPoseError(f"The poses cannot be exported, because {reason}.")
+    check_transform(outputs)

@@ -8,11 +8,10 @@ from typing import Literal, Optional
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
+from hashpose_ns.data.source import source_points
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.exported import ExportedCameras, ExportedPoints
-from hashpose_ns.export.frame import dataparser_similarity
 from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -80,17 +79,20 @@ def _input_points(scene: PosedScene, exported: ExportedCameras) -> ExportedPoint
         raise HashPoseError(
             "The dataparser of this run gives no 3-D points; export with --points field or --points empty."
         )
-    xyz = outputs.metadata["points3D_xyz"].cpu().double()
+    xyz = source_points(scene.dataparser)
+    if xyz is None or len(xyz) != len(outputs.metadata["points3D_xyz"]):
+        read = outputs.metadata["points3D_xyz"].cpu().double()
+        xyz = exported.frame.to_nerfstudio.inverse().apply_to_points(read).numpy()
     rgb = outputs.metadata.get("points3D_rgb")
     error = outputs.metadata.get("points3D_error")
     return ExportedPoints(
-        xyz=dataparser_similarity(outputs).inverse().apply_to_points(xyz).numpy(),
+        xyz=xyz,
         rgb=np.zeros((len(xyz), 3), np.uint8) if rgb is None else rgb.cpu().numpy().astype(np.uint8),
         error=np.full(len(xyz), -1.0) if error is None else error.cpu().double().numpy(),
     )
 
 
-def write_ply(path: Path, points: ExportedPoints, transform: Optional[Float[np.ndarray, "3 4"]] = None) -> None:
+def write_ply(path: Path, points: ExportedPoints) -> None:
     """Writes positions and colours as a binary PLY file with float64 positions.
 
     By hand: trimesh rounds to float32 (half a metre in national grids), and plyfile is licensed under the GPL.
@@ -98,11 +100,9 @@ def write_ply(path: Path, points: ExportedPoints, transform: Optional[Float[np.n
     Args:
         path: the file.
         points: what to write.
-        transform: rigid motion from the points' frame to that of the file.
     """
-    xyz = points.xyz if transform is None else points.xyz @ transform[:, :3].T + transform[:, 3]
     names, types = ("x", "y", "z", "red", "green", "blue"), ["double"] * 3 + ["uchar"] * 3
     properties = "".join(f"property {type} {name}\n" for type, name in zip(types, names))
-    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(xyz)}\n{properties}end_header\n"
-    vertices = np.rec.fromarrays([*xyz.T, *points.rgb.T], formats=["<f8"] * 3 + ["u1"] * 3)
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points.xyz)}\n{properties}end_header\n"
+    vertices = np.rec.fromarrays([*points.xyz.T, *points.rgb.T], formats=["<f8"] * 3 + ["u1"] * 3)
     path.write_bytes(header.encode("ascii") + vertices.tobytes())

@@ -14,11 +14,11 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.cameras.perturbation import validate_poses
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from hashpose_ns.data.names import image_folder_and_names, images_folder
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.exported import FROZEN, KEPT, NOT_TRAINED, TRAINED, ExportedCameras
-from hashpose_ns.export.frame import InputFrame, check_invertible, input_frame, to_input_frame
+from hashpose_ns.export.frame import GivenPoses, InputFrame, corrected, input_frame
 from hashpose_ns.export.held_out import optimized_held_out_cameras
-from hashpose_ns.export.names import image_folder_and_names
 from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
@@ -35,8 +35,10 @@ class _Chosen:
     """Poses in the learned frame, float64."""
     start: Float[Tensor, "num_cameras 3 4"]
     """Where training started, or the given poses of evaluation images; nerfstudio's frame, float64."""
+    reference: Float[Tensor, "num_cameras 3 4"]
+    """The dataset's poses in nerfstudio's frame, float64."""
     given: Float[Tensor, "num_cameras 3 4"]
-    """The dataset's poses; nerfstudio's frame, float64."""
+    """The dataset's poses in its own frame, float64."""
     refined_by: List[str]
     """What moved each camera, in words."""
 
@@ -47,6 +49,7 @@ class _Chosen:
             self.indices + other.indices,
             torch.cat([self.learned, other.learned]),
             torch.cat([self.start, other.start]),
+            torch.cat([self.reference, other.reference]),
             torch.cat([self.given, other.given]),
             self.refined_by + other.refined_by,
         )
@@ -71,15 +74,15 @@ def exported_cameras(
         HashPoseError: if the dataparser cannot be undone, or a refined pose is broken.
     """
     outputs = scene.train_outputs
-    check_invertible(scene.dataparser, outputs)
     _check_poses(scene)
-    frame = input_frame(scene.poses, outputs, align)
-    chosen = _training_cameras(scene, frame, align, put_back)
+    given = GivenPoses.of(scene)
+    frame = input_frame(scene.poses, given, align)
+    chosen = _training_cameras(scene, given, frame, align, put_back)
     held_out = _held_out(scene)
     with_held_out = split == "all" and bool(held_out)
     cameras = outputs.cameras
     if with_held_out:
-        chosen += _held_out_cameras(scene, held_out)
+        chosen += _held_out_cameras(scene, given, held_out)
         cameras = _joined(cameras, scene.held_out_outputs.cameras[torch.tensor(held_out)])
 
     def files(of: Callable[[DataparserOutputs], Optional[Sequence[Path]]]) -> Optional[List[Path]]:
@@ -92,20 +95,21 @@ def exported_cameras(
 
     filenames = files(lambda part: part.image_filenames) or []
     settings = scene.dataparser.config
-    folder, names = image_folder_and_names(filenames, Path(settings.data), getattr(settings, "images_path", None))
+    folder, names = image_folder_and_names(filenames, Path(settings.data), images_folder(settings))
     masks, depths = files(lambda part: part.mask_filenames), files(lambda part: part.metadata.get("depth_filenames"))
     order = sorted(range(len(names)), key=names.__getitem__) if with_held_out else list(range(len(names)))
 
     def ordered(values: List) -> List:
         return [values[index] for index in order]
 
-    camera_to_worlds = frame.poses(chosen.learned)[order]
-    start = None if frame.arbitrary else to_input_frame(chosen.start, outputs)[order]
+    camera_to_worlds = frame.moved(chosen.given, chosen.reference, chosen.learned)[order]
+    started = corrected(chosen.given, chosen.reference, chosen.start, 1.0 / float(given.to_nerfstudio.scale))
+    start = None if frame.arbitrary else started[order]
     movement = None if start is None else pose_errors(camera_to_worlds, start, similarity=Similarity.identity())
     return ExportedCameras(
         camera_to_worlds=camera_to_worlds,
         learned_camera_to_worlds=chosen.learned[order],
-        given_camera_to_worlds=to_input_frame(chosen.given, outputs)[order],
+        given_camera_to_worlds=chosen.given[order],
         start_camera_to_worlds=start,
         cameras=cameras[torch.tensor(order)] if with_held_out else cameras,
         image_filenames=ordered(filenames),
@@ -134,10 +138,14 @@ def _check_poses(scene: PosedScene) -> None:
 
 
 def _training_cameras(
-    scene: PosedScene, frame: InputFrame, align: Literal["input", "none"], put_back: Collection[int]
+    scene: PosedScene,
+    given: GivenPoses,
+    frame: InputFrame,
+    align: Literal["input", "none"],
+    put_back: Collection[int],
 ) -> _Chosen:
     """The training cameras, some of them put back to where training started."""
-    optimizer, outputs = scene.poses, scene.train_outputs
+    optimizer = scene.poses
     refined = optimizer.refined_camera_to_worlds().detach().cpu()
     initial = optimizer.initial_camera_to_worlds.detach().cpu()
     if put_back and frame.arbitrary:
@@ -153,9 +161,10 @@ def _training_cameras(
         start = drift.inverse().apply_to_poses(initial.double())
         for index in put_back:
             learned[index], refined_by[index] = start[index], KEPT
-    given = outputs.cameras.camera_to_worlds.double()
+    reference = optimizer.reference_camera_to_worlds.detach().cpu().double()
+    given_poses = given.poses(scene.train_outputs)
     indices = list(range(len(refined)))
-    return _Chosen(["train"] * len(refined), indices, learned, initial.double(), given, refined_by)
+    return _Chosen(["train"] * len(refined), indices, learned, initial.double(), reference, given_poses, refined_by)
 
 
 def _moved_by(optimizer: PoseOptimizer) -> List[str]:
@@ -170,11 +179,12 @@ def _held_out(scene: PosedScene) -> List[int]:
     return [index for index, name in enumerate(scene.held_out.image_filenames) if name not in trained]
 
 
-def _held_out_cameras(scene: PosedScene, indices: List[int]) -> _Chosen:
+def _held_out_cameras(scene: PosedScene, given: GivenPoses, indices: List[int]) -> _Chosen:
     """Evaluation images' cameras, optimised against the field."""
     poses, how = optimized_held_out_cameras(scene, indices)
-    given = scene.held_out_outputs.cameras.camera_to_worlds[indices].double()
-    return _Chosen(["eval"] * len(indices), indices, poses.double().cpu(), given, given, how)
+    reference = scene.held_out_outputs.cameras.camera_to_worlds[indices].double()
+    given_poses = given.poses(scene.held_out_outputs)[indices]
+    return _Chosen(["eval"] * len(indices), indices, poses.double().cpu(), reference, reference, given_poses, how)
 
 
 def _joined(first: Cameras, second: Cameras) -> Cameras:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hashpose_ns.data.source import LEGACY_APPLIED_TRANSFORM
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.intrinsics import frame_intrinsics, is_fisheye
 from nerfstudio.cameras.cameras import Cameras
@@ -20,38 +21,31 @@ from nerfstudio.utils.io import load_from_json
 
 NO_TRANSFORM = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0))
 
-COLMAP_TRANSFORM = ((0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0))
-"""What nerfstudio-data assumes for a transforms.json without applied_transform that has a COLMAP model beside it."""
-
 
 def input_file_extras(dataparser_config: DataParserConfig) -> Dict[str, Any]:
-    """What an exported transforms.json takes over from the input's, so that both are in one frame.
+    """What an exported transforms.json takes over from the input's. The matrices of both are in one frame.
 
-    ``applied_transform`` maps the original (COLMAP's) frame to the frame of the file's matrices; nerfstudio undoes it
-    too when it goes back to the original space.
+    ``applied_transform`` and ``applied_scale`` led from the original (COLMAP's) frame to that of the matrices.
 
     Args:
         dataparser_config: config of the run's dataparser.
 
     Returns:
-        ``applied_transform`` (3 rows of 4) and, where the input has points, ``ply_file_path`` as an absolute path.
-
-    Raises:
-        HashPoseError: if the input has an ``applied_scale`` other than 1, whose place among the transforms nerfstudio
-            does not define.
+        ``applied_transform`` (3 rows of 4) and, where the input has them, ``applied_scale`` and, as an absolute path,
+        ``ply_file_path``.
     """
     extras: Dict[str, Any] = {"applied_transform": NO_TRANSFORM}
-    if not isinstance(dataparser_config, NerfstudioDataParserConfig):
+    if type(dataparser_config) is not NerfstudioDataParserConfig:  # a subclass may read other files
         return extras
     data = dataparser_config.data
     path = data if data.suffix == ".json" else data / "transforms.json"
     meta = load_from_json(path)
-    if float(meta.get("applied_scale", 1.0)) != 1.0:
-        raise HashPoseError(f"Poses of a dataset with an applied_scale cannot be exported ({path} has one).")
+    if "applied_scale" in meta:
+        extras["applied_scale"] = float(meta["applied_scale"])
     if "applied_transform" in meta:
         extras["applied_transform"] = meta["applied_transform"]
     elif (data / "colmap/sparse/0").exists():
-        extras["applied_transform"] = COLMAP_TRANSFORM
+        extras["applied_transform"] = LEGACY_APPLIED_TRANSFORM
     if "ply_file_path" in meta:
         extras["ply_file_path"] = path.absolute().parent / meta["ply_file_path"]
     return extras
@@ -65,6 +59,7 @@ def write_transforms(
     note: str,
     relative_to: Optional[Path] = None,
     applied_transform: Sequence[Sequence[float]] = NO_TRANSFORM,
+    applied_scale: Optional[float] = None,
     ply_file_path: Optional[Path] = None,
     mask_filenames: Optional[Sequence[Path]] = None,
     depth_filenames: Optional[Sequence[Path]] = None,
@@ -76,13 +71,14 @@ def write_transforms(
 
     Args:
         directory: an existing folder.
-        camera_to_worlds: poses in the original frame, OpenGL axes.
+        camera_to_worlds: poses, OpenGL axes.
         cameras: their intrinsics; the poses in it are not read.
         image_filenames: the images, absolute.
         note: what made the file; readers ignore it.
         relative_to: where the file will lie in the end, if not in ``directory``; file paths are written relative to it.
-        applied_transform: rigid motion, [3, 4], from the original frame to that of the matrices in the file.
-        ply_file_path: points in the frame of the matrices: absolute, or relative to the file.
+        applied_transform: rigid motion, [3, 4], from the original frame to that of the poses. It is noted, not applied.
+        applied_scale: the scale that went with it, likewise.
+        ply_file_path: points in the frame of the poses: absolute, or relative to the file.
         mask_filenames: a mask for each image, absolute.
         depth_filenames: a depth map for each image, absolute.
         frame_notes: further entries for each frame, which readers ignore.
@@ -115,14 +111,13 @@ def write_transforms(
     if shared:
         content.update(intrinsics[0])
     content["applied_transform"] = [[float(value) for value in row] for row in applied_transform]
+    if applied_scale is not None:
+        content["applied_scale"] = applied_scale
     if ply_file_path is not None:
         content["ply_file_path"] = link(ply_file_path) if ply_file_path.is_absolute() else ply_file_path.as_posix()
 
-    transform = torch.eye(4, dtype=torch.float64)
-    transform[:3] = torch.tensor(content["applied_transform"], dtype=torch.float64)
     matrices = torch.eye(4, dtype=torch.float64).repeat(len(camera_to_worlds), 1, 1)
     matrices[:, :3] = camera_to_worlds.detach().cpu().double()
-    matrices = transform @ matrices
 
     content["frames"] = []
     for i, filename in enumerate(image_filenames):

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Literal, Optional, Tuple
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
+from hashpose_ns.cameras.alignment import PoseErrors, Similarity, align_poses, pose_errors
+from hashpose_ns.data.source import colmap_poses
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.export.colmap import world_to_camera, write_model
 from hashpose_ns.export.exported import FROZEN
-from hashpose_ns.export.frame import flip_axes
+from hashpose_ns.export.frame import flip_axes, rigid
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 
 if TYPE_CHECKING:
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
 SAME_ROTATION_DEG, SAME_CENTER = 0.1, 1e-3
 """A model's poses are those the run was given when no camera is off by more than this angle, and this fraction of the
 cameras' spread, after alignment."""
+SAME_FRAME = 1e-6
+"""Without alignment: the model's frame is that of the run's input when no centre is off by more than this fraction."""
 MAX_REPROJECTION_ERROR = 4.0
 """Points whose mean reprojection error in pixels is larger are dropped; COLMAP's own threshold."""
 MIN_TRIANGULATION_ANGLE_DEG = 1.5
@@ -78,14 +78,6 @@ def read_colmap_model(directory: Path) -> ColmapModel:
     )
 
 
-def model_poses(images: List[Any]) -> Float[Tensor, "num_images 3 4"]:
-    """Camera-to-world poses of a model's images, float64, OpenGL axes."""
-    rotations = torch.from_numpy(np.stack([colmap_utils.qvec2rotmat(image.qvec) for image in images])).mT
-    translations = torch.from_numpy(np.stack([np.asarray(image.tvec, dtype=np.float64) for image in images]))
-    poses = torch.cat([rotations, -rotations @ translations[:, :, None]], dim=-1)
-    return flip_axes(poses)
-
-
 def match_images(model: ColmapModel, names: List[str], directory: Path) -> List[int]:
     """The image id in a model of each name: the same name, or else the only image whose name ends in the same file.
 
@@ -128,22 +120,22 @@ def update_poses(model: ColmapModel, exported: ExportedCameras, directory: Path)
             "Poses that were found from an identity start have no place in an existing model; export without --update."
         )
     keys = match_images(model, exported.names, directory)
-    old = model_poses([model.images[key] for key in keys])
+    old = rigid(colmap_poses([model.images[key] for key in keys]))
     given = exported.given_camera_to_worlds
-    similarity = align_poses(given, old)
-    differences = pose_errors(given, old, similarity)
     spread = float((old[:, :, 3] - old[:, :, 3].mean(dim=0)).norm(dim=-1).max())
+    rounding = 64 * float(np.finfo(np.float64).eps) * float(old[:, :, 3].abs().max())
+    similarity = Similarity.identity()
+    differences = pose_errors(given, old, similarity)
+    if not _same(differences, SAME_FRAME * spread + rounding):
+        similarity = align_poses(given, old)
+        differences = pose_errors(given, old, similarity)
     worst = int(differences.rotation_deg.argmax())
-    if float(differences.rotation_deg.max()) > SAME_ROTATION_DEG or float(differences.center.max()) > (
-        SAME_CENTER * spread
-    ):
+    if not _same(differences, SAME_CENTER * spread + rounding):
         raise HashPoseError(
             f"The poses in {directory} are not those that the run was given ({exported.names[worst]} differs by "
             f"{float(differences.rotation_deg[worst]):.3g} deg after alignment), so the refined poses have no place in "
             "it; give the model that the run's dataset was made from."
         )
-    if _is_identity(similarity, spread):
-        similarity = Similarity.identity()
     new = flip_axes(similarity.apply_to_poses(exported.camera_to_worlds))
     images = dict(model.images)
     for key, pose, how in zip(keys, new.numpy(), exported.refined_by):
@@ -153,14 +145,9 @@ def update_poses(model: ColmapModel, exported: ExportedCameras, directory: Path)
     return ColmapModel(model.cameras, images, model.points)
 
 
-def _is_identity(similarity: Similarity, spread: float) -> bool:
-    """Up to the rounding of nerfstudio's float32 poses."""
-    identity = torch.eye(3, dtype=torch.float64)
-    return (
-        abs(float(similarity.scale) - 1.0) < 1e-4
-        and float((similarity.rotation - identity).abs().max()) < 1e-4
-        and float(similarity.translation.abs().max()) < 1e-4 * spread
-    )
+def _same(differences: PoseErrors, center: float) -> bool:
+    """Whether no pose differs by more than `SAME_ROTATION_DEG` and a distance between centres."""
+    return float(differences.rotation_deg.max()) <= SAME_ROTATION_DEG and float(differences.center.max()) <= center
 
 
 def update_points(old: ColmapModel, new: ColmapModel) -> Tuple[ColmapModel, PointReport]:

@@ -163,7 +163,7 @@ class PosedScene:
     @torch.no_grad()
     def aligned_held_out_poses(self) -> Float[Tensor, "num_held_out 3 4"]:
         """The held-out cameras' given poses, taken to the learned frame by the sim(3) between the training cameras'
-        reference and refined centres."""
+        reference and refined poses."""
         similarity = align_poses(self.poses.refined_camera_to_worlds(), self.poses.reference_camera_to_worlds)
         given = self.held_out.cameras.camera_to_worlds
         return similarity.inverse().apply_to_poses(given.to(self.device)).to(given)

@@ -7,7 +7,14 @@ import pytest
 import roma
 import torch
 
-from hashpose_ns.cameras.alignment import Similarity, align_poses, centers_coincide, pose_errors, rotation_angle
+from hashpose_ns.cameras.alignment import (
+    Similarity,
+    align_centers,
+    align_poses,
+    centers_coincide,
+    pose_errors,
+    rotation_angle,
+)
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
 
 
@@ -58,14 +65,16 @@ def test_similarity_inverse_and_identity():
     torch.testing.assert_close(similarity.inverse().apply_to_points(similarity.apply_to_points(batched)), batched)
 
 
+@pytest.mark.parametrize("align", [align_poses, align_centers])
 @pytest.mark.parametrize("num_cameras", [1, 2, 3, 4, 40])
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 250.0])
-def test_gauge_change_is_recovered_and_costs_nothing(num_cameras, scale):
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e7])
+def test_gauge_change_is_recovered_and_costs_nothing(num_cameras, scale, align):
     source = random_poses(num_cameras, seed=num_cameras)
     similarity = random_similarity(scale=scale if num_cameras > 1 else 1.0)
     target = similarity.apply_to_poses(source)
-    assert_similar(align_poses(source, target), similarity, atol=1e-9 * max(1.0, scale))
-    errors = pose_errors(source, target)
+    found = align(source, target)
+    assert_similar(found, similarity, atol=1e-9 * max(1.0, scale))
+    errors = pose_errors(source, target, found)
     assert errors.rotation_deg.max() < 1e-6
     assert errors.translation.max() < 1e-9 * max(1.0, scale)
     assert errors.center.max() < 1e-9 * max(1.0, scale)
@@ -79,9 +88,138 @@ def test_gauge_change_in_float32_stays_at_rounding():
     assert errors.center.max() < 5e-6
 
 
-def test_swapping_the_sides_gives_the_inverse():
+@pytest.mark.parametrize("align", [align_poses, align_centers])
+@pytest.mark.parametrize("noise", [0.01, 1.0, "unrelated"])
+def test_swapping_the_sides_gives_the_inverse(align, noise):
     source, target = random_poses(20, seed=1), random_poses(20, seed=2)
-    assert_similar(align_poses(source, target).inverse(), align_poses(target, source))
+    if noise != "unrelated":
+        target = random_similarity().apply_to_poses(noisy(source, noise, noise))
+    assert_similar(align(source, target).inverse(), align(target, source), atol=1e-8)
+
+
+# -- by centres and orientations ---------------------------------------------------------------------------------------
+
+
+def noisy(poses: torch.Tensor, degrees: float, distance: float, seed: int = 50) -> torch.Tensor:
+    """Poses with orientations and centres off by normal errors, given along one dimension."""
+    generator = torch.Generator().manual_seed(seed)
+    turns = torch.randn(len(poses), 3, dtype=torch.float64, generator=generator) * math.radians(degrees)
+    centers = poses[..., 3:] + distance * torch.randn(len(poses), 3, 1, dtype=torch.float64, generator=generator)
+    return torch.cat([roma.rotvec_to_rotmat(turns) @ poses[..., :3], centers], dim=-1)
+
+
+def capture(shape: str) -> torch.Tensor:
+    """Cameras about 4 units across whose orientations differ by some degrees, as those of people's captures."""
+    name, *arguments = shape.split()
+    number = float(arguments[0]) if arguments else 0.0
+    count = int(number) if name == "few" else 24
+    generator = torch.Generator().manual_seed(60)
+    random = torch.randn(count, 3, dtype=torch.float64, generator=generator)
+    along = torch.linspace(-2, 2, count, dtype=torch.float64)
+    centers = {
+        "line": torch.stack([along, 4 * number * random[:, 1], 4 * number * random[:, 2]], dim=-1),
+        "plane": random * torch.tensor([1.0, 0.7, number], dtype=torch.float64),
+        "ring": torch.stack([2 * (1.6 * along).cos(), 2 * (1.6 * along).sin(), 0 * along], dim=-1),
+        "cluster": number * random,
+        "few": 2 * random,
+    }[name]
+    rotations = roma.rotvec_to_rotmat(0.2 * torch.randn(count, 3, dtype=torch.float64, generator=generator))
+    return torch.cat([rotations, centers[..., None]], dim=-1)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["line 0", "line 0.001", "line 0.005", "line 0.01", "line 0.05", "plane 0", "plane 0.02", "ring", "cluster 0.05"]
+    + ["few 2", "few 3", "few 4"],
+)
+def test_the_frame_is_as_good_as_the_poses_whatever_the_capture(shape):
+    # 24 views on a line of 4 units, say, each 0.6 degrees and 0.02 units off the truth in a frame of its own
+    truth, frame = capture(shape), random_similarity(seed=61)
+    learned = frame.apply_to_poses(noisy(truth, 0.6, 0.02))
+    found = align_poses(learned, truth)
+    turned = float(torch.rad2deg(rotation_angle(found.rotation @ frame.rotation)))
+    assert turned < 3 * 0.6 / math.sqrt(len(truth))
+    errors = pose_errors(learned, truth, found)
+    assert errors.rotation_deg.mean() < 2.0
+    assert errors.center.mean() < 0.05
+
+
+def test_centers_near_a_line_alone_would_roll_everything():
+    # what makes the above a test
+    truth = capture("line 0.001")
+    learned = noisy(truth, 0.6, 0.02)
+    assert pose_errors(learned, truth, align_centers(learned, truth)).rotation_deg.mean() > 5
+    assert pose_errors(learned, truth).rotation_deg.mean() < 1.2
+
+
+def test_each_kind_counts_by_what_it_knows():
+    truth = capture("ring")
+    exact_centers, exact_turns = noisy(truth, 3.0, 0.0), noisy(truth, 0.0, 0.3)
+    assert pose_errors(exact_centers, truth).center.max() < 1e-4
+    assert pose_errors(exact_turns, truth).rotation_deg.max() < 1e-3
+
+
+@pytest.mark.parametrize("lost", [1, 4, 7])
+@pytest.mark.parametrize("shape", ["ring", "line 0.001", "plane 0.02"])
+def test_lost_cameras_do_not_move_the_others(shape, lost):
+    truth = capture(shape)
+    moved = truth.clone()
+    moved[:lost] = random_poses(lost, seed=62)
+    moved[:lost, :, 3] *= 3.0
+    frame = random_similarity(seed=63)
+    errors = pose_errors(frame.apply_to_poses(moved), truth)
+    assert errors.rotation_deg[lost:].max() < 1e-6
+    assert errors.center[lost:].max() < 1e-9
+    assert errors.center[:lost].min() > 0.3
+
+
+def test_a_displaced_start_pose_does_not_drag_the_others_along():
+    # 20 cameras on a circle of radius 4, one of them 7.5 units off, orientations as they were
+    angle = torch.arange(20, dtype=torch.float64) * math.pi / 10
+    truth = capture("ring")[:20]
+    truth[..., 3] = torch.stack([4 * angle.cos(), 4 * angle.sin(), torch.zeros_like(angle)], dim=-1)
+    start = truth.clone()
+    start[3, :, 3] += torch.tensor([4.5, 0.0, 6.0])
+    found = align_poses(truth, start)
+    assert_similar(found, Similarity.identity(), atol=1e-9)
+    assert float(align_centers(truth, start).scale) > 1.1
+
+
+def test_a_camera_far_away_does_not_set_the_frame_of_the_others():
+    truth = capture("plane 0.02")
+    truth[0, :, 3] = torch.tensor([150.0, 100.0, 0.0])
+    learned = noisy(truth, 0.4, 0.02)
+    learned[0, :, 3] += 3.0  # its rays hardly tell where it is
+    errors = pose_errors(random_similarity().apply_to_poses(learned), truth)
+    assert errors.rotation_deg[1:].mean() < 0.9
+    assert errors.center[1:].mean() < 0.1
+
+
+def test_a_minority_elsewhere_does_not_hide_that_centers_coincide():
+    truth = capture("ring")
+    truth[2:, :, 3] = torch.tensor([0.3, -1.0, 2.0])
+    assert centers_coincide(truth)
+    turned = Similarity(torch.tensor(1.0).double(), rotation_z(0.4), torch.tensor([1.0, 2.0, 3.0]).double())
+    assert_similar(align_poses(truth, turned.apply_to_poses(truth)), turned)
+
+
+def test_centers_that_have_nothing_in_common_set_no_scale():
+    # a tripod whose given centres are noise, a hundred times smaller than the learned ones'
+    given = capture("cluster 0.0001")
+    learned = noisy(given, 0.5, 0.01)
+    assert float(align_poses(learned, given).scale) == 1.0
+    assert pose_errors(learned, given).rotation_deg.mean() < 1.2
+
+
+def test_a_change_of_frame_changes_nothing_else():
+    truth, frame = capture("plane 0.02"), random_similarity(seed=64, scale=1e3)
+    learned = noisy(truth, 2.0, 0.1)
+    before, after = pose_errors(learned, truth), pose_errors(frame.apply_to_poses(learned), truth)
+    for name in ("rotation_deg", "center"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name), atol=1e-6, rtol=0)
+
+
+# -- by centres alone, as published protocols do -----------------------------------------------------------------------
 
 
 def test_agrees_with_evo():
@@ -89,7 +227,7 @@ def test_agrees_with_evo():
     source = random_poses(25, seed=3)
     exact = random_similarity(seed=4).apply_to_poses(source)
     rotation, translation, scale = geometry.umeyama_alignment(source[..., 3].numpy().T, exact[..., 3].numpy().T, True)
-    found = align_poses(source, exact)
+    found = align_centers(source, exact)
     np.testing.assert_allclose(found.rotation, rotation, atol=1e-12)
     np.testing.assert_allclose(found.translation, translation, atol=1e-11)
     np.testing.assert_allclose(found.scale, scale, rtol=1e-12)
@@ -99,7 +237,7 @@ def test_agrees_with_evo():
     noisy = exact.clone()
     noisy[..., 3] += 0.8 * torch.randn(25, 3, dtype=torch.float64, generator=generator)
     rotation, _, scale = geometry.umeyama_alignment(source[..., 3].numpy().T, noisy[..., 3].numpy().T, True)
-    found = align_poses(source, noisy)
+    found = align_centers(source, noisy)
     np.testing.assert_allclose(found.rotation, rotation, atol=1e-12)
     assert found.scale > scale * 1.001
 
@@ -110,7 +248,7 @@ def test_rms_scale_and_means_by_hand():
     source = torch.cat([torch.eye(3, dtype=torch.float64).expand(6, 3, 3), centers], dim=-1)
     target = source.clone()
     target[..., 3] = 3.0 * source[..., 3] + torch.tensor([1.0, 2.0, 3.0])
-    similarity = align_poses(source, target)
+    similarity = align_centers(source, target)
     assert float(similarity.scale) == pytest.approx(3.0)
     torch.testing.assert_close(similarity.rotation, torch.eye(3, dtype=torch.float64))
     torch.testing.assert_close(similarity.translation, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
@@ -126,7 +264,7 @@ def test_mirrored_centers_get_the_best_proper_rotation():
     source[..., 3] = torch.cat([centers, centers * torch.tensor([-1.0, 1.0, 1.0])])
     target = source.clone()
     target[..., 0, 3] *= -1
-    similarity = align_poses(source, target)
+    similarity = align_centers(source, target)
     assert float(torch.linalg.det(similarity.rotation)) == pytest.approx(1.0)
     torch.testing.assert_close(similarity.rotation, torch.eye(3, dtype=torch.float64), atol=1e-12, rtol=0)
 
@@ -138,7 +276,7 @@ def test_planar_centers_determine_the_rotation():
     target = similarity.apply_to_poses(source)
     # wrong orientations must not matter: a plane of centres determines the rotation alone
     target[..., :3] = random_poses(12, seed=9)[..., :3]
-    assert_similar(align_poses(source, target), similarity, atol=1e-9)
+    assert_similar(align_centers(source, target), similarity, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -188,7 +326,7 @@ def test_known_rotation_about_each_camera_is_reported_exactly():
     for degrees in (1e-6, 1e-3, 5.0, 179.0):
         estimated = reference.clone()
         estimated[..., :3] = reference[..., :3] @ rotation_z(math.radians(degrees))
-        errors = pose_errors(estimated, reference)
+        errors = pose_errors(estimated, reference, align_centers(estimated, reference))
         torch.testing.assert_close(
             errors.rotation_deg, torch.full((8,), degrees, dtype=torch.float64), atol=1e-8, rtol=1e-9
         )

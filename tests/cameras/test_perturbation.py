@@ -146,8 +146,8 @@ def test_validate_poses_names_the_first_bad_camera():
         validate_poses(torch.cat([good[:2], broken[2:]]), names)
     mirrored = good.clone()
     mirrored[0, :, 0] *= -1
-    with pytest.raises(ValueError, match=r"camera a\.png mirrors space.*orientation-method pca"):
-        validate_poses(mirrored, names)
+    with pytest.raises(ValueError, match=r"camera a\.png mirrors space.*; turn it round\."):
+        validate_poses(mirrored, names, hint="turn it round")
     not_a_number = good.clone()
     not_a_number[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"camera a\.png holds a value"):

@@ -126,7 +126,7 @@ def test_nan_pose(scene, refused):
         scene / "transforms_train.json",
         lambda meta: meta["frames"][2]["transform_matrix"][0].__setitem__(3, float("nan")),
     )
-    refused("--data", scene, contents=["The pose of camera r_2.png", "not a finite number"])
+    refused("--data", scene, contents=["The pose of camera ./train/r_2", "not a finite number"])
 
 
 def test_pose_that_is_not_rigid(scene, refused):
@@ -136,7 +136,7 @@ def test_pose_that_is_not_rigid(scene, refused):
         meta["frames"][1]["transform_matrix"] = matrix.tolist()
 
     edit_json(scene / "transforms_train.json", double)
-    refused("--data", scene, contents=["The pose of camera r_1.png", "not rigid"])
+    refused("--data", scene, contents=["The pose of camera ./train/r_1", "not rigid"])
 
 
 def test_folder_without_data(tmp_path, refused):

@@ -71,8 +71,8 @@ def write_images(folder: Path, names, size=(8, 6)) -> list:
 class KnownPoses(PoseOptimizer):
     """Refined poses that nothing computes."""
 
-    def __init__(self, refined, initial, names, trainable=None) -> None:
-        super().__init__(PoseOptimizerConfig(), len(refined), "cpu", initial, image_names=names)
+    def __init__(self, refined, initial, reference, names, trainable=None) -> None:
+        super().__init__(PoseOptimizerConfig(), len(refined), "cpu", initial, reference, image_names=names)
         self.refined = refined.float()
         if trainable is not None:
             self.trainable.copy_(trainable)
@@ -83,13 +83,14 @@ class KnownPoses(PoseOptimizer):
 
 def make_scene(outputs, dataparser, refined, initial=None, held_out=(), trainable=None) -> PosedScene:
     """A run that only knows poses: ``refined`` and ``initial``, in nerfstudio's frame."""
-    initial = outputs.cameras.camera_to_worlds if initial is None else initial
+    reference = outputs.cameras.camera_to_worlds
+    initial = reference if initial is None else initial
     names = [path.as_posix() for path in outputs.image_filenames]
     with unchecked():
         return PosedScene(
             renderer=None,
             model_config=None,
-            poses=KnownPoses(refined, initial, names, trainable),
+            poses=KnownPoses(refined, initial, reference, names, trainable),
             train=SimpleNamespace(_dataparser_outputs=outputs),
             held_out=SimpleNamespace(image_filenames=list(held_out)),
             dataparser=dataparser,

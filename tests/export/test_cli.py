@@ -89,10 +89,10 @@ def test_colmap(tmp_path, run, dataset, capsys, format):
     outputs = config.setup().get_dataparser_outputs("train")
     train = train_indices(dataset[2])
     assert outputs.image_filenames == [tmp_path / f"data/images/{i:02d}.png" for i in train]
-    np.testing.assert_allclose(original_space(outputs), dataset[0][train], atol=1e-5)
+    np.testing.assert_allclose(original_space(outputs), dataset[1][train, :3], atol=1e-5)
     pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is the independent reader of this test")
     for image in pycolmap.Reconstruction(str(tmp_path / "out/sparse/0")).images.values():
-        np.testing.assert_allclose(image.projection_center(), dataset[0][int(image.name[:2]), :, 3], atol=1e-5)
+        np.testing.assert_allclose(image.projection_center(), dataset[1][int(image.name[:2]), :3, 3], atol=1e-5)
 
 
 def test_nerfstudio(tmp_path, run, dataset):
@@ -125,7 +125,8 @@ def test_summary_tells_what_a_user_needs(tmp_path, run, capsys):
     run("nerfstudio")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Exported 9 cameras as transforms.json: {tmp_path}/out/transforms.json"
-    assert lines[1].endswith("the input's, aligned to the poses training started from")
+    frame = "the frame of the matrices in transforms.json (after its applied_transform)"
+    assert lines[1].endswith(f"  {frame}, aligned to the poses training started from")
     assert lines[2].startswith("  moved ") and "deg" in lines[2] and "furthest 0" in lines[2]
     assert lines[3] == "  guard    not asked; hashpose-guard tells whether refinement helped"
     assert lines[4].endswith(f" {tmp_path}/data/images")

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
+from hashpose_ns.data.checks import ONE_WAY_DATAPARSERS
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
+from hashpose_ns.data.names import image_folder_and_names, images_folder
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap import write_colmap_model
 from hashpose_ns.export.exported import FROZEN, KEPT, TRAINED, ExportedPoints
-from hashpose_ns.export.frame import ONE_WAY_DATAPARSERS, to_input_frame
-from hashpose_ns.export.names import image_folder_and_names
+from hashpose_ns.export.frame import to_input_frame
 from hashpose_ns.export.points import with_points
 from hashpose_ns.export.poses import exported_cameras
 from hashpose_ns.runs.load import load_trained_pipeline
@@ -26,6 +27,8 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.phototourism_dataparser import PhototourismDataParserConfig
+from nerfstudio.data.dataparsers.scannetpp_dataparser import ScanNetppDataParserConfig
 
 NUM = 10
 POINTS = np.random.default_rng(3).normal(size=(5, 3))
@@ -42,14 +45,11 @@ def colmap_dataset(folder, helpers):
     return poses, ColmapDataParserConfig(data=folder, eval_mode="all", downscale_factor=1)
 
 
-def nerfstudio_dataset(folder, helpers, applied_transform=None):
+def nerfstudio_dataset(folder, helpers, **entries):
     poses = helpers.poses(NUM)
     saved = torch.eye(4, dtype=torch.float64).repeat(NUM, 1, 1)
     saved[:, :3] = poses
-    meta = dict(fl_x=500.0, fl_y=510.0, cx=322.5, cy=236.25, w=640, h=480, k1=0.01)
-    if applied_transform is not None:
-        meta["applied_transform"] = applied_transform
-        saved = torch.tensor([*applied_transform, [0, 0, 0, 1]], dtype=torch.float64) @ saved
+    meta = dict(fl_x=500.0, fl_y=510.0, cx=322.5, cy=236.25, w=640, h=480, k1=0.01, **entries)
     meta["frames"] = [
         dict(file_path=f"images/{i:02d}.png", transform_matrix=matrix.tolist()) for i, matrix in enumerate(saved)
     ]
@@ -59,7 +59,9 @@ def nerfstudio_dataset(folder, helpers, applied_transform=None):
 
 
 def processed_dataset(folder, helpers):
-    return nerfstudio_dataset(folder, helpers, [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0.5]])
+    """The frame is that of the file's matrices, whatever led to it."""
+    transform = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0.5]]
+    return nerfstudio_dataset(folder, helpers, applied_transform=transform, applied_scale=2.5)
 
 
 def ngp_dataset(folder, helpers):
@@ -107,14 +109,16 @@ def test_gauge_drift_is_undone_down_to_the_input_frame(tmp_path, helpers, make_d
     assert exported.camera_to_worlds.dtype == torch.float64
     products = exported.camera_to_worlds[:, :, :3] @ exported.camera_to_worlds[:, :, :3].mT
     np.testing.assert_allclose(products, np.eye(3)[None].repeat(NUM, 0), atol=1e-14)
-    assert exported.frame.description == "the input's, aligned to the poses training started from"
+    assert exported.frame.name.startswith("the frame of the ")
+    assert exported.frame.description == f"{exported.frame.name}, aligned to the poses training started from"
     assert float(exported.movement.center.max()) < 1e-5
     assert all((exported.image_folder / name).exists() for name in exported.names)
 
     kept = exported_cameras(helpers.scene(outputs, parser, drifted), align="none")
-    np.testing.assert_allclose(kept.camera_to_worlds, to_input_frame(drifted, outputs), atol=1e-5)
     assert float(kept.movement.center.max()) > 0.1
-    assert kept.frame.description == "the input's, as learned"
+    assert kept.frame.how == "as learned"
+    if make_dataset is not processed_dataset:  # nerfstudio's way leads to the frame before applied_transform
+        np.testing.assert_allclose(kept.camera_to_worlds, to_input_frame(drifted, outputs), atol=1e-5)
 
 
 def test_refinement_survives_alignment(tmp_path, helpers):
@@ -166,7 +170,9 @@ def test_frozen_cameras_stay_where_they_were(tmp_path, helpers):
     exported = exported_cameras(helpers.scene(outputs, parser, refined, trainable=trainable))
     np.testing.assert_allclose(exported.camera_to_worlds[:2], poses[:2], atol=1e-5)
     assert exported.refined_by == [FROZEN] * 2 + [TRAINED] * 8
-    assert exported.frame.description == "the input's, as learned, held by the frozen cameras (2)"
+    assert exported.frame.description == (
+        "the frame of the matrices in transforms.json, as learned, held by the frozen cameras (2)"
+    )
 
 
 @pytest.mark.parametrize("align", ["input", "none"])
@@ -183,7 +189,8 @@ def test_cameras_put_back_are_where_training_started(tmp_path, helpers, align):
     expected = poses if align == "input" else to_input_frame(drift.apply_to_poses(initial), outputs)
     np.testing.assert_allclose(exported.camera_to_worlds, expected, atol=1e-5)
     assert exported.refined_by[4] == KEPT and exported.refined_by.count(TRAINED) == 9
-    np.testing.assert_allclose(exported.frame.poses(exported.learned_camera_to_worlds), expected, atol=1e-5)
+    centers = exported.frame.points(exported.learned_camera_to_worlds[:, :, 3])
+    np.testing.assert_allclose(centers, expected[:, :, 3], atol=1e-5)
 
 
 def test_points_come_back_to_the_input_frame(tmp_path, helpers):
@@ -235,7 +242,7 @@ def test_dataparsers_that_cannot_be_undone_are_refused(tmp_path, helpers):
     refined = outputs.cameras.camera_to_worlds
     for name, key in (("NeRFOSR", "nerfosr-data"), ("SDFStudio", "sdfstudio-data")):
         one_way = type(name, (DataParser,), {})(config)
-        with pytest.raises(HashPoseError, match=f"Poses read by {key} cannot be exported"):
+        with pytest.raises(HashPoseError, match=f"cannot be exported, because {key} does not record"):
             exported_cameras(helpers.scene(outputs, one_way, refined))
     for changes in (
         dict(dataparser_scale=0.0),
@@ -243,9 +250,11 @@ def test_dataparsers_that_cannot_be_undone_are_refused(tmp_path, helpers):
         dict(dataparser_transform=2.0 * torch.eye(4)[:3]),
         dict(dataparser_transform=torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0]))[:3]),
     ):
-        broken = DataparserOutputs(**{**vars(outputs), **changes})
+        broken, unknown = DataparserOutputs(**{**vars(outputs), **changes}), type("Own", (DataParser,), {})(config)
         with pytest.raises(HashPoseError, match="no change of frame that could be undone"):
-            exported_cameras(helpers.scene(broken, parser, refined))
+            exported_cameras(helpers.scene(broken, unknown, refined))
+        exported = exported_cameras(helpers.scene(broken, parser, refined))
+        np.testing.assert_allclose(exported.camera_to_worlds, exported.given_camera_to_worlds, atol=1e-12)
 
 
 def test_names_of_one_way_dataparsers_are_those_of_nerfstudio():
@@ -285,6 +294,13 @@ def test_images_are_named_as_in_colmap(tmp_path, files, images_path, folder, nam
     found = image_folder_and_names([data / file for file in files], data, images_path)
     assert found == ((data / folder).resolve(), names)
     assert image_folder_and_names([data / file for file in files], data / "transforms.json", images_path)[1] == names
+
+
+def test_names_start_in_the_folder_that_a_dataparser_knows():
+    assert images_folder(ColmapDataParserConfig(images_path=Path("photos"))) == Path("photos")
+    assert images_folder(ScanNetppDataParserConfig()) == Path("dslr/resized_images")
+    assert images_folder(PhototourismDataParserConfig()) == Path("dense/images")
+    assert images_folder(NerfstudioDataParserConfig()) is None
 
 
 def test_repeated_images_are_refused(tmp_path):

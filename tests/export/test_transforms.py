@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from hashpose_ns.data.source import LEGACY_APPLIED_TRANSFORM
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.export.transforms import COLMAP_TRANSFORM, NO_TRANSFORM, input_file_extras, write_transforms
+from hashpose_ns.export.transforms import NO_TRANSFORM, input_file_extras, write_transforms
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -58,15 +59,13 @@ def test_nerfstudio_reads_the_same_cameras(tmp_path, helpers, shared, camera_typ
 def test_reloaded_poses_go_to_the_original_frame_through_applied_transform(tmp_path, helpers):
     poses = helpers.poses(6, seed=1)
     filenames = helpers.write_images(tmp_path, [f"images/{i}.png" for i in range(6)])
-    write_transforms(tmp_path, poses, helpers.cameras(6), filenames, "", applied_transform=COLMAP_TRANSFORM)
+    write_transforms(tmp_path, poses, helpers.cameras(6), filenames, "", applied_transform=LEGACY_APPLIED_TRANSFORM)
     outputs = reload(tmp_path)
-    # the file holds x' = y, y' = x, z' = -z of the original ...
-    np.testing.assert_allclose(
-        outputs.cameras.camera_to_worlds, poses[:, [1, 0, 2]] * torch.tensor([1.0, 1.0, -1.0])[:, None], atol=1e-6
-    )
-    # ... and says so
+    np.testing.assert_allclose(outputs.cameras.camera_to_worlds, poses, atol=1e-6)
+    # in the original frame x' = y, y' = x, z' = -z
     original = outputs.transform_poses_to_original_space(outputs.cameras.camera_to_worlds, "opengl")
-    np.testing.assert_allclose(original, poses, atol=1e-6)
+    expected = poses[:, [1, 0, 2]] * torch.tensor([1.0, 1.0, -1.0])[:, None]
+    np.testing.assert_allclose(original, expected, atol=1e-6)
 
 
 def test_written_beside_its_final_place(tmp_path, helpers):
@@ -119,9 +118,9 @@ def test_extras_follow_the_input_file(tmp_path):
     assert input_file_extras(NerfstudioDataParserConfig(data=tmp_path / "processed" / "transforms.json")) == expected
     # old datasets: no key, but a COLMAP model beside the file
     (tmp_path / "plain" / "colmap/sparse/0").mkdir(parents=True)
-    assert input_file_extras(write_input(tmp_path / "plain")) == {"applied_transform": COLMAP_TRANSFORM}
-    with pytest.raises(HashPoseError, match="applied_scale cannot be exported"):
-        input_file_extras(write_input(tmp_path / "scaled", applied_scale=2.0))
+    assert input_file_extras(write_input(tmp_path / "plain")) == {"applied_transform": LEGACY_APPLIED_TRANSFORM}
+    scaled = input_file_extras(write_input(tmp_path / "scaled", applied_scale=2))
+    assert scaled == {"applied_transform": NO_TRANSFORM, "applied_scale": 2.0}
 
 
 def test_mixed_and_exotic_cameras_are_refused(tmp_path, helpers):

@@ -8,10 +8,11 @@ import torch
 
 from hashpose_ns.cameras.alignment import align_poses, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
+from hashpose_ns.data.source import colmap_poses
 from hashpose_ns.export.colmap import world_to_camera, write_colmap_model
 from hashpose_ns.export.frame import dataparser_similarity
 from hashpose_ns.export.points import ExportedPoints
-from hashpose_ns.export.update import model_poses, read_colmap_model
+from hashpose_ns.export.update import read_colmap_model
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 
 NUM, NUM_POINTS = 10, 40
@@ -90,7 +91,7 @@ def test_poses_and_points_are_new_and_the_rest_is_as_it_was(tmp_path, call, capt
         assert (point.color == new.points3D[key].color).all()
         assert tracks(point) == tracks(new.points3D[key])
     # the true poses, up to the similarity that takes them to where the given ones are
-    poses = model_poses([image for _, image in sorted(read_colmap_model(tmp_path / "out/sparse/0").images.items())])
+    poses = colmap_poses([image for _, image in sorted(read_colmap_model(tmp_path / "out/sparse/0").images.items())])
     errors = pose_errors(poses, true, align_poses(poses, true))
     assert float(errors.rotation_deg.max()) < 1e-3 and float(errors.center.max()) < 1e-4
     scale = float(align_poses(poses, given).scale)
@@ -153,13 +154,14 @@ def test_a_model_that_is_not_the_run_s_is_refused(tmp_path, call, capture, found
         identity_poses(NUM).double(),
     )  # fmt: skip
     refused("have no place in an existing model", model, identity)
-    content = read_colmap_model(model)
+    content, model = read_colmap_model(model), tmp_path / "other"
+    model.mkdir()
     qvec, tvec = content.images[4].qvec, content.images[4].tvec
     content.images[4] = content.images[4]._replace(tvec=tvec + 0.5)
     content.write(model, "bin")
-    refused("are not those that the run was given")
+    refused("are not those that the run was given", model)
     content.images[4] = content.images[4]._replace(qvec=qvec, tvec=tvec, name="renamed.png")
     content.write(model, "bin")
-    refused("1 of 10 images of the run are not in the model")
+    refused("1 of 10 images of the run are not in the model", model)
     (model / "images.bin").write_bytes((model / "images.bin").read_bytes()[:100])
-    refused("cannot be read")
+    refused("cannot be read", model)

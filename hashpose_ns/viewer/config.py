@@ -1,0 +1,38 @@
+"""Settings of the live viewer: nerfstudio's, closed to other machines and other sites' pages by default."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Tuple
+
+from nerfstudio.configs import base_config
+
+THIS_MACHINE = "127.0.0.1"
+
+
+@dataclass
+class ViewerConfig(base_config.ViewerConfig):
+    """Settings of the live viewer. It has no password: whoever reaches its port may do what the person at it may."""
+
+    websocket_host: str = THIS_MACHINE
+    """Address to listen on. The default admits this machine alone; from elsewhere, ssh -L 7007:localhost:7007 HOST.
+    0.0.0.0 opens the viewer to the network: everyone there sees images and poses, can pause training and move cameras.
+    """
+    host_names: Tuple[str, ...] = ()
+    """Further names by which browsers may reach the viewer, such as that of a proxy. localhost, IP addresses and, on a
+    network, this machine's own name need no entry."""
+    make_share_url: bool = False
+    """Publish the viewer on the internet, through the relay share.viser.studio. Anyone with the address gets in."""
+
+    @classmethod
+    def of(cls, config: base_config.ViewerConfig) -> "ViewerConfig":
+        """nerfstudio's settings, with this machine's address in place of nerfstudio's default.
+
+        Args:
+            config: nerfstudio's, in which a host that nobody chose and 0.0.0.0 look alike.
+        """
+        shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(base_config.ViewerConfig)}
+        if config.websocket_host == base_config.ViewerConfig.websocket_host:
+            shared["websocket_host"] = THIS_MACHINE
+        return cls(**shared)
