@@ -11,7 +11,7 @@ import roma
 import torch
 from scenes import CHAIR
 
-from hashpose_ns.cameras.alignment import Similarity, pose_errors
+from hashpose_ns.cameras.alignment import Similarity, align_centers, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig, focus
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
@@ -129,12 +129,17 @@ def test_pose_metrics_are_those_of_the_alignment(untrained):
     optimizer = untrained.model.camera_optimizer
     optimizer.pose_adjustment.data = 0.02 * torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     metrics = untrained.pose_metrics()
-    before = pose_errors(optimizer.initial_camera_to_worlds, optimizer.reference_camera_to_worlds)
-    after = pose_errors(optimizer.refined_camera_to_worlds(), optimizer.reference_camera_to_worlds)
-    assert metrics == {**before.summary("pose_error_before_"), **after.summary("pose_error_after_")}
+    reference, refined = optimizer.reference_camera_to_worlds, optimizer.refined_camera_to_worlds().detach()
+
+    def errors(poses, prefix):
+        by_centers = pose_errors(poses, reference, align_centers(poses, reference))
+        return {**pose_errors(poses, reference).summary(prefix), **by_centers.summary(f"{prefix}by_centers_")}
+
+    before, after = (optimizer.initial_camera_to_worlds, "pose_error_before_"), (refined, "pose_error_after_")
+    assert metrics == {**errors(*before), **errors(*after)}
     assert metrics["pose_error_before_rotation_deg_mean"] > 1
     untrained.config.datamanager.initial_poses = "given"
-    assert untrained.pose_metrics() == after.summary("pose_change_"), "given poses are no ground truth"
+    assert untrained.pose_metrics() == errors(refined, "pose_change_"), "given poses are no ground truth"
 
 
 # -- test-time optimisation --------------------------------------------------------------------------------------------
