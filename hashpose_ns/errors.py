@@ -34,7 +34,10 @@ def print_error(sentence: str) -> None:
     from nerfstudio.utils.rich_utils import CONSOLE
 
     sentence = " ".join(sentence.splitlines()).encode(CONSOLE.encoding, "backslashreplace").decode(CONSOLE.encoding)
-    CONSOLE.print(Text(f"Error: {sentence}", style="bold red"), soft_wrap=True)
+    try:
+        CONSOLE.print(Text(f"Error: {sentence}", style="bold red"), soft_wrap=True)
+    except OSError:  # a pipe or a terminal that is closed
+        print(f"Error: {sentence}", file=sys.stderr)
 
 
 def exits_on_user_error(function: FunctionT) -> FunctionT:
