@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
-import tyro
 from jaxtyping import Float
 from torch import Tensor
 
@@ -48,9 +47,6 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
     """Which pixels are looked at."""
-    load_points: tyro.conf.Suppress[bool] = False
-    """Whether to load the input's 3-D points, which exports may ask for; training uses none, whatever the dataparser's
-    own setting says."""
 
 
 class HashPoseDataManager(VanillaDataManager[NamedImages]):
@@ -73,8 +69,8 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
         dataparser: Any = config.dataparser
         if config.data is not None:
             dataparser.data = Path(config.data)
-        if hasattr(dataparser, "load_3D_points"):
-            dataparser.load_3D_points = config.load_points
+        if kwargs.get("test_mode") != "inference":
+            leave_out_points(dataparser)
         with reading("The data", dataparser):
             check_before_reading(dataparser)
             while True:
@@ -213,6 +209,13 @@ def half_extent(cameras: Cameras) -> Tuple[float, float]:
     x = torch.maximum(cameras.cx, cameras.width - cameras.cx) / cameras.fx
     y = torch.maximum(cameras.cy, cameras.height - cameras.cy) / cameras.fy
     return float(x.max()), float(y.max())
+
+
+def leave_out_points(dataparser: Any) -> None:
+    """Has a dataparser's configuration load no 3-D points: training uses none, so they need not be there. Exports load
+    a run in inference mode, and may ask for them."""
+    if hasattr(dataparser, "load_3D_points"):
+        dataparser.load_3D_points = False
 
 
 def check_rays(cameras: Cameras) -> None:

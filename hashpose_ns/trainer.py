@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hashpose_ns.atomic import whole_file
 from hashpose_ns.cameras.recovery import RecoveryConfig
+from hashpose_ns.datamanager import leave_out_points
 from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
@@ -86,6 +87,7 @@ class HashPoseTrainerConfig(TrainerConfig):
         """
         if self.machine.num_devices * self.machine.num_machines < 1:
             raise HashPoseError("--machine.num-devices and --machine.num-machines must be at least 1.")
+        leave_out_points(self.pipeline.datamanager.dataparser)
         try:
             folder = claimed(self.get_base_dir())
             try:

@@ -48,7 +48,8 @@ def load_trained_pipeline(
         # In inference mode nerfstudio sets this on the dataparser, which colmap's does not read
         if test_mode == "inference" and hasattr(datamanager.dataparser, "downscale_factor"):
             datamanager.dataparser.downscale_factor = 1
-        datamanager.load_points = load_points and _has_points(datamanager.dataparser, Path(data))
+        if hasattr(datamanager.dataparser, "load_3D_points"):
+            datamanager.dataparser.load_3D_points = load_points and _has_points(datamanager.dataparser, Path(data))
         return config
 
     from nerfstudio.utils.eval_utils import eval_setup
@@ -69,7 +70,4 @@ def _has_points(dataparser: Any, data: Path) -> bool:
 
     if not isinstance(dataparser, NerfstudioDataParserConfig):
         return True
-    try:
-        return "ply_file_path" in load_from_json(data if data.suffix == ".json" else data / "transforms.json")
-    except (OSError, ValueError):  # reading the dataset will say so
-        return False
+    return "ply_file_path" in load_from_json(data if data.suffix == ".json" else data / "transforms.json")

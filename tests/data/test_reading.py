@@ -254,7 +254,7 @@ def test_points_are_read_when_asked_for(tmp_path):
     colors, track = np.zeros(3, dtype=np.uint8), np.array([1, 2])
     point = colmap.Point3D(1, np.zeros(3), colors, 0.5, track, np.zeros(2, dtype=int))
     colmap.write_points3D_binary({1: point}, model / "points3D.bin")
-    settings = HashPoseDataManagerConfig(dataparser=colmap_config(tmp_path), load_points=True)
+    settings = HashPoseDataManagerConfig(dataparser=colmap_config(tmp_path, load_3D_points=True))
     manager = settings.setup(device="cpu", test_mode="inference")
     assert manager.train_dataset.metadata["points3D_xyz"].shape == (1, 3)
     (model / "points3D.bin").write_bytes((model / "points3D.bin").read_bytes()[:-3])

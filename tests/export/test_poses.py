@@ -318,7 +318,7 @@ class FakeRun:
         (self.run / "nerfstudio_models").mkdir(parents=True)
         (self.run / "nerfstudio_models" / "step-000000009.ckpt").touch()
         (self.run / "config.yml").touch()
-        self.dataparser = SimpleNamespace(data=self.data, downscale_factor=4)
+        self.dataparser = SimpleNamespace(data=self.data, downscale_factor=4, load_3D_points=False)
         self.config = ExperimentConfig(
             _target=object,
             output_dir=Path("outputs"),
@@ -344,10 +344,9 @@ def test_checkpoint_is_found_beside_a_moved_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "moved")
     found = load_trained_pipeline(Path("renamed/hashpose/2030-01-01/config.yml"))
     assert found.folder == fake.run / "nerfstudio_models" and fake.config.pipeline.run_folder == fake.run
-    datamanager = fake.config.pipeline.datamanager
-    assert (fake.dataparser.downscale_factor, datamanager.load_points) == (1, False)
+    assert (fake.dataparser.downscale_factor, fake.dataparser.load_3D_points) == (1, False)
     load_trained_pipeline(fake.run / "config.yml", load_points=True)
-    assert datamanager.load_points is True
+    assert fake.dataparser.load_3D_points is True
 
 
 def test_incomplete_runs_are_refused(tmp_path, monkeypatch):
