@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from json import JSONDecodeError
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 from jaxtyping import Float
@@ -17,15 +16,22 @@ from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.data.checks import check_outputs, make_rigid
 from hashpose_ns.data.downscaled import in_full_order
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
+from hashpose_ns.data.reading import (
+    NamedImages,
+    check_before_reading,
+    check_scale,
+    held_out_outputs,
+    reading,
+    way_round,
+)
 from hashpose_ns.data.source import SourceCameras, check_float32, source_cameras
 from hashpose_ns.data.source_checks import blame_source, check_source
-from hashpose_ns.errors import HashPoseError, one_line
+from hashpose_ns.errors import HashPoseError
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
-from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
 
 
@@ -43,7 +49,7 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     """Which pixels are looked at."""
 
 
-class HashPoseDataManager(VanillaDataManager[InputDataset]):
+class HashPoseDataManager(VanillaDataManager[NamedImages]):
     """Rays and pixels of all training images, with initial poses by the settings.
 
     The reference poses stay in `train_dataparser_outputs`; `train_dataset.cameras` carries the initial ones. What the
@@ -53,29 +59,35 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
 
     config: HashPoseDataManagerConfig
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, config: HashPoseDataManagerConfig, *args, **kwargs) -> None:
         # ns-train seeded torch just before; ns-eval did not, and needs no rays.
         self.seed = torch.initial_seed() % 2**31
         self.seeded_step: Optional[int] = None
         self.said: List[str] = []
         self.source: Optional[SourceCameras] = None
         self.from_source: Optional[Similarity] = None
-        try:
-            try:
-                super().__init__(*args, **kwargs)
-            except Exception:
-                if self.source is None and hasattr(self, "dataparser"):
-                    blame_source(self.dataparser)
-                raise
-        except HashPoseError:
-            raise
-        except (OSError, AssertionError, JSONDecodeError) as error:  # how dataparsers say that data are not as expected
-            raise HashPoseError(f"The data cannot be read: {one_line(error)}.") from error
-        except KeyError as error:
-            raise HashPoseError(f"The data cannot be read: the entry {error} is missing.") from error
+        dataparser: Any = config.dataparser
+        if config.data is not None:
+            dataparser.data = Path(config.data)
+        if kwargs.get("test_mode") != "inference":
+            leave_out_points(dataparser)
+        with reading("The data", dataparser):
+            check_before_reading(dataparser)
+            while True:
+                try:
+                    super().__init__(config, *args, **kwargs)
+                    return
+                except Exception as error:
+                    choice = way_round(error, dataparser)
+                    if choice is None:
+                        if self.source is None and hasattr(self, "dataparser"):
+                            blame_source(self.dataparser)
+                        raise
+                CONSOLE.print(choice, soft_wrap=True)
 
-    def create_train_dataset(self) -> InputDataset:
+    def create_train_dataset(self) -> NamedImages:
         """The training images, with the initial poses in place of the dataparser's."""
+        check_scale(self.config.dataparser, self.train_dataparser_outputs)
         outputs = in_full_order(self.dataparser, "train", self.train_dataparser_outputs)
         self.train_dataparser_outputs = outputs
         if (count := len(outputs.image_filenames)) < 2:
@@ -140,16 +152,9 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
             return identity_poses(len(reference))
         return reference.clone()
 
-    def create_eval_dataset(self) -> InputDataset:
-        """The held-out images; the test split where a scene has no validation split."""
-        try:
-            outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
-        except FileNotFoundError as error:
-            if self.test_split != "val" or not str(error.filename).endswith(".json"):  # not a missing image
-                raise
-            CONSOLE.print("The data has no validation split; its test images are used during training.")
-            self.test_split = "test"
-            outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+    def create_eval_dataset(self) -> NamedImages:
+        """The held-out images. Data that lack the split have those of the other one, or none."""
+        self.test_split, outputs = held_out_outputs(self.dataparser, self.test_split, self.train_dataparser_outputs)
         outputs = in_full_order(self.dataparser, self.test_split, outputs)
         self._settle(outputs)
         return self.dataset_type(dataparser_outputs=outputs, scale_factor=self.config.camera_res_scale_factor)
@@ -163,10 +168,7 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
 
     def setup_train(self) -> None:
         """Loads the images; in the order of their indices, where nerfstudio shuffles them."""
-        try:
-            super().setup_train()
-        except (OSError, SyntaxError) as error:  # what PIL raises for files it cannot decode
-            raise HashPoseError(f"A training image cannot be read: {one_line(error)}.") from error
+        super().setup_train()
         batch = self.train_image_dataloader.cached_collated_batch
         if batch is not None and isinstance(batch["image_idx"], Tensor):
             order = torch.argsort(batch["image_idx"])
@@ -175,14 +177,14 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
                     batch[key] = value[order.to(value.device)]
                 elif isinstance(value, list) and len(value) == len(order):  # images of different sizes
                     batch[key] = [value[index] for index in order]
+        check_rays(self.train_dataset.cameras)
         self.train_ray_generator = TrainingRays(self.train_ray_generator.cameras)
 
     def setup_eval(self) -> None:
-        """Loads the held-out images."""
-        try:
+        """Loads the held-out images, if there are any."""
+        if len(self.eval_dataset):
             super().setup_eval()
-        except (OSError, SyntaxError) as error:
-            raise HashPoseError(f"A held-out image cannot be read: {one_line(error)}.") from error
+            check_rays(self.eval_dataset.cameras)
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """Rays and pixels of one step; others when asked again for it, as ns-export does to collect points."""
@@ -209,6 +211,19 @@ def half_extent(cameras: Cameras) -> Tuple[float, float]:
     return float(x.max()), float(y.max())
 
 
+def leave_out_points(dataparser: Any) -> None:
+    """Has a dataparser's configuration load no 3-D points: training uses none, so they need not be there. Exports load
+    a run in inference mode, and may ask for them."""
+    if hasattr(dataparser, "load_3D_points"):
+        dataparser.load_3D_points = False
+
+
+def check_rays(cameras: Cameras) -> None:
+    """Makes a ray of every camera, so that one which can make none is found out before training."""
+    index = torch.arange(len(cameras))[:, None]
+    cameras.generate_rays(camera_indices=index, coords=torch.zeros(len(cameras), 2) + 0.5)
+
+
 def check_images(filenames: Sequence[Path], cameras: Cameras, composited: bool = False) -> None:
     """Opens every image's header.
 
@@ -225,14 +240,15 @@ def check_images(filenames: Sequence[Path], cameras: Cameras, composited: bool =
 
     alphas = set()
     for index, filename in enumerate(filenames):
-        try:
-            with Image.open(filename) as image:
-                size, mode = image.size, image.mode
-        except FileNotFoundError:
-            missing = sum(not Path(name).exists() for name in filenames)
-            raise HashPoseError(f"{missing} of {len(filenames)} images are missing, the first is {filename}.") from None
-        except OSError as error:
-            raise HashPoseError(f"The image {filename} cannot be read: {one_line(error)}.") from error
+        with reading(f"The image {filename}"):
+            try:
+                with Image.open(filename) as image:
+                    size, mode = image.size, image.mode
+            except FileNotFoundError:
+                missing = sum(not Path(name).exists() for name in filenames)
+                raise HashPoseError(
+                    f"{missing} of {len(filenames)} images are missing, the first is {filename}."
+                ) from None
         if mode not in ("RGB", "RGBA", "L"):  # nerfstudio takes palette indices for grey values and CMYK's K for alpha
             raise HashPoseError(
                 f"The image {filename} has the pixel format {mode}; convert it to 8-bit RGB, RGBA or grey."

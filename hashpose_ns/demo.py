@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List
 
+from hashpose_ns.errors import exits_on_user_error
+from hashpose_ns.stopping import stops_cleanly
+
 DEMO_SCENE = Path(__file__).parent / "data" / "demo_chair"
 
 
@@ -155,6 +158,8 @@ class Demo:
         return table
 
 
+@stops_cleanly
+@exits_on_user_error
 def entrypoint() -> None:
     """Entry point of `hashpose-demo`."""
     import tyro

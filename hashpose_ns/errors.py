@@ -3,38 +3,62 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import sys
 from typing import Callable, TypeVar
 
 FunctionT = TypeVar("FunctionT", bound=Callable)
+
+DEBUG = "HASHPOSE_DEBUG"
+"""Environment variable that, when set, prints the traceback before the sentence."""
+LONGEST = 300
+"""Letters of somebody else's message that are quoted."""
 
 
 class HashPoseError(ValueError):
     """Something in the input, the settings or the files is wrong; the message is one sentence for the user."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of an error's message, without its full stop; its class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    lines = re.sub(r"^\[Errno -?\d+\] ", "", str(error).strip()).splitlines()
+    line = lines[0].rstrip(".") if lines else type(error).__name__
+    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."
+
+
+def print_error(sentence: str) -> None:
+    """Prints a sentence on the console in one line of letters that the console can print."""
+    from rich.text import Text
+
+    from nerfstudio.utils.rich_utils import CONSOLE
+
+    sentence = " ".join(sentence.splitlines()).encode(CONSOLE.encoding, "backslashreplace").decode(CONSOLE.encoding)
+    try:
+        CONSOLE.print(Text(f"Error: {sentence}", style="bold red"), soft_wrap=True)
+    except OSError:  # a pipe or a terminal that is closed
+        print(f"Error: {sentence}", file=sys.stderr)
 
 
 def exits_on_user_error(function: FunctionT) -> FunctionT:
-    """Turns a `HashPoseError` into its sentence on the console and exit code 1.
+    """Turns a `HashPoseError`, or what the operating system refuses, into a sentence on the console and exit code 1.
 
     nerfstudio's scripts call into the plugin without catching anything, so the boundary methods they call carry this.
+    Ctrl-C ends in exit code 130.
     """
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except HashPoseError as error:
-            from rich.text import Text
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except (HashPoseError, OSError) as error:
+            if os.environ.get(DEBUG):
+                import traceback
 
-            from nerfstudio.utils.rich_utils import CONSOLE
-
-            CONSOLE.print(Text(f"Error: {error}", style="bold red"), soft_wrap=True)
+                traceback.print_exc()
+            print_error(str(error) if isinstance(error, HashPoseError) else f"{one_line(error)}.")
             sys.exit(1)
 
     return wrapper  # type: ignore

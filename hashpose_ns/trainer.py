@@ -4,20 +4,21 @@ strategies that intervene in the refinement of poses."""
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor
 
 from hashpose_ns.atomic import whole_file
 from hashpose_ns.cameras.recovery import RecoveryConfig
+from hashpose_ns.datamanager import leave_out_points
 from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
@@ -26,14 +27,15 @@ from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
 from hashpose_ns.runs.files import (
-    CONFIG,
     HISTORY_FILE,
     append_pose_log,
     checkpoints,
     last_checkpoint,
     resume_pose_log,
 )
+from hashpose_ns.runs.folder import RunFolder, claimed
 from hashpose_ns.runs.history import PoseHistory, is_recorded
+from hashpose_ns.stopping import Stopped, StopSignals
 from hashpose_ns.viewer.config import ViewerConfig
 from nerfstudio.configs import base_config
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
@@ -76,6 +78,28 @@ class HashPoseTrainerConfig(TrainerConfig):
             value = _opened_for_ns_viewer(value) if "viewer" in self.__dict__ else ViewerConfig.of(value)
         super().__setattr__(name, value)
 
+    @exits_on_user_error
+    def save_config(self) -> None:
+        """Claims the run's folder and writes the configuration into it.
+
+        Raises:
+            HashPoseError: another process trains in the folder.
+        """
+        if self.machine.num_devices * self.machine.num_machines < 1:
+            raise HashPoseError("--machine.num-devices and --machine.num-machines must be at least 1.")
+        leave_out_points(self.pipeline.datamanager.dataparser)
+        try:
+            folder = claimed(self.get_base_dir())
+            try:
+                super().save_config()
+            except BaseException:
+                folder.take_back()
+                raise
+        except OSError as error:
+            raise HashPoseError(
+                f"The run's folder {self.get_base_dir()} cannot be written: {one_line(error)}."
+            ) from error
+
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
         return [FallBack(self.guard), Recovery(self.recovery), Settle()]
@@ -106,30 +130,35 @@ class HashPoseTrainer(Trainer):
         if config.machine.device_type == "cpu":
             keep_freed_memory()
         super().__init__(config, local_rank, world_size)
-        # ns-train has just written config.yml; whatever else is in the folder is not ours to remove.
-        self.fresh_output = self.base_dir.is_dir() and set(os.listdir(self.base_dir)) <= {CONFIG}
+        # With several GPUs the process that started this one holds the claim.
+        self.folder: Optional[RunFolder] = claimed(self.base_dir) if world_size == 1 else None
+        self.stop_signals = StopSignals()
         self.total_steps = config.max_num_iterations
         self.train_seconds = 0.0
         self.unchecked_losses: List[Tuple[int, Tensor]] = []
         self.pose_history: Optional[PoseHistory] = None
         self.strategies = config.strategies()
+        self.trained_step: Optional[int] = None
+        """The last step that is done."""
+        self.saved_step: Optional[int] = None
+        """The step of the last checkpoint."""
+        self.only_viewed = False
+        """Whether all is done, and the viewer stays for whoever looks."""
 
     @exits_on_user_error
     def setup(self, test_mode="val") -> None:
-        """Builds everything; on failure removes the output folder that ns-train had just begun."""
-        try:
+        """Builds everything; on failure leaves the output folder as it was before ns-train."""
+        with self._well_ended():
             for strategy in self.strategies:
                 strategy.validate()
             self.config.pipeline.run_folder = self.base_dir
             self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
-        except (HashPoseError, SystemExit):
-            self._remove_fresh_output()
-            raise
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
             )
+        self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._step_is_done))
 
     def _setup_with_open_port(self, test_mode) -> None:
         """nerfstudio's setup, whose viewer listens where the settings say and lets in nobody else."""
@@ -145,15 +174,56 @@ class HashPoseTrainer(Trainer):
         finally:
             self.config.viewer = settings
 
-    def _remove_fresh_output(self) -> None:
-        """Deletes the output folder if it contained only config.yml, and parents of it that are then empty."""
-        if not (self.fresh_output and self.base_dir.exists()):
+    # -- how it ends ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _well_ended(self) -> Iterator[None]:
+        """Around setup and training: a signal ends it with a checkpoint and the exit code that shells give, a failure
+        before the first step is done takes the run's folder back."""
+        try:
+            with self.stop_signals:
+                try:
+                    yield
+                except Stopped as stopped:
+                    self._stop(stopped)
+        except BaseException:
+            if self.folder is not None:
+                if self.trained_step is None:
+                    self.folder.take_back()
+                else:
+                    self.folder.release()
+            raise
+
+    def _step_is_done(self, step: int) -> None:
+        self.trained_step = step
+        self.stop_signals.let_go()
+
+    def _stop(self, stopped: Stopped) -> None:
+        """Saves what has been trained, says how to go on, and ends the process."""
+        if self.only_viewed:
+            CONSOLE.print("The viewer is closed; training was complete.")
             return
-        shutil.rmtree(self.base_dir)
-        for parent in list(self.base_dir.parents)[:3]:
-            if parent == self.config.output_dir.parent or any(parent.iterdir()):
-                break
-            parent.rmdir()
+        if self.trained_step is None:
+            CONSOLE.print(f"Stopped by {stopped.name} before the first step; nothing is kept of this run.")
+            raise SystemExit(stopped.exit_code)
+        if self.saved_step != self.trained_step:
+            self.save_checkpoint(self.trained_step)
+        writer.write_out_storage()
+        done = self.trained_step + 1
+        if done < self.total_steps:
+            how = f"To go on, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
+        else:
+            how = "Training is complete; evaluation and the guard may not be."
+        CONSOLE.print(
+            f"Stopped by {stopped.name} after {done} of {self.total_steps} steps, all of them saved. {how}",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
+        raise SystemExit(stopped.exit_code)
+
+    def _train_complete_viewer(self) -> None:
+        """As nerfstudio does: shows the scene until Ctrl-C."""
+        self.only_viewed = True
+        super()._train_complete_viewer()
 
     def setup_optimizers(self) -> Optimizers:
         """Gives the schedules the length of training and the model's factors."""
@@ -179,12 +249,18 @@ class HashPoseTrainer(Trainer):
         """Trains to the total number of steps; nerfstudio counts them from where a run is resumed."""
         self.config.max_num_iterations = self.total_steps - self._start_step
         try:
-            super().train()
+            with self._well_ended():
+                super().train()
+        except OSError as error:
+            raise HashPoseError(f"Training cannot go on: {one_line(error)}; {self._kept()}.") from error
         finally:
             self.config.max_num_iterations = self.total_steps
+        if self.folder is not None:
+            self.folder.release()
 
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         """One step between the strategies' hooks, logged, and checked for NaN."""
+        self.stop_signals.hold()  # until `_step_is_done`
         begin = time.perf_counter()
         logged = step_check(step, self.config.logging.steps_per_log, run_at_zero=True)
         self._intervene("before_step", step)
@@ -286,12 +362,14 @@ class HashPoseTrainer(Trainer):
             raise self._not_finite(f"The poses after step {step} are not numbers")
 
     def _not_finite(self, what: str) -> HashPoseError:
-        saved = last_checkpoint(self.checkpoint_dir)
-        kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint had been saved"
         return HashPoseError(
             f"{what}; the likely cause is a learning rate that is too high (--optimizers.encoding.optimizer.lr, "
-            f"--optimizers.decoder.optimizer.lr, --optimizers.camera-opt.optimizer.lr), and {kept}."
+            f"--optimizers.decoder.optimizer.lr, --optimizers.camera-opt.optimizer.lr), and {self._kept()}."
         )
+
+    def _kept(self) -> str:
+        saved = last_checkpoint(self.config.get_checkpoint_dir())
+        return f"the last good checkpoint is {saved}" if saved else "no checkpoint had been saved"
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -300,17 +378,26 @@ class HashPoseTrainer(Trainer):
         """Saves atomically, unless a parameter is NaN: the last good checkpoint is worth more."""
         if not all(bool(torch.isfinite(value).all()) for value in self.pipeline.model.parameters()):
             raise self._not_finite(f"Poses or field after step {step} are not numbers")
+        with self.stop_signals.held():
+            self._write_checkpoint(step)
+            self.saved_step = step
+
+    def _write_checkpoint(self, step: int) -> None:
         for left_by_a_kill in self.base_dir.glob(".step-*.partial"):
             shutil.rmtree(left_by_a_kill, ignore_errors=True)
         final = self.checkpoint_dir
-        final.mkdir(parents=True, exist_ok=True)
-        # nerfstudio reads a step from the name of whatever lies beside the checkpoints
-        with whole_file(final / f"step-{step:09d}.ckpt", beside=self.base_dir) as path:
-            self.checkpoint_dir = path.parent
-            try:
+        try:
+            final.mkdir(parents=True, exist_ok=True)
+            # nerfstudio reads a step from the name of whatever lies beside the checkpoints
+            with whole_file(final / f"step-{step:09d}.ckpt", beside=self.base_dir) as path:
+                self.checkpoint_dir = path.parent
                 super().save_checkpoint(step)
-            finally:
-                self.checkpoint_dir = final
+        except Exception as error:  # torch has its own types for a full disk
+            raise HashPoseError(
+                f"The checkpoint of step {step} cannot be written to {final}: {one_line(error)}; {self._kept()}."
+            ) from error
+        finally:
+            self.checkpoint_dir = final
         if self.config.save_only_latest_checkpoint:
             for other, path in checkpoints(final).items():
                 if other != step:

@@ -63,6 +63,32 @@ def nerfstudio_scene(folder: Path, num_images: int = 10, size: int = 24, white: 
     return folder
 
 
+def colmap_scene(folder: Path, num_images: int = 10, size: int = 24, binary: bool = True) -> Path:
+    """A subset of the chair as a COLMAP model without points in sparse/0, beside images."""
+    from nerfstudio.data.utils import colmap_parsing_utils as colmap
+
+    meta = json.loads((nerfstudio_scene(folder, num_images, size) / "transforms.json").read_text())
+    (folder / "transforms.json").unlink()
+    focal = meta["fl_x"]
+    camera = colmap.Camera(1, "PINHOLE", size, size, np.array([focal, focal, size / 2, size / 2]))
+    images = {}
+    for i, frame in enumerate(meta["frames"], 1):
+        rotation = (np.array(frame["transform_matrix"])[:3, :3] * [1, -1, -1]).T
+        translation = -rotation @ np.array(frame["transform_matrix"])[:3, 3]
+        name = Path(frame["file_path"]).name
+        observed = np.full((3, 2), 5.0), np.full(3, -1)
+        images[i] = colmap.Image(i, colmap.rotmat2qvec(rotation), translation, 1, name, *observed)
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    if binary:
+        colmap.write_cameras_binary({1: camera}, model / "cameras.bin")
+        colmap.write_images_binary(images, model / "images.bin")
+    else:
+        colmap.write_cameras_text({1: camera}, model / "cameras.txt")
+        colmap.write_images_text(images, model / "images.txt")
+    return folder
+
+
 def llff_scene(folder: Path, num_images: int = 10, size: int = 24) -> Path:
     """A forward-facing capture: poses_bounds.npy and images of cameras side by side that look the same way."""
     _, frames = chair_frames("train", num_images)

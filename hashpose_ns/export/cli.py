@@ -18,6 +18,7 @@ from hashpose_ns.errors import HashPoseError, exits_on_user_error
 from hashpose_ns.export.cli_colmap import ExportColmap
 from hashpose_ns.export.cli_nerfstudio import ExportNerfstudio
 from hashpose_ns.export.cli_poses import ExportJson, ExportKitti, ExportTum
+from hashpose_ns.stopping import stops_cleanly
 
 
 @dataclass
@@ -100,6 +101,7 @@ Commands = tyro.conf.FlagConversionOff[
 ]
 
 
+@stops_cleanly
 @exits_on_user_error
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""

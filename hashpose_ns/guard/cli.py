@@ -13,6 +13,7 @@ import tyro
 
 from hashpose_ns.errors import exits_on_user_error
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.stopping import stops_cleanly
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Guard:
         CONSOLE.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
+@stops_cleanly
 @exits_on_user_error
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import FEW_RAYS, NO_EVAL, SMALL_FIELD, checkpoints, run
+from commands import FEW_RAYS, NO_EVAL, SMALL_FIELD, checkpoints, model_state, run
 from PIL import Image
 from scenes import blender_scene, edit_json, llff_scene, nerfstudio_scene
+
+from hashpose_ns.runs.folder import RunFolder
 
 QUICK = (*SMALL_FIELD, *FEW_RAYS, *NO_EVAL, "--experiment-name", "e", "--timestamp", "t")
 
@@ -82,7 +86,7 @@ def test_held_out_image_missing(scene, refused):
 def test_truncated_image(scene, refused, split):
     image = scene / split / "r_1.png"
     image.write_bytes(image.read_bytes()[:200])
-    refused("--data", scene, contents=["image cannot be read"])
+    refused("--data", scene, contents=["The image", "r_1.png", "cannot be read"])
 
 
 def test_file_that_is_no_image(scene, refused):
@@ -260,6 +264,102 @@ def test_other_files_in_the_output_folder_survive(scene, ns_train, tmp_path):
     outcome = ns_train("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene)
     assert_one_sentence(outcome.code, outcome.output, "missing")
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_an_earlier_run_in_the_folder_survives_one_that_fails(scene, ns_train, tmp_path):
+    def train(*arguments):
+        return ns_train("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene, *arguments)
+
+    assert train("--max-num-iterations", 3).code == 0
+    folder = tmp_path / "outputs" / "e" / "hashpose-blender" / "t"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    failed = train("--max-num-iterations", 9, "--pipeline.model.num-samples", 1)
+    assert_one_sentence(failed.code, failed.output, "at least 2 samples")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_failure_of_the_first_step_leaves_nothing(scene, refused, sabotage):
+    def spoil(pipeline, step, losses):
+        losses["rgb_loss"] = losses["rgb_loss"] * float("nan")
+
+    sabotage(spoil)
+    refused("--data", scene, contents=["The loss of step 0 is not a number"])
+
+
+# -- the run's folder --------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_do_not_share_a_folder(scene, ns_train, tmp_path):
+    other = RunFolder(tmp_path / "outputs" / "e" / "hashpose-blender" / "t")  # as another process has it
+    try:
+        outcome = ns_train("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene)
+        assert_one_sentence(outcome.code, outcome.output, "Another process", str(other.path), "--timestamp")
+        assert sorted(path.name for path in other.path.iterdir()) == [".lock"]
+    finally:
+        other.take_back()
+
+
+def test_output_folder_that_cannot_be_made(scene, ns_train, tmp_path):
+    (tmp_path / "outputs").touch()
+    outcome = ns_train("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene)
+    assert_one_sentence(outcome.code, outcome.output, "Not a directory", str(tmp_path / "outputs"))
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(scene, ns_train, monkeypatch, tmp_path):
+    save = torch.save
+
+    def full_after_the_first(state, path):
+        save(state, path)
+        if state["step"] > 4:
+            path.write_bytes(path.read_bytes()[:1000])
+            raise RuntimeError("unexpected pos 64 vs 0")  # torch's word for it
+
+    monkeypatch.setattr(torch, "save", full_after_the_first)
+    outcome = ns_train(
+        *("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene),
+        *("--max-num-iterations", 20, "--steps-per-save", 4),
+    )
+    assert_one_sentence(outcome.code, outcome.output, "The checkpoint of step 8 cannot be written", "step-000000004")
+    folder = tmp_path / "outputs" / "e" / "hashpose-blender" / "t"
+    assert [path.name for path in checkpoints(folder)] == ["step-000000004.ckpt"]
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+def test_stopped_runs_are_saved_and_go_on_as_if_they_had_not_been(scene, ns_train, sabotage, tmp_path):
+    def train(name, *arguments):
+        outcome = ns_train(
+            *("hashpose-blender", *QUICK, "--output-dir", tmp_path / name, "--data", scene),
+            *("--pipeline.model.camera-optimizer.start", 0, "--max-num-iterations", 12, *arguments),
+        )
+        return outcome, tmp_path / name / "e" / "hashpose-blender" / "t"
+
+    whole = train("whole")[1]
+    signals = {3: signal.SIGINT, 7: signal.SIGTERM}
+    sabotage(lambda pipeline, step, losses: step in signals and os.kill(os.getpid(), signals.pop(step)))
+    resume = ()
+    for step, name, code in ((3, "SIGINT", 130), (7, "SIGTERM", 143)):
+        stopped, folder = train("stopped", *resume)
+        assert stopped.code == code and "Traceback" not in stopped.output
+        assert f"Stopped by {name} after {step + 1} of 12 steps" in stopped.output
+        assert f"--load-dir {folder / 'nerfstudio_models'}" in stopped.output
+        assert [path.name for path in checkpoints(folder)] == [f"step-{step:09d}.ckpt"]
+        resume = ("--load-dir", folder / "nerfstudio_models")
+    assert train("stopped", *resume)[0].code == 0
+    expected, resumed = model_state(whole), model_state(folder)
+    assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
+
+
+def test_a_run_that_is_stopped_before_the_first_step_leaves_nothing(scene, ns_train, monkeypatch, tmp_path):
+    from hashpose_ns.datamanager import HashPoseDataManager
+
+    monkeypatch.setattr(HashPoseDataManager, "setup_eval", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    outcome = ns_train("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene)
+    assert outcome.code == 130 and "Traceback" not in outcome.output
+    assert "Stopped by SIGINT before the first step" in outcome.output
+    assert not (tmp_path / "outputs").exists()
 
 
 # -- numbers that stop being numbers -----------------------------------------------------------------------------------

@@ -1,0 +1,95 @@
+"""SIGINT, SIGTERM and SIGHUP as an exception that comes when nothing is half done."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, Optional, TypeVar
+
+FunctionT = TypeVar("FunctionT", bound=Callable)
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end. No `Exception`, so that nothing takes it for an error to recover from."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.name = signal.Signals(signum).name
+        self.exit_code = 128 + signum
+        """What a shell reports for a process that the signal ended."""
+
+
+class StopSignals:
+    """Within its `with` block, raises `Stopped` in the main thread when a signal comes, or as soon as nothing is held.
+    A second signal ends the process at once. Signals that are ignored (nohup) or that somebody else listens to
+    (submitit) stay so, and in other threads than the main one the block does nothing."""
+
+    def __init__(self) -> None:
+        self.received: Optional[int] = None
+        self._held = 0
+        self._raised = False
+        self._before: Dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before.clear()
+        self._held = 0
+
+    def hold(self) -> None:
+        """From here on a signal waits, until as many calls of `let_go`."""
+        self._held += 1
+
+    def let_go(self) -> None:
+        """Raises `Stopped` if a signal has waited for this."""
+        self._held = max(self._held - 1, 0)
+        if self.received is not None and not self._raised:
+            self._raise_unless_held(self.received)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """`hold`, and `let_go` where the block ends without an exception."""
+        self.hold()
+        yield
+        self.let_go()
+
+    def _receive(self, signum: int, frame: Any) -> None:
+        if self.received is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.received = signum
+        self._raise_unless_held(signum)
+
+    def _raise_unless_held(self, signum: int) -> None:
+        if not self._held:
+            self._raised = True  # once: what saves the state on the way out is let through
+            raise Stopped(signum)
+
+
+def stops_cleanly(function: FunctionT) -> FunctionT:
+    """For a command's entry point: a signal ends it with the exit code that shells give, without a traceback, after
+    whatever is being written has been cleared away."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        try:
+            with StopSignals():
+                return function(*args, **kwargs)
+        except Stopped as stopped:
+            print(f"Stopped by {stopped.name}.", file=sys.stderr)
+            sys.exit(stopped.exit_code)
+
+    return wrapper  # type: ignore
