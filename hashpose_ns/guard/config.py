@@ -35,6 +35,15 @@ class GuardConfig:
     """Fraction of each image that the judging field is not trained on."""
     block: float = 0.08
     """Side of the square blocks of held-out pixels, as a fraction of the image's shorter side."""
+    coarse: int = 8
+    """Pixels on the shorter side of a photograph that is too small to tell poses by. Where the judging field at the
+    refined poses explains held-out pixels no better than photographs shrunk to this size, poses are not said to be
+    better: wrong poses can agree on a blur."""
+    converging: float = 0.5
+    """Share of the cameras' turns, as a sum of squares, above which poses are not said to be better if it is this: all
+    turned towards each other or apart, in proportion to their places. Pixels take that for a scene at another depth."""
+    stray: float = 30.0
+    """Degrees from which a camera that turned so far is doubtful, if its own held-out pixels are not clearly better."""
     seed: int = 0
     """Seed of blocks, rays and field."""
 
@@ -44,6 +53,10 @@ class GuardConfig:
             raise HashPoseError("The guard needs at least 2 rays, and no negative steps: --guard.steps, --guard.rays.")
         if not (0 < self.held_out < 1 and 0 < self.block < 1):
             raise HashPoseError("The guard's held-out and block are fractions between 0 and 1.")
+        if self.coarse < 1 or self.stray < 0:
+            raise HashPoseError("guard.coarse is a number of pixels, at least 1, and guard.stray an angle in degrees.")
+        if not 0 <= self.converging <= 1:
+            raise HashPoseError("guard.converging is a share between 0 and 1.")
         if not all(0 < fraction < 1 for fraction in self.fallback_at):
             raise HashPoseError("guard.fallback-at holds fractions of training, between 0 and 1.")
         if not 0 <= self.fallback_rate <= 1:
