@@ -35,10 +35,10 @@ class GuardConfig:
     """Fraction of each image that the judging field is not trained on."""
     block: float = 0.08
     """Side of the square blocks of held-out pixels, as a fraction of the image's shorter side."""
-    coarse: int = 8
-    """Pixels on the shorter side of a photograph that is too small to tell poses by. Where the judging field at the
-    refined poses explains held-out pixels no better than photographs shrunk to this size, poses are not said to be
-    better: wrong poses can agree on a blur."""
+    coarse: int = 10
+    """Size of photographs that are too small to tell poses by: pixels on the shorter side, a quarter of it at most. Where
+    the judging field at the refined poses explains held-out pixels no better than photographs shrunk to this size do,
+    poses are not said to be better: wrong ones can agree on a blur."""
     converging: float = 0.5
     """Share of the cameras' turns, as a sum of squares, above which poses are not said to be better if it is this: all
     turned towards each other or apart, in proportion to their places. Pixels take that for a scene at another depth."""

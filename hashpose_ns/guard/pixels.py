@@ -35,7 +35,7 @@ class SplitPixels:
     held_out: Pixels
     """`PIXELS_PER_BLOCK` from each held-out block, block by block."""
     coarse: Pixels
-    """The same pixels as they are in photographs shrunk to `GuardConfig.coarse` pixels on their shorter side."""
+    """The same pixels as photographs show them that are shrunk to `GuardConfig.coarse` pixels on their shorter side."""
     block_cameras: Int[Tensor, "num_blocks"]
     """Index of each held-out block's image."""
 
@@ -87,9 +87,11 @@ def _weights(image: Float[Tensor, "height width channels"], allowed: Bool[Tensor
 
 
 def _shrunk(image: Float[Tensor, "height width channels"], side: int) -> Float[Tensor, "1 channels rows columns"]:
-    """The image averaged over square cells, so many of them along its shorter side."""
+    """The image averaged over square cells, so many of them along its shorter side, but none below 4 pixels."""
     height, width = image.shape[:2]
-    size = [max(round(side * length / min(height, width)), 1) for length in (height, width)]
+    shorter = min(height, width)
+    side = max(min(side, shorter // 4), 1)
+    size = [max(round(side * length / shorter), 1) for length in (height, width)]
     return functional.interpolate(image.permute(2, 0, 1)[None], size=size, mode="area")
 
 
