@@ -36,14 +36,17 @@ class GuardConfig:
     block: float = 0.08
     """Side of the square blocks of held-out pixels, as a fraction of the image's shorter side."""
     coarse: int = 10
-    """Size of photographs that are too small to tell poses by: pixels on the shorter side, a quarter of it at most. Where
-    the judging field at the refined poses explains held-out pixels no better than photographs shrunk to this size do,
-    poses are not said to be better: wrong ones can agree on a blur."""
+    """Size in pixels of photographs that are too small to tell poses by.
+    It is that of the shorter side, and a quarter of it at most. Where the judging field at the refined poses explains
+    held-out pixels no better than photographs shrunk to this size do, poses are not said to be better: wrong ones can
+    agree on a blur."""
     converging: float = 0.5
-    """Share of the cameras' turns, as a sum of squares, above which poses are not said to be better if it is this: all
-    turned towards each other or apart, in proportion to their places. Pixels take that for a scene at another depth."""
+    """Share of the cameras' turning that may be towards each other or apart.
+    A share of the sum of squares, of turns in proportion to the cameras' places. Above it poses are not said to be
+    better: pixels take such turns for a scene at another depth."""
     stray: float = 30.0
-    """Degrees from which a camera that turned so far is doubtful, if its own held-out pixels are not clearly better."""
+    """Angle in degrees from which a camera that turned so far has to fit clearly better.
+    If it does not it is doubtful, and where such cameras did most of all turning, poses are not said to be better."""
     seed: int = 0
     """Seed of blocks, rays and field."""
 
