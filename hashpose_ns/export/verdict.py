@@ -38,8 +38,8 @@ def check_verdict(run: Path, on_hurt: OnHurt) -> "Optional[GuardReport]":
 
 
 def cameras_to_put_back(report: "Optional[GuardReport]", on_hurt: OnHurt, image_names: Sequence[str]) -> List[int]:
-    """Indices of the training cameras that an export puts back to where training started: those the guard found hurt,
-    and all where refinement hurt as a whole.
+    """Indices of the training cameras that an export puts back to where training started: those the guard found hurt
+    or doubtful, and all where refinement hurt as a whole.
 
     Args:
         report: the guard's verdict, if there is one.
@@ -51,12 +51,12 @@ def cameras_to_put_back(report: "Optional[GuardReport]", on_hurt: OnHurt, image_
     if report.verdict == "hurt":
         return list(range(len(image_names)))
     put_back = []
-    for hurt in report.hurt_cameras:
-        matches = [index for index, name in enumerate(image_names) if name == hurt]
+    for named in report.hurt_cameras + report.doubtful_cameras:
+        matches = [index for index, name in enumerate(image_names) if name == named]
         if not matches:  # training saw the images at another size, in another folder
-            matches = [index for index, name in enumerate(image_names) if Path(name).name == Path(hurt).name]
+            matches = [index for index, name in enumerate(image_names) if Path(name).name == Path(named).name]
         if len(matches) != 1:
-            raise HashPoseError(f"The guard names the camera {hurt}, which is not one of the training images now.")
+            raise HashPoseError(f"The guard names the camera {named}, which is not one of the training images now.")
         put_back += matches
     return put_back
 
@@ -66,11 +66,13 @@ def verdict_lines(report: Any, on_hurt: OnHurt) -> List[str]:
     if report is None:
         return ["not asked; hashpose-guard tells whether refinement helped"]
     lines = [f"{report.verdict}: {report.sentence}"]
-    if report.hurt_cameras and report.verdict != "hurt":
-        names = ", ".join(Path(name).name for name in report.hurt_cameras[:5])
-        more = f" and {len(report.hurt_cameras) - 5} more" if len(report.hurt_cameras) > 5 else ""
-        then = (
-            "put back to their initial poses" if on_hurt == "keep-initial" else "--on-hurt keep-initial puts them back"
-        )
-        lines.append(f"worse than before: {names}{more}; {then}")
+    then = "put back to their initial poses" if on_hurt == "keep-initial" else "--on-hurt keep-initial puts them back"
+    for what, cameras in (
+        ("worse than before", report.hurt_cameras),
+        ("moved far without fitting better", report.doubtful_cameras),
+    ):
+        if cameras and report.verdict != "hurt":
+            names = ", ".join(Path(name).name for name in cameras[:5])
+            more = f" and {len(cameras) - 5} more" if len(cameras) > 5 else ""
+            lines.append(f"{what}: {names}{more}; {then}")
     return lines

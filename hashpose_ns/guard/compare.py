@@ -12,12 +12,20 @@ from hashpose_ns.cameras.alignment import align_poses
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.judge import compare_errors
+from hashpose_ns.guard.movement import movement
 from hashpose_ns.guard.report import CameraReport, GuardReport
 from hashpose_ns.guard.verdict import ALPHA, Verdict, can_decide, decide
 from hashpose_ns.photometry.scene import PosedScene
 
 ALL_RAYS = 50_000
 """Rays for the uncertainties of all cameras together: up to 512 for each, and not below 64."""
+
+DOUBTS = {
+    "coarse": "show no more than thumbnails of the images would, and wrong poses can agree on a blur",
+    "converging": "cameras mostly turned towards each other or apart, which pixels take for a scene at another depth",
+    "strays": "most of all turning is that of cameras that moved far and do not fit clearly better for it",
+}
+"""What is said of each reason to doubt that poses got better."""
 
 
 def compare_poses(
@@ -41,7 +49,7 @@ def compare_poses(
     """
     config.validate()
     aligned = align_poses(refined, initial).apply_to_poses(refined)
-    return decide(compare_errors(scene, initial, aligned, steps, config))
+    return decide(compare_errors(scene, initial, aligned, steps, config), movement(initial, aligned), config)
 
 
 def judge_refinement(scene: PosedScene, config: GuardConfig) -> Verdict:
@@ -85,6 +93,7 @@ def run_guard(scene: PosedScene, config: GuardConfig) -> GuardReport:
             psnr_gain=float(gains[index]),
             p_hurt=float(verdict.p_camera_hurt[index]),
             hurt=index in hurt,
+            doubtful=index in verdict.doubtful_cameras,
             rotation_std_deg=rotation_deg[index].tolist(),
             translation_std=translation[index].tolist(),
         )
@@ -102,6 +111,7 @@ def run_guard(scene: PosedScene, config: GuardConfig) -> GuardReport:
         p_helped=verdict.p_helped,
         p_hurt=verdict.p_hurt,
         hurt_cameras=[camera.name for camera in cameras if camera.hurt],
+        doubtful_cameras=[camera.name for camera in cameras if camera.doubtful],
         cameras=cameras,
         settings={
             **dataclasses.asdict(config),
@@ -121,6 +131,8 @@ def in_words(verdict: Verdict) -> str:
     p = min(verdict.p_helped, verdict.p_hurt)
     if verdict.verdict != "undecided":
         return f"{fit} at the refined poses (p = {p:.1g})"
+    if verdict.doubt is not None:
+        return f"{fit} at the refined poses, but {DOUBTS[verdict.doubt]}"
     if not can_decide(count):
         return f"{fit} at the refined poses, but {count} images are too few to tell"
     if p < ALPHA / 2:

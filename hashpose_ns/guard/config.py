@@ -35,6 +35,18 @@ class GuardConfig:
     """Fraction of each image that the judging field is not trained on."""
     block: float = 0.08
     """Side of the square blocks of held-out pixels, as a fraction of the image's shorter side."""
+    coarse: int = 10
+    """Size in pixels of photographs that are too small to tell poses by.
+    It is that of the shorter side, and a quarter of it at most. Where the judging field at the refined poses explains
+    held-out pixels no better than photographs shrunk to this size do, poses are not said to be better: wrong ones can
+    agree on a blur."""
+    converging: float = 0.5
+    """Share of the cameras' turning that may be towards each other or apart.
+    A share of the sum of squares, of turns in proportion to the cameras' places. Above it poses are not said to be
+    better: pixels take such turns for a scene at another depth."""
+    stray: float = 30.0
+    """Angle in degrees from which a camera that turned so far has to fit clearly better.
+    If it does not it is doubtful, and where such cameras did most of all turning, poses are not said to be better."""
     seed: int = 0
     """Seed of blocks, rays and field."""
 
@@ -44,6 +56,10 @@ class GuardConfig:
             raise HashPoseError("The guard needs at least 2 rays, and no negative steps: --guard.steps, --guard.rays.")
         if not (0 < self.held_out < 1 and 0 < self.block < 1):
             raise HashPoseError("The guard's held-out and block are fractions between 0 and 1.")
+        if self.coarse < 1 or self.stray < 0:
+            raise HashPoseError("guard.coarse is a number of pixels, at least 1, and guard.stray an angle in degrees.")
+        if not 0 <= self.converging <= 1:
+            raise HashPoseError("guard.converging is a share between 0 and 1.")
         if not all(0 < fraction < 1 for fraction in self.fallback_at):
             raise HashPoseError("guard.fallback-at holds fractions of training, between 0 and 1.")
         if not 0 <= self.fallback_rate <= 1:

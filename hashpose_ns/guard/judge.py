@@ -118,8 +118,10 @@ def compare_errors(
                 adam.zero_grad()
                 _loss(model, cameras, pixels.train[begin : begin + config.rays]).backward()
                 adam.step()
-            scores.append(_block_errors(model, cameras, pixels.held_out))
-    return HeldOutErrors(scores[0], scores[1], pixels.block_cameras)
+            scores.append(_per_block(squared_errors(model, cameras, pixels.held_out, own_appearance=True)))
+        photographs, shrunk = (model.composite(part.colors) for part in (pixels.held_out, pixels.coarse))
+    coarse = _per_block((shrunk - photographs).square().mean(dim=-1))
+    return HeldOutErrors(scores[0], scores[1], coarse, pixels.block_cameras)
 
 
 def _loss(model: HashPoseModel, cameras: Cameras, pixels: Pixels) -> Tensor:
@@ -128,6 +130,5 @@ def _loss(model: HashPoseModel, cameras: Cameras, pixels: Pixels) -> Tensor:
     return model.get_loss_dict(outputs, {"image": pixels.colors})["rgb_loss"]
 
 
-def _block_errors(model: HashPoseModel, cameras: Cameras, pixels: Pixels) -> Float[Tensor, "num_blocks"]:
-    errors = squared_errors(model, cameras, pixels, own_appearance=True)
+def _per_block(errors: Float[Tensor, "num_pixels"]) -> Float[Tensor, "num_blocks"]:
     return errors.double().view(-1, PIXELS_PER_BLOCK).mean(dim=-1).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import List, Tuple
@@ -33,6 +34,8 @@ class SplitPixels:
     """In random order."""
     held_out: Pixels
     """`PIXELS_PER_BLOCK` from each held-out block, block by block."""
+    coarse: Pixels
+    """The same pixels as photographs show them that are shrunk to `GuardConfig.coarse` pixels on their shorter side."""
     block_cameras: Int[Tensor, "num_blocks"]
     """Index of each held-out block's image."""
 
@@ -52,6 +55,7 @@ def split_pixels(dataset: InputDataset, num_train: int, config: GuardConfig) -> 
     generator = torch.Generator().manual_seed(config.seed)
     parts: List[Pixels] = []
     held: List[Pixels] = []
+    coarse: List[Pixels] = []
     block_cameras: List[int] = []
     for index in range(len(dataset)):
         image = ImagePixels(dataset, index)
@@ -63,13 +67,15 @@ def split_pixels(dataset: InputDataset, num_train: int, config: GuardConfig) -> 
                 f"The training image {index} is too small, or its mask leaves too little of it, for the guard to hold "
                 "out pixels of it; switch it off with --guard.mode off."
             )
+        shrunk = _shrunk(image.image, config.coarse)
         for block in chosen:
             held.append(image.at(_draw(weights * (blocks == block), PIXELS_PER_BLOCK, generator)))
+            coarse.append(dataclasses.replace(held[-1], colors=_looked_up(shrunk, image.image, held[-1].coordinates)))
             block_cameras.append(index)
         count = num_train * (index + 1) // len(dataset) - num_train * index // len(dataset)
         parts.append(image.at(_draw(weights * ~torch.isin(blocks, chosen), count, generator)))
     order = torch.randperm(num_train, generator=generator)
-    return SplitPixels(Pixels.cat(parts)[order], Pixels.cat(held), torch.tensor(block_cameras))
+    return SplitPixels(Pixels.cat(parts)[order], Pixels.cat(held), Pixels.cat(coarse), torch.tensor(block_cameras))
 
 
 def _weights(image: Float[Tensor, "height width channels"], allowed: Bool[Tensor, "height width"]) -> Tensor:
@@ -78,6 +84,26 @@ def _weights(image: Float[Tensor, "height width channels"], allowed: Bool[Tensor
     edges = functional.interpolate(edges, size=image.shape[:2])[0, 0].double() * allowed
     even = allowed.double()
     return (1 - EDGE_FRACTION) * even / even.sum().clamp(min=1) + EDGE_FRACTION * edges / edges.sum().clamp(min=1e-30)
+
+
+def _shrunk(image: Float[Tensor, "height width channels"], side: int) -> Float[Tensor, "1 channels rows columns"]:
+    """The image averaged over square cells, so many of them along its shorter side, but none below 4 pixels."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    side = max(min(side, shorter // 4), 1)
+    size = [max(round(side * length / shorter), 1) for length in (height, width)]
+    return functional.interpolate(image.permute(2, 0, 1)[None], size=size, mode="area")
+
+
+def _looked_up(
+    shrunk: Float[Tensor, "1 channels rows columns"],
+    image: Float[Tensor, "height width channels"],
+    coordinates: Float[Tensor, "count 2"],
+) -> Float[Tensor, "count channels"]:
+    """Colours of a shrunk image at rows and columns of the image it was, between cells by bilinear interpolation."""
+    at = 2 * coordinates / torch.tensor(image.shape[:2]) - 1
+    grid = at.flip(-1)[None, None].to(shrunk)
+    return functional.grid_sample(shrunk, grid, padding_mode="border", align_corners=False)[0, :, 0].T
 
 
 def _choose_blocks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional
 
@@ -31,6 +31,8 @@ class CameraReport:
     """Probability of a loss like this, or worse, by chance; corrected for the number of cameras."""
     hurt: bool
     """Whether it fits worse than before by more than chance."""
+    doubtful: bool = False
+    """Whether it moved far from where it started and does not clearly fit better for it."""
     rotation_std_deg: Optional[List[float]] = None
     """Standard deviations of turns about the refined camera's axes (right, up, backwards) in degrees, conditional on
     the field."""
@@ -69,6 +71,8 @@ class GuardReport:
     """The guard's settings, with the steps that were taken."""
     seconds: float
     """How long it took."""
+    doubtful_cameras: List[str] = field(default_factory=list)
+    """Names of cameras that moved far and do not clearly fit better for it."""
     version: int = VERSION
     """Of the file's format."""
 
@@ -83,6 +87,7 @@ class GuardReport:
             "guard_p_helped": self.p_helped,
             "guard_p_hurt": self.p_hurt,
             "guard_hurt_cameras": float(len(self.hurt_cameras)),
+            "guard_doubtful_cameras": float(len(self.doubtful_cameras)),
         }
 
     def write(self, run_folder: Path) -> Path:
@@ -119,8 +124,21 @@ class GuardReport:
                 "Keep the poses you gave, or refine at a lower rate (--optimizers.camera-opt.optimizer.lr).",
                 soft_wrap=True,
             )
+        for sentence in self.camera_sentences():
+            CONSOLE.print(Text(f"Guard: {sentence}.", style="yellow"), soft_wrap=True)
+
+    def camera_sentences(self) -> List[str]:
+        """Names the cameras that are hurt and those that are doubtful, where there are any; without full stops."""
+        said = []
         if self.hurt_cameras:
-            CONSOLE.print(Text(f"Guard: {hurt_sentence(self.hurt_cameras)}.", style="yellow"), soft_wrap=True)
+            fits = "camera fits" if len(self.hurt_cameras) == 1 else "cameras fit"
+            said.append(f"{len(self.hurt_cameras)} {fits} worse than before refinement: {listed(self.hurt_cameras)}")
+        if self.doubtful_cameras:
+            moved = "camera moved far and does" if len(self.doubtful_cameras) == 1 else "cameras moved far and do"
+            said.append(
+                f"{len(self.doubtful_cameras)} {moved} not clearly fit better for it: {listed(self.doubtful_cameras)}"
+            )
+        return said
 
 
 def back_sentence(rate: float) -> str:
@@ -133,12 +151,11 @@ def back_sentence(rate: float) -> str:
     return f"cameras are back where they started, and {then}"
 
 
-def hurt_sentence(names: List[str], most: int = 8) -> str:
-    """Names the cameras that fit worse than before, without the folder that all their images are in."""
+def listed(names: List[str], most: int = 8) -> str:
+    """Names of cameras, without the folder that all their images are in."""
     common = os.path.commonpath([os.path.dirname(name) for name in names])
     short = [os.path.relpath(name, common) if common else name for name in names[:most]]
-    listed = ", ".join(short) + (f" and {len(names) - most} more" if len(names) > most else "")
-    return f"{len(names)} camera{'s fit' if len(names) > 1 else ' fits'} worse than before refinement: {listed}"
+    return ", ".join(short) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def read_report(path: Path) -> GuardReport:

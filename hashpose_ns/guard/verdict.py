@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import List, Literal, Tuple
+from typing import Iterable, List, Literal, Optional, Tuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.guard.movement import Movement
 
 ALPHA = 0.05
 """Probability of a verdict other than undecided where neither set of poses is better, half of it on each side; and of
@@ -36,8 +39,15 @@ class HeldOutErrors:
     """Mean squared error of each held-out block at the first poses, float64."""
     second: Float[Tensor, "num_blocks"]
     """The same at the second poses."""
+    coarse: Float[Tensor, "num_blocks"]
+    """Error of a shrunk photograph in place of the field, see `GuardConfig.coarse`."""
     block_cameras: Int[Tensor, "num_blocks"]
     """Index of each block's image."""
+
+
+Doubt = Literal["coarse", "converging", "strays"]
+"""Held-out pixels are explained no better than by a shrunk photograph; cameras mostly turned towards each other or
+apart; most of all turning is that of cameras that moved far without fitting clearly better."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +68,11 @@ class Verdict:
     """The same at the second poses."""
     p_camera_hurt: Float[Tensor, "num_cameras"]
     """For each camera, the probability of a difference as bad, corrected for the number of cameras (Holm)."""
+    doubt: Optional[Doubt]
+    """Why the second poses are not said to be better although held-out pixels fit better; None in all other cases."""
+    doubtful_cameras: List[int]
+    """Indices of cameras that moved by more than `GuardConfig.stray` and do not fit clearly better for it. Those that
+    fit worse are among `hurt_cameras` instead."""
 
     @property
     def hurt_cameras(self) -> List[int]:
@@ -76,7 +91,7 @@ def can_decide(num_cameras: int) -> bool:
     return 0.5**num_cameras <= ALPHA / 2
 
 
-def decide(errors: HeldOutErrors) -> Verdict:
+def decide(errors: HeldOutErrors, moved: Movement, config: GuardConfig) -> Verdict:
     """Tests whether a set of poses, refined from another, is better than it.
 
     Over all: Wilcoxon's signed-rank test of the cameras' log ratios of errors, one-sided each way at ALPHA / 2, and a
@@ -84,6 +99,13 @@ def decide(errors: HeldOutErrors) -> Verdict:
     neither set is better, and is undecided for fewer than 6 cameras. For each camera: the same test of its blocks'
     differences of errors, so that empty blocks have little to say, with Holm's correction for the number of cameras.
 
+    Wrong poses can fit better than other wrong ones, so help is believed only where a field shows more than a shrunk
+    photograph, and cameras did not move in ways that pixels hardly see (`Doubt`).
+
+    Args:
+        errors: of held-out pixels at both sets of poses.
+        moved: how the second set differs from the first.
+        config: what is doubted.
     Raises:
         ValueError: an error is negative or no number.
     """
@@ -97,20 +119,40 @@ def decide(errors: HeldOutErrors) -> Verdict:
         sums = torch.zeros(num_cameras, dtype=torch.float64).index_add_(0, errors.block_cameras, values.double())
         return sums / counts
 
+    def log_ratio_to(before: Tensor) -> np.ndarray:
+        # Pictures of nothing are rendered without error, by both.
+        return (second.clamp(min=1e-12) / before.clamp(min=1e-12)).log().numpy()
+
     first, second = per_camera(errors.first), per_camera(errors.second)
-    # Pictures of nothing are rendered without error, by both.
-    log_ratios = (second.clamp(min=1e-12) / first.clamp(min=1e-12)).log().numpy()
+    log_ratios = log_ratio_to(first)
     p_helped, p_hurt = wilcoxon_p(log_ratios, "less"), wilcoxon_p(log_ratios, "greater")
-    differences = (errors.second - errors.first).numpy()
-    cameras = errors.block_cameras.numpy()
-    p_cameras = np.array([wilcoxon_p(differences[cameras == index], "greater") for index in range(num_cameras)])
+    differences, cameras = (errors.second - errors.first).numpy(), errors.block_cameras.numpy()
+
+    def p_cameras(of: Iterable[int], alternative: Literal["less", "greater"]) -> np.ndarray:
+        return holm(np.array([wilcoxon_p(differences[cameras == index], alternative) for index in of]))
+
+    p_worse = p_cameras(range(num_cameras), "greater")
+    degrees = moved.degrees.numpy()
+    strayed = np.flatnonzero(degrees > config.stray)
+    clearly_better = (p_cameras(strayed, "less") < ALPHA) & (log_ratios[strayed] < -LEAST_CAMERA_EFFECT)
+    clearly_worse = (p_worse[strayed] < ALPHA) & (log_ratios[strayed] > LEAST_CAMERA_EFFECT)
+    strays, doubtful = strayed[~clearly_better], strayed[~clearly_better & ~clearly_worse]
     log_ratio = float(log_ratios.mean())
     verdict: Literal["helped", "hurt", "undecided"] = "undecided"
+    doubt: Optional[Doubt] = None
     if p_helped < ALPHA / 2 and log_ratio <= -LEAST_GAIN:
-        verdict = "helped"
+        if log_ratio_to(per_camera(errors.coarse)).mean() > 0:
+            doubt = "coarse"
+        elif moved.converging > config.converging:
+            doubt = "converging"
+        elif degrees[strays].sum() > 0.5 * degrees.sum():
+            doubt = "strays"
+        verdict = "helped" if doubt is None else "undecided"
     if p_hurt < ALPHA / 2 and log_ratio >= LEAST_LOSS:
         verdict = "hurt"
-    return Verdict(verdict, log_ratio, p_helped, p_hurt, first, second, torch.from_numpy(holm(p_cameras)))
+    return Verdict(
+        verdict, log_ratio, p_helped, p_hurt, first, second, torch.from_numpy(p_worse), doubt, doubtful.tolist()
+    )
 
 
 def wilcoxon_p(differences: Float[np.ndarray, "n"], alternative: Literal["less", "greater"]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from hashpose_ns.guard.report import back_sentence, hurt_sentence
+from hashpose_ns.guard.report import back_sentence
 from hashpose_ns.viewer.colors import ColorScale
 from hashpose_ns.viewer.curves import KINDS
 from hashpose_ns.viewer.export_now import FORMATS
@@ -103,8 +103,8 @@ def verdict_text(report: Optional["GuardReport"]) -> str:
     """What the guard says, if it was asked."""
     if report is None:
         return ""
-    hurt = f" {hurt_sentence(report.hurt_cameras)}." if report.hurt_cameras else ""
-    return f"Guard: **{report.verdict}**; {plain(f'{report.sentence}.{hurt}')}"
+    said = " ".join(f"{sentence}." for sentence in (report.sentence, *report.camera_sentences()))
+    return f"Guard: **{report.verdict}**; {plain(said)}"
 
 
 def status_text(state: PoseState, total_steps: int, psnr: float, more: Sequence[str]) -> str:
@@ -153,6 +153,10 @@ def camera_text(
             lines.append(f"Uncertainty, given the field: rotation {turn:.2g} deg, centre {step:.2g}")
         if camera.hurt:
             lines.append(f"**Fits worse than before refinement**, by {-camera.psnr_gain:.2g} dB.")
+        if camera.doubtful:
+            lines.append(
+                f"**Doubtful**: moved far and does not clearly fit better for it ({camera.psnr_gain:+.2g} dB)."
+            )
     if frozen:
         lines.append("Frozen by the run's settings.")
     elif index in state.held:

@@ -242,8 +242,9 @@ def test_what_the_file_system_refuses_is_one_sentence(tmp_path, run, monkeypatch
 class Verdict:
     """What hashpose_ns.guard.report.read_verdict gives."""
 
-    def __init__(self, verdict: str, hurt=()) -> None:
-        self.verdict, self.hurt_cameras, self.sentence = verdict, list(hurt), f"Refinement {verdict}."
+    def __init__(self, verdict: str, hurt=(), doubtful=()) -> None:
+        self.verdict, self.sentence = verdict, f"Refinement {verdict}."
+        self.hurt_cameras, self.doubtful_cameras = list(hurt), list(doubtful)
 
 
 @pytest.fixture
@@ -276,7 +277,7 @@ def test_refinement_that_hurt_is_not_exported_unless_asked_for(tmp_path, run, ve
 
 
 def test_cameras_that_were_hurt_are_put_back(tmp_path, scene, call, dataset, helpers, verdict, capsys, unchecked):
-    """Two of nine cameras were turned by training, and the guard names one of them."""
+    """Two of nine cameras were turned by training, and the guard names one of them as hurt, or as doubtful."""
     train = train_indices(dataset[2])
     refined = scene.train_outputs.cameras.camera_to_worlds.double()
     turn = helpers.poses(1)[0, :, :3]
@@ -293,14 +294,17 @@ def test_cameras_that_were_hurt_are_put_back(tmp_path, scene, call, dataset, hel
     assert "kept     1 cameras, put back to their initial poses" in output
     assert call(scene, "nerfstudio", *options, output="warned") == 0
     assert "--on-hurt keep-initial puts them back" in capsys.readouterr().out
+    verdict("helped", [], [names[2]])
+    assert call(scene, "nerfstudio", *options, "--on-hurt", "keep-initial", output="doubted") == 0
+    assert f"moved far without fitting better: {names[2][-6:]}; put back" in capsys.readouterr().out
     verdict("hurt", [])
     assert call(scene, "nerfstudio", *options, "--on-hurt", "keep-initial", output="all") == 0
 
     true = dataset[1][train, :3]
     wrong = {name: np.abs(positions(tmp_path / name) - true.numpy()).max(axis=(1, 2)) > 0.05 for name in
-             ("warned", "kept", "all")}  # fmt: skip
+             ("warned", "kept", "doubted", "all")}  # fmt: skip
     assert np.flatnonzero(wrong["warned"]).tolist() == [2, 5]
-    assert np.flatnonzero(wrong["kept"]).tolist() == [5]
+    assert np.flatnonzero(wrong["kept"]).tolist() == np.flatnonzero(wrong["doubted"]).tolist() == [5]
     assert not wrong["all"].any()
     said = json.loads((tmp_path / "kept/transforms.json").read_text())["frames"]
     assert [i for i, frame in enumerate(said) if frame["refined_by"].startswith("nothing")] == [2]

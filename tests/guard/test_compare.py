@@ -23,7 +23,7 @@ from hashpose_ns.guard.compare import compare_poses, run_guard
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import fall_back_unless_helped
 from hashpose_ns.guard.judge import judge_config
-from hashpose_ns.guard.report import GuardReport, hurt_sentence, read_report, read_verdict
+from hashpose_ns.guard.report import GuardReport, listed, read_report, read_verdict
 from hashpose_ns.model import HashPoseModelConfig
 from hashpose_ns.peers.nerfacto import NerfactoPosesModelConfig
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
@@ -119,7 +119,7 @@ def test_judging_leaves_everything_as_it_was(pipeline, true_poses):
 
 def test_settings_out_of_range_are_refused(pipeline, true_poses):
     outside = ({"rays": 1}, {"held_out": 1.0}, {"block": 0.0}, {"steps": -1}, {"fallback_at": (0.3, 1.0)})
-    for setting in (*outside, {"fallback_rate": 1.5}):
+    for setting in (*outside, {"fallback_rate": 1.5}, {"coarse": 0}, {"stray": -1.0}, {"converging": 1.5}):
         with pytest.raises(HashPoseError):
             GuardConfig(**setting).validate()
     with pytest.raises(HashPoseError, match="fractions"):
@@ -167,17 +167,28 @@ def test_the_report_names_cameras_by_their_images(pipeline, report):
     assert f"{len(names)} images" in report.sentence and "dB" in report.sentence
 
 
-def test_cameras_are_named_without_their_common_folder():
-    assert hurt_sentence(["/data/images/a.jpg"]) == "1 camera fits worse than before refinement: a.jpg"
-    names = ["/data/left/a.jpg", "/data/right/a.jpg"]
-    assert hurt_sentence(names).endswith("2 cameras fit worse than before refinement: left/a.jpg, right/a.jpg")
-    assert hurt_sentence([f"{i}.png" for i in range(10)], most=2).endswith(": 0.png, 1.png and 8 more")
+def test_cameras_are_named_without_their_common_folder(report):
+    assert listed(["/data/images/a.jpg"]) == "a.jpg"
+    assert listed(["/data/left/a.jpg", "/data/right/a.jpg"]) == "left/a.jpg, right/a.jpg"
+    assert listed([f"{i}.png" for i in range(10)], most=2) == "0.png, 1.png and 8 more"
+    report = dataclasses.replace(report, hurt_cameras=["a/1.png", "a/2.png"], doubtful_cameras=["a/3.png"])
+    assert report.camera_sentences() == [
+        "2 cameras fit worse than before refinement: 1.png, 2.png",
+        "1 camera moved far and does not clearly fit better for it: 3.png",
+    ]
+    assert dataclasses.replace(report, hurt_cameras=[], doubtful_cameras=[]).camera_sentences() == []
 
 
 def test_the_report_survives_its_file(report, tmp_path):
     path = report.write(tmp_path)
     assert read_report(path) == report and [file.name for file in tmp_path.iterdir()] == ["guard.json"]
     assert json.loads(path.read_text())["verdict"] == report.verdict
+    content = json.loads(path.read_text())
+    for entry in (content, *content["cameras"]):  # as it was before cameras could be doubtful
+        entry.pop("doubtful_cameras", None)
+        entry.pop("doubtful", None)
+    path.write_text(json.dumps(content))
+    assert read_report(path).doubtful_cameras == [] and not read_report(path).cameras[0].doubtful
     path.write_text("{}")
     with pytest.raises(HashPoseError, match="cannot be read"):
         read_report(path)

@@ -57,6 +57,23 @@ def test_colours_are_those_of_the_pixels(images):
     assert not torch.equal(split.train.images, split.train.images.sort().values), "training sees images in disorder"
 
 
+def test_coarse_colours_are_those_of_shrunk_images(images):
+    """Ramps survive shrinking, noise and edges do not; one pixel is the mean."""
+    split = split_pixels(images, 999, GuardConfig(coarse=10))
+    assert torch.equal(split.coarse.coordinates, split.held_out.coordinates)
+    sizes = torch.tensor(SIZES)[split.coarse.images]
+    inside = ((split.coarse.coordinates > 5) & (split.coarse.coordinates < sizes - 5)).all(dim=1)
+    ramps = split.coarse.colors[inside, :2], split.held_out.colors[inside, :2]
+    torch.testing.assert_close(*ramps, atol=1e-3, rtol=0)
+    right = split.held_out.coordinates[:, 1] > sizes[:, 1] / 2
+    assert float(split.coarse.colors[right, 2].std()) < 0.4 * float(split.held_out.colors[right, 2].std())
+
+    mean = split_pixels(images, 999, GuardConfig(coarse=1)).coarse
+    square = mean.images == 0  # 40 x 60: one row, of two columns
+    assert len(mean.colors[square, 0].unique()) == 1
+    assert float(mean.colors[square, 0][0]) == pytest.approx(0.195, abs=1e-6)
+
+
 def test_structure_is_looked_at_more_often_than_flat_regions(images):
     train = split_pixels(images, 30_000, GuardConfig()).train
     widths = torch.tensor([size[1] for size in SIZES])[train.images]
