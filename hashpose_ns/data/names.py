@@ -21,6 +21,15 @@ def printable(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written as UTF-8; file systems have names that cannot."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def images_folder(config: DataParserConfig) -> Optional[Path]:
     """The folder inside the dataset that a dataparser's image names are relative to, where it knows one."""
     from nerfstudio.data.dataparsers.phototourism_dataparser import PhototourismDataParserConfig
