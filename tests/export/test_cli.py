@@ -238,9 +238,11 @@ def test_an_export_never_replaces_the_model_of_another_folder(tmp_path, run, cal
 def test_names_that_a_format_cannot_hold_are_told_before_any_work(
     tmp_path, call, scene, monkeypatch, capsys, command, options, name, sentence
 ):
-    folder = scene.train_outputs.image_filenames[0].parent
-    scene.train_outputs.image_filenames[0].rename(folder / name)
+    folder, old = scene.train_outputs.image_filenames[0].parent, scene.train_outputs.image_filenames[0].name
+    (folder / old).rename(folder / name)
     scene.train_outputs.image_filenames[0] = folder / name
+    dataset = tmp_path / "data/transforms.json"
+    dataset.write_text(dataset.read_text().replace(f'"images/{old}"', json.dumps(f"images/{name}")))
     assert call(scene, command, *options) == 1  # by default with points of the field, which this scene does not have
     assert sentence in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

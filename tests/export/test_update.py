@@ -234,14 +234,16 @@ def test_a_camera_model_unknown_to_nerfstudio_is_kept(tmp_path, call, capture, f
     content = read_colmap_model(capture[0])
     camera = content.cameras[1]
     content.cameras[1] = camera._replace(model="SIMPLE_DIVISION", params=np.array([500.0, 320.0, 240.0, -0.05]))
-    content.write(capture[0], "bin")
-    assert call(found, "colmap", "--update", capture[0]) == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    content.write(other, "bin")
+    assert call(found, "colmap", "--update", other) == 0
     new = pycolmap.Reconstruction(str(tmp_path / "out/sparse/0")).cameras[1]
     assert new.model.name == "SIMPLE_DIVISION" and new.params.tolist() == [500.0, 320.0, 240.0, -0.05]
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     camera_models.cache_clear()
     capsys.readouterr()
-    assert call(found, "colmap", "--update", capture[0], output="another") == 1
+    assert call(found, "colmap", "--update", other, output="another") == 1
     assert "number 12, is not known here" in capsys.readouterr().out
     camera_models.cache_clear()
 
@@ -328,13 +330,14 @@ def test_rigs_that_the_poses_no_longer_obey_are_left_out(
 
 def test_images_lie_where_the_updated_model_looks(tmp_path, call, capture, found, capsys):
     """Under the model's names, those of images that the run has not trained included."""
-    model = capture[0]
-    content = read_colmap_model(model)
+    content = read_colmap_model(capture[0])
     content.images[99] = content.images[1]._replace(
         id=99, name="another.png", xys=np.zeros((0, 2)), point3D_ids=np.zeros(0, int)
     )
     for key in range(1, NUM + 1):
         change_image(content, key, name=f"images/{content.images[key].name}")
+    model = tmp_path / "other"
+    model.mkdir()
     content.write(model, "bin")
     assert call(found, "colmap", "--update", model, "--images", "link") == 1
     assert "another.png or its mask is not known to it; export with --split all" in capsys.readouterr().out
