@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from hashpose_ns.bench.reporting.frame import Aggregate, Group
 
 MADE_BY = "hashpose-bench report"
-"""Value of `made_by` in summary.json: a folder with it is a report, which a newer one may replace."""
+"""Value of `made_by` in a report's files."""
+MANIFEST = "files.json"
+"""File in every report by which a newer one knows what it may replace."""
 PICTURES = ("curves.png", "camera_errors.png", "cameras.png", "paths.png", "views.jpg", "scenes.png", "uncertainty.png")
 """Endings of the figures' names."""
 
@@ -32,10 +34,8 @@ class Report:
     suite: Optional[str] = None
     """The suite to report on. Needed where the folder holds several."""
     output_dir: Optional[Path] = None
-    """Folder to write; RUNS/SUITE/report where none is given. It appears whole or not at all."""
-    overwrite: bool = False
-    """Replace an output folder that holds files of a report but is not known as one. An earlier report is replaced
-    without it, and a folder with anything else in it never is."""
+    """Folder to write; RUNS/SUITE/report where none is given. It appears whole or not at all. An earlier report
+    there is replaced, and never a folder with anything else in it."""
     success_deg: float = 0.5
     """A run counts as a success when its mean rotation error ends below this, in degrees."""
 
@@ -47,18 +47,13 @@ class Report:
         runs, problems = self._read()
         suite = runs.suite.iloc[0]
         target = self.output_dir or self.runs / suite / "report"
-        if target.is_dir() and not (self.overwrite or is_report(target)):
-            raise HashPoseError(
-                f"{target} exists and is no report; choose another --output-dir, or give --overwrite if it holds what "
-                "is left of one."
-            )
-        check_target(target, True, is_report_file, "a report")
+        check_target(target, True, manifest=MANIFEST, what="a report")
         from hashpose_ns.bench.reporting import frame
         from hashpose_ns.bench.reporting.document import Findings, write_report
 
         groups = frame.make_groups(runs)
         aggregates = frame.make_aggregates(groups)
-        with replaced_folder(target, True, is_report_file, "a report") as folder:
+        with replaced_folder(target, True, {"made_by": MADE_BY}, manifest=MANIFEST, what="a report") as folder:
             (folder / "figures").mkdir()
             drawn: List[Union[Group, Aggregate]] = [*groups, *aggregates]
             figures = {each.slug: draw(each, folder / "figures") for each in drawn}
@@ -150,22 +145,6 @@ def check_packages() -> None:
     for package in ("pandas", "seaborn", "markdown"):
         if importlib.util.find_spec(package) is None:
             raise HashPoseError(f"Reports need {package}, which is not installed: pip install 'hashpose[bench]'.")
-
-
-def is_report(folder: Path) -> bool:
-    """Whether a folder holds a report that this command wrote."""
-    try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("made_by") == MADE_BY
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def is_report_file(path: str) -> bool:
-    """Whether a report can hold a file of this path, relative to its folder."""
-    folder, _, name = path.rpartition("/")
-    if not folder:
-        return name in ("report.md", "report.html", "summary.json")
-    return folder == "figures" and name.endswith(PICTURES)
 
 
 def draw(of: Union[Group, Aggregate], folder: Path) -> List[Picture]:

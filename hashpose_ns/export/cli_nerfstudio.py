@@ -64,6 +64,6 @@ class ExportNerfstudio(ExportWithPoints):
             exported,
             "transforms.json" + (f" with {len(exported.points.xyz)} points" if exported.points is not None else ""),
             self.output_dir / "transforms.json",
-            f"ns-train {'splatfacto' if has_points else 'nerfacto'} --data {self.output_dir} nerfstudio-data"
-            + (" --load-3D-points True" if has_points else ""),
+            ["ns-train", "splatfacto" if has_points else "nerfacto", "--data", self.output_dir, "nerfstudio-data"]
+            + (["--load-3D-points", "True"] if has_points else []),
         )

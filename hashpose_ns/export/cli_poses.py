@@ -29,6 +29,14 @@ class ExportTrajectory(Export):
 
         return timestamps(exported.names, "index")
 
+    def check(self, exported: ExportedCameras) -> None:
+        """As for every export, and names and times of the images."""
+        from hashpose_ns.export.trajectories import check_names
+
+        super().check(exported)
+        check_names(exported.names)
+        self.times(exported)
+
     def write(self, exported: ExportedCameras) -> None:
         """Write the files and print what was done."""
         import torch
@@ -48,12 +56,12 @@ class ExportTrajectory(Export):
                     write_trajectory(folder / f"{name}.txt", flip_axes(camera_to_worlds), times, format)
             names = [name for _, name in sorted(zip(times, exported.names))]
             (folder / "images.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        other = "given" if "given" in poses else "start"
+        other, refined = ("given" if "given" in poses else "start"), self.output_dir / "refined.txt"
         self.print_summary(
             exported,
             f"a trajectory ({format.upper()})",
-            self.output_dir / "refined.txt",
-            f"evo_ape {format} {self.output_dir / other}.txt {self.output_dir / 'refined.txt'} --align --correct_scale",
+            refined,
+            ["evo_ape", format, refined.with_name(f"{other}.txt"), refined, "--align", "--correct_scale"],
         )
 
 
@@ -108,4 +116,4 @@ class ExportJson(Export):
         with self.written_folder(exported) as folder:
             (folder / "poses.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
         path = self.output_dir / "poses.json"
-        self.print_summary(exported, "JSON", path, f"python -m json.tool {path}")
+        self.print_summary(exported, "JSON", path, ["python", "-m", "json.tool", path])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Dict, List, Literal, Optional, Sequence, Tuple
 
@@ -12,7 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hashpose_ns.data.names import is_utf8
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.colmap_files import write_cameras, write_images, write_images_text
 from hashpose_ns.export.frame import flip_axes
 from hashpose_ns.export.intrinsics import colmap_model, frame_intrinsics, is_fisheye
 from hashpose_ns.export.points import ExportedPoints
@@ -51,21 +52,8 @@ def write_colmap_model(
     """
     if not len(camera_to_worlds) == len(cameras) == len(names):
         raise ValueError(f"There are {len(camera_to_worlds)} poses, {len(cameras)} cameras and {len(names)} names.")
-    check_names(names, format)  # before anything takes time
-    intrinsics, fisheye = frame_intrinsics(cameras), is_fisheye(cameras)
-    # One model for all perspective cameras: nerfstudio's colmap dataparser reads no mixtures
-    distorted = any(colmap_model(values, kind)[0] == "OPENCV" for values, kind in zip(intrinsics, fisheye))
-    colmap_cameras, camera_ids = {}, []
-    known_ids: dict[tuple, int] = {}
-    for values, kind in zip(intrinsics, fisheye):
-        model, parameters = colmap_model(values, kind, force_distortion=distorted)
-        width, height = int(values["w"]), int(values["h"])
-        camera_id = known_ids.setdefault((model, width, height, *parameters), len(known_ids) + 1)
-        camera_ids.append(camera_id)
-        colmap_cameras[camera_id] = colmap_utils.Camera(
-            id=camera_id, model=model, width=width, height=height, params=np.array(parameters)
-        )
-
+    check_names(names, format)
+    colmap_cameras, camera_ids = colmap_cameras_of(cameras)
     poses = camera_to_worlds.detach().cpu().double()
     poses = torch.cat([roma.special_procrustes(poses[:, :, :3]), poses[:, :, 3:]], dim=-1)
     observations = _observations(cameras, poses, points)
@@ -78,6 +66,28 @@ def write_colmap_model(
         )
     points3d = {} if points is None else _points3d(points, [seen for _, seen in observations])
     return write_model(directory, colmap_cameras, images, points3d, format)
+
+
+def colmap_cameras_of(cameras: Cameras) -> Tuple[Dict[int, colmap_utils.Camera], List[int]]:
+    """COLMAP's cameras by id, and the id of each camera. Those with the same intrinsics are one.
+
+    Raises:
+        HashPoseError: if COLMAP has no model for a camera.
+    """
+    intrinsics, fisheye = frame_intrinsics(cameras), is_fisheye(cameras)
+    # One model for all perspective cameras: nerfstudio's colmap dataparser reads no mixtures
+    distorted = any(colmap_model(values, kind)[0] == "OPENCV" for values, kind in zip(intrinsics, fisheye))
+    found, camera_ids = {}, []
+    known_ids: dict[tuple, int] = {}
+    for values, kind in zip(intrinsics, fisheye):
+        model, parameters = colmap_model(values, kind, force_distortion=distorted)
+        width, height = int(values["w"]), int(values["h"])
+        camera_id = known_ids.setdefault((model, width, height, *parameters), len(known_ids) + 1)
+        camera_ids.append(camera_id)
+        found[camera_id] = colmap_utils.Camera(
+            id=camera_id, model=model, width=width, height=height, params=np.array(parameters)
+        )
+    return found, camera_ids
 
 
 def write_model(
@@ -108,23 +118,12 @@ def write_model(
     check_names([image.name for image in images.values()], format)
     files = [directory / f"{part}.{format}" for part in ("cameras", "images", "points3D")]
     if format == "txt":
-        writers = colmap_utils.write_cameras_text, colmap_utils.write_images_text, colmap_utils.write_points3D_text
+        writers = colmap_utils.write_cameras_text, write_images_text, colmap_utils.write_points3D_text
     else:
-        writers = colmap_utils.write_cameras_binary, _write_images_binary, colmap_utils.write_points3D_binary
+        writers = write_cameras, write_images, colmap_utils.write_points3D_binary
     for content, write, path in zip((cameras, images, points), writers, files):
         write(content, path)
     return files
-
-
-def _write_images_binary(images: Dict[int, colmap_utils.Image], path: Path) -> None:
-    """images.bin with any names; nerfstudio's writer of this name fails on those that are not ASCII."""
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(images)))
-        for image in images.values():
-            file.write(struct.pack("<i7di", image.id, *image.qvec, *image.tvec, image.camera_id))
-            file.write(image.name.encode("utf-8") + b"\0" + struct.pack("<Q", len(image.point3D_ids)))
-            xy = np.reshape(image.xys, (-1, 2))
-            file.write(np.rec.fromarrays([*xy.T, image.point3D_ids], formats=["<f8", "<f8", "<i8"]).tobytes())
 
 
 def world_to_camera(
@@ -177,5 +176,10 @@ def check_names(names: Sequence[str], format: str) -> None:
     if len(set(names)) < len(names):
         raise HashPoseError("COLMAP needs unique image names.")
     for name in names:
+        if not is_utf8(name):
+            raise HashPoseError(
+                f"The image name {ascii(name)} is not in UTF-8, as COLMAP's and its readers' names are; export with "
+                "`hashpose-export nerfstudio` instead."
+            )
         if format == "txt" and any(character.isspace() for character in name):
             raise HashPoseError(f"COLMAP's text format cannot hold the white space in {name!r}; use --format bin.")

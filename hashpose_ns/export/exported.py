@@ -70,6 +70,8 @@ class ExportedCameras:
     """How far each camera is from where it started, in units of the input; None for an identity start."""
     num_left_out: int
     """Number of evaluation images that were left out."""
+    sources: List[Path]
+    """What the run reads of its dataset: files and folders, evaluation images included."""
     mask_filenames: Optional[List[Path]] = None
     """Mask of each image, if there are any, absolute."""
     depth_filenames: Optional[List[Path]] = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Literal, Optional, Tuple
 
 import numpy as np
 import torch
@@ -21,16 +24,68 @@ if TYPE_CHECKING:
     from hashpose_ns.export.exported import ExportedCameras
 
 Images = Literal["none", "link", "copy", "undistorted"]
+Job = Tuple[Path, Path]
+"""A file and where it goes."""
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""How file systems, and Windows without the right to make links, say that they have none."""
 
 
-def check_images_exist(filenames: Sequence[Path]) -> None:
-    """Raises HashPoseError if images are missing."""
-    missing = [filename for filename in filenames if not filename.exists()]
+def check_images(exported: ExportedCameras, how: Images, output_dir: Path) -> None:
+    """Raises HashPoseError if images or masks are missing, would be one file, or cannot be undistorted.
+
+    Args:
+        exported: the cameras.
+        how: as for `place_images`.
+        output_dir: the export's folder, which need not exist.
+    """
+    if how == "none":
+        return
+    images, masks = _jobs(exported, Path())
+    missing = [source for source, _ in [*images, *masks] if not source.exists()]
     if missing:
         raise HashPoseError(
-            f"{len(missing)} of {len(filenames)} images are missing, the first is {missing[0]}; put them back, or "
-            "export with --images none."
+            f"{len(missing)} of {len(images) + len(masks)} images are missing, the first is {missing[0]}; put them "
+            "back, or export with --images none."
         )
+    _check_distinct(images, output_dir, "choose another --output-dir, or export with --images none")
+    advice = "export with --images none, or with `hashpose-export nerfstudio`, whose file names every mask"
+    _check_distinct(masks, output_dir, advice)
+    if how == "undistorted":
+        check_undistortable(exported.cameras)
+
+
+def _jobs(exported: ExportedCameras, folder: Path) -> Tuple[List[Job], List[Job]]:
+    """Where the images go, and the masks, where nerfstudio's colmap dataparser looks for them."""
+    images = [(source, folder / "images" / name) for source, name in zip(exported.image_filenames, exported.names)]
+    masks = [
+        (source, (folder / "masks" / name).with_suffix(".png"))
+        for source, name in zip(exported.mask_filenames or [], exported.names)
+    ]
+    return images, masks
+
+
+def _check_distinct(jobs: List[Job], output_dir: Path, advice: str) -> None:
+    """Raises HashPoseError if two files would get one name, on the file system at hand."""
+    known: Dict[str, Job] = {}
+    for source, target in jobs:
+        key = unicodedata.normalize("NFC", str(target)).casefold()
+        if key in known and (known[key][1] == target or _are_one_file(known[key][1], target, output_dir)):
+            raise HashPoseError(f"{known[key][0]} and {source} would both become {output_dir / target}; {advice}.")
+        known[key] = source, target
+
+
+def _are_one_file(first: Path, second: Path, output_dir: Path) -> bool:
+    """Whether the file system takes two names for the same, as many do that differ in upper and lower case."""
+    parent = next(parent for parent in output_dir.absolute().parents if parent.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=parent) as folder:
+            for name in (first, second):
+                Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+                Path(folder, name).touch()
+            return Path(folder, first).samefile(Path(folder, second))
+    except OSError as error:
+        raise HashPoseError(f"{parent} cannot be written ({error.strerror}).") from error
 
 
 def place_images(folder: Path, exported: ExportedCameras, how: Images) -> Cameras:
@@ -38,37 +93,37 @@ def place_images(folder: Path, exported: ExportedCameras, how: Images) -> Camera
 
     Args:
         folder: the export's folder.
-        exported: the cameras.
+        exported: the cameras, of which `check_images` has found nothing wrong.
         how: ``link`` makes symbolic links, ``copy`` copies, ``undistorted`` writes images without lens distortion.
 
     Returns:
         Intrinsics of the images as placed.
 
     Raises:
-        HashPoseError: an image is missing or unreadable, or links cannot be made here.
+        HashPoseError: an image is unreadable, or links cannot be made here.
+        OSError: a file cannot be written.
     """
     if how == "none":
         return exported.cameras
-    masks = exported.mask_filenames or []
-    check_images_exist([*exported.image_filenames, *masks])
-    jobs = [(source, folder / "images" / name) for source, name in zip(exported.image_filenames, exported.names)]
-    mask_jobs = [(source, (folder / "masks" / name).with_suffix(".png")) for source, name in zip(masks, exported.names)]
-    for _, target in [*jobs, *mask_jobs]:
+    images, masks = _jobs(exported, folder)
+    for _, target in [*images, *masks]:
         target.parent.mkdir(parents=True, exist_ok=True)
     if how == "undistorted":
-        return _undistort(exported.cameras, jobs, mask_jobs)
-    for source, target in [*jobs, *mask_jobs]:
-        if how == "link":
-            try:
-                os.symlink(source, target)
-            except OSError as error:
-                raise HashPoseError(f"Links cannot be made here ({error.strerror}); use --images copy.") from error
-        else:
+        return _undistort(exported.cameras, images, masks)
+    for source, target in [*images, *masks]:
+        if how == "copy":
             shutil.copyfile(source, target)
+            continue
+        try:
+            os.symlink(source, target)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            raise HashPoseError(f"Links cannot be made here ({error.strerror}); use --images copy.") from error
     return exported.cameras
 
 
-def _undistort(cameras: Cameras, jobs: List[Tuple[Path, Path]], mask_jobs: List[Tuple[Path, Path]]) -> Cameras:
+def _undistort(cameras: Cameras, images: List[Job], masks: List[Job]) -> Cameras:
     """Writes undistorted images and masks; the pinhole cameras of these, of the same sizes as before."""
     import cv2
 
@@ -76,7 +131,7 @@ def _undistort(cameras: Cameras, jobs: List[Tuple[Path, Path]], mask_jobs: List[
     kinds = [(kind, *values.values()) for kind, values in zip(fisheye, intrinsics)]
     maps = {kind: _undistortion(values, kind[0]) for kind, values in zip(kinds, intrinsics)}
 
-    def run(kind: tuple, job: Tuple[Path, Path], interpolation: int) -> None:
+    def run(kind: tuple, job: Job, interpolation: int) -> None:
         x, y, _ = maps[kind]
         if x is None:
             shutil.copyfile(*job)
@@ -84,8 +139,8 @@ def _undistort(cameras: Cameras, jobs: List[Tuple[Path, Path]], mask_jobs: List[
         _rewrite(*job, lambda image: cv2.remap(image, x, y, interpolation, borderMode=cv2.BORDER_REPLICATE))
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(run, kinds, jobs, repeat(cv2.INTER_LINEAR)))
-        list(pool.map(run, kinds, mask_jobs, repeat(cv2.INTER_NEAREST)))
+        list(pool.map(run, kinds, images, repeat(cv2.INTER_LINEAR)))
+        list(pool.map(run, kinds, masks, repeat(cv2.INTER_NEAREST)))
     matrices = torch.tensor(np.array([maps[kind][2] for kind in kinds]), dtype=torch.float32)
     return Cameras(
         camera_to_worlds=cameras.camera_to_worlds,
@@ -97,6 +152,21 @@ def _undistort(cameras: Cameras, jobs: List[Tuple[Path, Path]], mask_jobs: List[
         height=cameras.height.reshape(-1),
         camera_type=CameraType.PERSPECTIVE,
     )
+
+
+def check_undistortable(cameras: Cameras) -> None:
+    """Raises HashPoseError for a kind of camera that images cannot be freed of."""
+    for values, fisheye in zip(frame_intrinsics(cameras), is_fisheye(cameras)):
+        if fisheye and (values["p1"] or values["p2"]):
+            raise HashPoseError(
+                "Images of a fisheye camera with tangential distortion (p1, p2) cannot be undistorted; export with "
+                "`hashpose-export nerfstudio` instead."
+            )
+        if values["k4"] and not fisheye:
+            raise HashPoseError(
+                "Images with radial distortion of fourth order (k4) cannot be undistorted; export with "
+                "`hashpose-export nerfstudio` instead."
+            )
 
 
 def _undistortion(
@@ -113,14 +183,10 @@ def _undistortion(
     half = np.array([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
     size = int(values["w"]), int(values["h"])
     if fisheye:
-        if values["p1"] or values["p2"]:
-            raise HashPoseError("A fisheye camera with tangential distortion (p1, p2) cannot be undistorted.")
         distortion = np.array([values[name] for name in ("k1", "k2", "k3", "k4")])
         pinhole = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(matrix, distortion, size, np.eye(3), balance=0)
         x, y = cv2.fisheye.initUndistortRectifyMap(matrix, distortion, np.eye(3), pinhole, size, cv2.CV_32FC1)
         return x, y, pinhole + half
-    if values["k4"]:
-        raise HashPoseError("Radial distortion of fourth order (k4) cannot be undistorted; use --images link.")
     distortion = np.array([values[name] for name in ("k1", "k2", "p1", "p2", "k3")])
     if not distortion.any():
         return None, None, matrix + half
@@ -129,16 +195,23 @@ def _undistortion(
     return x, y, pinhole + half
 
 
+LOSSY: Dict[str, Dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+}
+"""Options for formats that Pillow would write at a lower quality; all others lose nothing."""
+
+
 def _rewrite(source: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Reads an image, changes its pixels and writes it: PNG where the name says so, else in the format it had (JPEG at
-    quality 95)."""
+    """Reads an image, changes its pixels and writes it: PNG where the name says so, else in the format it had."""
     from PIL import Image
 
     try:
         with Image.open(source) as image:
-            format, pixels = image.format, np.asarray(image.convert("L") if image.mode == "1" else image)
-    except (OSError, SyntaxError) as error:
+            format, profile = image.format or "PNG", image.info.get("icc_profile")
+            pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
+    except Exception as error:  # Pillow's readers raise several for broken files
         raise HashPoseError(f"The image {source} cannot be read: {one_line(error)}.") from error
-    format = "PNG" if target.suffix.lower() == ".png" else format
-    options = {"quality": 95, "subsampling": 0} if format == "JPEG" else {}
-    Image.fromarray(change(pixels)).save(target, format=format, **options)
+    format = "PNG" if target.suffix.lower() == ".png" else "JPEG" if format == "MPO" else format
+    Image.fromarray(change(pixels)).save(target, format=format, icc_profile=profile, **LOSSY.get(format, {}))

@@ -61,7 +61,8 @@ def is_fisheye(cameras: Cameras) -> List[bool]:
     for camera_type in types:
         if camera_type not in (CameraType.PERSPECTIVE, CameraType.FISHEYE):
             raise HashPoseError(
-                f"Cameras of type {camera_type.name} cannot be exported; only perspective and fisheye cameras can."
+                f"Cameras of type {camera_type.name} have no place in a COLMAP model; export with `hashpose-export "
+                "nerfstudio`, `json` or `tum` instead."
             )
     return [camera_type == CameraType.FISHEYE for camera_type in types]
 
@@ -85,12 +86,16 @@ def colmap_model(
     shared = [intrinsics[name] for name in ("fl_x", "fl_y", "cx", "cy")]
     if fisheye:
         if intrinsics["p1"] != 0 or intrinsics["p2"] != 0:
-            raise HashPoseError("COLMAP's fisheye model has no tangential distortion, but p1 or p2 is not zero.")
+            raise HashPoseError(
+                "COLMAP's fisheye model has no tangential distortion, but p1 or p2 is not zero; export with "
+                "`hashpose-export nerfstudio` instead."
+            )
         return "OPENCV_FISHEYE", shared + [intrinsics[name] for name in ("k1", "k2", "k3", "k4")]
     if intrinsics["k3"] != 0 or intrinsics["k4"] != 0:
+        undistorted = "" if intrinsics["k4"] else "with --images undistorted, or "
         raise HashPoseError(
             "COLMAP's OPENCV model has no place for radial distortion of third and fourth order, but k3 or k4 is not "
-            "zero; export with `hashpose-export nerfstudio` instead."
+            f"zero; export {undistorted}with `hashpose-export nerfstudio`."
         )
     if force_distortion or any(intrinsics[name] != 0 for name in ("k1", "k2", "p1", "p2")):
         return "OPENCV", shared + [intrinsics[name] for name in ("k1", "k2", "p1", "p2")]

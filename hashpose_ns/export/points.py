@@ -13,9 +13,13 @@ from hashpose_ns.data.source import source_points
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.exported import ExportedCameras, ExportedPoints
 from hashpose_ns.photometry.scene import PosedScene
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.utils.rich_utils import CONSOLE
 
 PointKind = Literal["field", "input", "empty"]
+
+PROJECTED = (CameraType.PERSPECTIVE, CameraType.FISHEYE)
+"""Types of cameras that `hashpose_ns.export.projection` knows."""
 
 
 def with_points(scene: PosedScene, exported: ExportedCameras, kind: PointKind, num_points: int) -> ExportedCameras:
@@ -49,6 +53,10 @@ def _field_points(scene: PosedScene, exported: ExportedCameras, num_points: int)
             "--points input or --points empty."
         )
     outputs = scene.train_outputs
+    if not set(outputs.cameras.camera_type.reshape(-1).tolist()) <= {t.value for t in PROJECTED}:
+        raise HashPoseError(
+            "Points of the field need perspective or fisheye cameras; export with --points input or --points empty."
+        )
     refined = scene.poses.refined_camera_to_worlds()
     points = sample_surfaces(scene.renderer, outputs.cameras, refined, num_points, outputs.mask_filenames)
     if len(points.positions) == 0:  # poses are what an export is for: it goes on

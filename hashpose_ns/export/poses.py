@@ -19,6 +19,7 @@ from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.exported import FROZEN, KEPT, NOT_TRAINED, TRAINED, ExportedCameras
 from hashpose_ns.export.frame import GivenPoses, InputFrame, corrected, input_frame
 from hashpose_ns.export.held_out import optimized_held_out_cameras
+from hashpose_ns.export.sources import dataset_files
 from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
@@ -121,6 +122,7 @@ def exported_cameras(
         frame=frame,
         movement=movement,
         num_left_out=0 if with_held_out else len(held_out),
+        sources=dataset_files(scene),
         mask_filenames=ordered(masks) if masks else None,
         depth_filenames=ordered(depths) if depths else None,
     )

@@ -5,11 +5,11 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import json
+import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from typing_extensions import Literal
 
@@ -43,16 +43,23 @@ class Export:
     as a whole. warn: say so. keep-initial: give cameras that got worse, or all if it did so as a whole, the pose that
     training started from."""
 
-    def load(self, load_points: bool = False) -> Tuple["PosedScene", "ExportedCameras"]:
+    def load(
+        self, load_points: bool = False, and_check: "Optional[Callable[[ExportedCameras], None]]" = None
+    ) -> Tuple["PosedScene", "ExportedCameras"]:
         """Checks the output folder and the guard's verdict, loads the run, and brings its cameras into the input's
         frame.
 
         Args:
             load_points: ask the dataparser for the input's 3-D points.
-        """
-        from hashpose_ns.export.replace import check_target
+            and_check: raises HashPoseError if something stands in the way; `check` if None.
 
-        check_target(self.output_dir, self.overwrite)
+        Raises:
+            HashPoseError: as that check, and for whatever else stands in the way, before anything takes time.
+        """
+        from hashpose_ns.export.replace import check_target, clear_abandoned
+
+        clear_abandoned(self.output_dir)
+        check_target(self.output_dir, self.overwrite, self.inputs())
         from hashpose_ns.export.poses import exported_cameras
         from hashpose_ns.export.verdict import cameras_to_put_back, check_verdict
         from hashpose_ns.runs.load import load_trained_pipeline
@@ -60,34 +67,41 @@ class Export:
         report = check_verdict(self.load_config.parent, self.on_hurt)
         scene = load_trained_pipeline(self.load_config, load_points).scene
         put_back = cameras_to_put_back(report, self.on_hurt, scene.poses.image_names)
+        check = and_check or self.check
+        if self.split == "all" and scene.test_time.steps > 0:
+            # first without what takes time, the poses of held-out cameras
+            quick = replace(scene, test_time=replace(scene.test_time, steps=0))
+            check(exported_cameras(quick, self.align, self.split, put_back))
         exported = exported_cameras(scene, self.align, self.split, put_back)
+        check(exported)
         return scene, replace(exported, verdict=report)
+
+    def check(self, exported: "ExportedCameras") -> None:
+        """Raises HashPoseError if the output folder may not be written, or the format cannot hold the cameras."""
+        from hashpose_ns.export.replace import check_target
+
+        check_target(self.output_dir, self.overwrite, [*self.inputs(), *exported.sources])
 
     @contextmanager
     def written_folder(self, exported: "ExportedCameras") -> Iterator[Path]:
         """A folder that takes the output folder's name when the block ends well, with a list of its files.
 
         Raises:
-            HashPoseError: if the output folder may not be written, or something in it is still needed.
+            HashPoseError: as `check`.
         """
-        from hashpose_ns.export.replace import MANIFEST, replaced_folder
+        from hashpose_ns.export.replace import replaced_folder
 
-        target = self.output_dir.resolve()
-        for used in [*exported.image_filenames, *self.inputs()]:
-            if target in used.resolve().parents:
-                raise HashPoseError(f"{target} cannot be replaced, as {used} lies in it; choose another --output-dir.")
+        self.check(exported)
+        needed = [*self.inputs(), *exported.sources]
         try:
-            with replaced_folder(self.output_dir, self.overwrite) as folder:
+            with replaced_folder(self.output_dir, self.overwrite, self.note(exported), needed) as folder:
                 yield folder
-                files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
-                content = {**self.note(exported), "files": sorted([*files, MANIFEST])}
-                (folder / MANIFEST).write_text(json.dumps(content, indent=2), encoding="utf-8")
         except OSError as error:
-            raise HashPoseError(f"{target} could not be written ({error.strerror or error}).") from error
+            raise HashPoseError(f"{self.output_dir} could not be written ({error.strerror or error}).") from error
 
     def inputs(self) -> List[Path]:
-        """Files and folders, beside the images, that the export reads while it writes."""
-        return [self.load_config]
+        """Files and folders, beside the dataset, that the export reads."""
+        return [self.load_config.parent, self.load_config]
 
     def note(self, exported: "ExportedCameras") -> dict[str, Any]:
         """What an export says about itself."""
@@ -104,7 +118,12 @@ class Export:
         }
 
     def print_summary(
-        self, exported: "ExportedCameras", what: str, path: Path, use: str, notes: Optional[List[str]] = None
+        self,
+        exported: "ExportedCameras",
+        what: str,
+        path: Path,
+        use: Sequence[Union[str, Path]],
+        notes: Optional[List[str]] = None,
     ) -> None:
         """Print what was exported, how far the cameras moved, where it is and what to do with it.
 
@@ -112,7 +131,7 @@ class Export:
             exported: the cameras.
             what: the format, in words.
             path: the file or folder to look at.
-            use: a command that takes the export.
+            use: a command that takes the export, word by word.
             notes: further lines.
         """
         from hashpose_ns.export.exported import FROZEN, KEPT, OPTIMIZED
@@ -143,9 +162,10 @@ class Export:
         if exported.num_left_out:
             lines.append(f"  left out the evaluation images ({exported.num_left_out}); --split all adds them")
         lines += [f"  {note}" for note in notes or []]
-        lines.append(f"  use      {use}")
-        # plain text: names and paths may hold brackets
-        CONSOLE.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+        lines.append(f"  use      {shlex.join(map(str, use))}")
+        # plain text: names and paths may hold brackets, and bytes that are no letters
+        text = "\n".join(lines).encode(CONSOLE.encoding, "backslashreplace").decode(CONSOLE.encoding)
+        CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,13 +13,19 @@ from torch import Tensor
 
 from hashpose_ns.data.source import LEGACY_APPLIED_TRANSFORM
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.export.intrinsics import frame_intrinsics, is_fisheye
-from nerfstudio.cameras.cameras import Cameras
+from hashpose_ns.export.intrinsics import frame_intrinsics
+from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.utils.io import load_from_json
 
 NO_TRANSFORM = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0))
+
+CAMERA_MODELS = {camera_type: name for name, camera_type in CAMERA_MODEL_TO_TYPE.items()}
+"""Name of each type of camera in a transforms.json; OPENCV for perspective ones."""
+
+SETTINGS = ("orientation_override", "fisheye_crop_radius")
+"""Further entries of a transforms.json that change how nerfstudio-data reads it."""
 
 
 def input_file_extras(dataparser_config: DataParserConfig) -> Dict[str, Any]:
@@ -31,8 +37,8 @@ def input_file_extras(dataparser_config: DataParserConfig) -> Dict[str, Any]:
         dataparser_config: config of the run's dataparser.
 
     Returns:
-        ``applied_transform`` (3 rows of 4) and, where the input has them, ``applied_scale`` and, as an absolute path,
-        ``ply_file_path``.
+        ``applied_transform`` (3 rows of 4) and, where the input has them, ``applied_scale``, ``ply_file_path`` as an
+        absolute path, ``settings``, and ``split_lists`` (absolute paths by split).
     """
     extras: Dict[str, Any] = {"applied_transform": NO_TRANSFORM}
     if type(dataparser_config) is not NerfstudioDataParserConfig:  # a subclass may read other files
@@ -46,8 +52,16 @@ def input_file_extras(dataparser_config: DataParserConfig) -> Dict[str, Any]:
         extras["applied_transform"] = meta["applied_transform"]
     elif (data / "colmap/sparse/0").exists():
         extras["applied_transform"] = LEGACY_APPLIED_TRANSFORM
+    folder = path.absolute().parent
     if "ply_file_path" in meta:
-        extras["ply_file_path"] = path.absolute().parent / meta["ply_file_path"]
+        extras["ply_file_path"] = folder / meta["ply_file_path"]
+    settings = {name: meta[name] for name in SETTINGS if name in meta}
+    lists = {
+        split: [Path(os.path.normpath(folder / name)) for name in meta[f"{split}_filenames"]]
+        for split in ("train", "val", "test")
+        if f"{split}_filenames" in meta
+    }
+    extras.update({name: value for name, value in (("settings", settings), ("split_lists", lists)) if value})
     return extras
 
 
@@ -64,6 +78,8 @@ def write_transforms(
     mask_filenames: Optional[Sequence[Path]] = None,
     depth_filenames: Optional[Sequence[Path]] = None,
     frame_notes: Optional[Sequence[Dict[str, Any]]] = None,
+    settings: Optional[Mapping[str, Any]] = None,
+    split_lists: Optional[Mapping[str, Sequence[Path]]] = None,
 ) -> Path:
     """Write transforms.json, for nerfstudio-data.
 
@@ -82,12 +98,14 @@ def write_transforms(
         mask_filenames: a mask for each image, absolute.
         depth_filenames: a depth map for each image, absolute.
         frame_notes: further entries for each frame, which readers ignore.
+        settings: further entries for the whole file.
+        split_lists: which images are in the splits train, val and test, absolute.
 
     Returns:
         The file.
 
     Raises:
-        HashPoseError: if a camera is neither perspective nor fisheye, or both occur.
+        HashPoseError: if there are cameras of several types.
     """
     if not len(camera_to_worlds) == len(cameras) == len(image_filenames):
         raise ValueError(
@@ -101,10 +119,13 @@ def write_transforms(
         except ValueError:  # on another drive
             return filename.as_posix()
 
-    fisheye = is_fisheye(cameras)
-    if any(fisheye) and not all(fisheye):
-        raise HashPoseError("A transforms.json cannot hold perspective and fisheye cameras together.")
-    content: Dict[str, Any] = {"note": note, "camera_model": "OPENCV_FISHEYE" if any(fisheye) else "OPENCV"}
+    types = [CameraType(value) for value in sorted(set(cameras.camera_type.reshape(-1).tolist()))]
+    if len(types) > 1:
+        names = " and ".join(camera_type.name.lower() for camera_type in types)
+        raise HashPoseError(f"A transforms.json cannot hold {names} cameras together.")
+    content: Dict[str, Any] = {"note": note, "camera_model": CAMERA_MODELS[types[0]], **(settings or {})}
+    for split, filenames in _remaining_lists(split_lists or {}, image_filenames).items():
+        content[f"{split}_filenames"] = [link(filename) for filename in filenames]
 
     intrinsics = frame_intrinsics(cameras)
     shared = all(values == intrinsics[0] for values in intrinsics)
@@ -135,3 +156,11 @@ def write_transforms(
     path = directory / "transforms.json"
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
     return path
+
+
+def _remaining_lists(lists: Mapping[str, Sequence[Path]], image_filenames: Sequence[Path]) -> Dict[str, List[Path]]:
+    """What is left of lists of splits when some images are. Each split needs a list that names something, so held-out
+    images serve for validation and test where only one of these is left, and without any there are no lists."""
+    left = set(image_filenames)
+    train, val, test = ([path for path in lists.get(split, ()) if path in left] for split in ("train", "val", "test"))
+    return {"train": train, "val": val or test, "test": test or val} if train and (val or test) else {}

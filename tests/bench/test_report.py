@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,7 +17,6 @@ import pytest
 from PIL import Image
 from run_folders import chair_poses, forward_facing_poses, make_run
 
-from hashpose_ns.bench import report as command
 from hashpose_ns.bench.report import Report
 from hashpose_ns.errors import HashPoseError
 
@@ -82,17 +82,19 @@ def bench(tmp_path_factory) -> Path:
     return root
 
 
-def test_it_writes_three_files_and_figures(bench):
+def test_it_writes_its_files_and_figures(bench):
     written = contents(bench / "small" / "report")
     assert {"report.md", "report.html", "summary.json"} <= set(written)
     figures = [name for name in written if name.startswith("figures/")]
-    assert len(figures) == 10 and set(written) == {"report.md", "report.html", "summary.json", *figures}
+    assert len(figures) == 10 and set(written) == {
+        "report.md", "report.html", "summary.json", "files.json", *figures,
+    }  # fmt: skip
     for name in figures:
         image = Image.open(io.BytesIO(written[name]))
         assert min(image.size) > 200
         assert image.convert("L").getextrema()[0] < 100  # something is drawn
         assert len(written[name]) < 300_000
-    assert all(command.is_report_file(name) for name in written)
+    assert set(json.loads(written["files.json"])["files"]) == set(written)
 
 
 def test_html_is_whole_and_needs_nothing_else(bench):
@@ -163,44 +165,30 @@ def test_main_numbers_and_failures_are_printed(tmp_path, capsys):
 
 
 def test_earlier_report_is_replaced_as_a_whole(tmp_path):
+    bare_run(tmp_path, scene="older")
+    bare_run(tmp_path, scene="chair")
+    Report(runs=tmp_path).main()
+    folder = tmp_path / "small" / "report"
+    assert len(json.loads(contents(folder)["summary.json"])["runs"]) == 2
+    shutil.rmtree(tmp_path / "small" / "older")
+    Report(runs=tmp_path).main()
+    assert len(json.loads(contents(folder)["summary.json"])["runs"]) == 1
+    assert [path.name for path in (tmp_path / "small").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["my notes.txt", "report.md", "figures/mine_curves.png"])
+def test_folder_with_anything_else_is_never_replaced(tmp_path, name):
     bare_run(tmp_path)
     Report(runs=tmp_path).main()
     folder = tmp_path / "small" / "report"
     (folder / "figures").mkdir(exist_ok=True)
-    (folder / "figures" / "older-scene_curves.png").write_bytes(b"of an earlier report")
-    first = contents(folder)
-    bare_run(tmp_path, seed=1)
-    Report(runs=tmp_path).main()
-    second = contents(folder)
-    assert set(first) - set(second) == {"figures/older-scene_curves.png"}
-    assert len(json.loads(second["summary.json"])["runs"]) == 2
-    assert [path.name for path in (tmp_path / "small").iterdir() if path.name.startswith(".")] == []
-
-
-def test_folder_with_anything_else_is_never_replaced(tmp_path):
-    bare_run(tmp_path)
-    Report(runs=tmp_path).main()
-    folder = tmp_path / "small" / "report"
-    (folder / "my notes.txt").write_text("mine")
+    (folder / name).write_text("mine")
     before = contents(folder)
-    for overwrite in (False, True):
-        with pytest.raises(HashPoseError, match="my notes.txt in it does not come from a report"):
-            Report(runs=tmp_path, overwrite=overwrite).main()
+    with pytest.raises(HashPoseError, match=f"{name} in it (does not come from a report|was changed)"):
+        Report(runs=tmp_path).main()
     with pytest.raises(HashPoseError, match="does not come from a report"):
-        Report(runs=tmp_path, output_dir=tmp_path, overwrite=True).main()  # the runs themselves
+        Report(runs=tmp_path, output_dir=tmp_path).main()  # the runs themselves
     assert contents(folder) == before
-
-
-def test_unknown_folder_is_replaced_on_demand_only(tmp_path):
-    bare_run(tmp_path / "runs")
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "report.md").write_text("by hand")
-    with pytest.raises(HashPoseError, match="exists and is no report; .* --overwrite"):
-        Report(runs=tmp_path / "runs", output_dir=target).main()
-    assert contents(target) == {"report.md": b"by hand"}
-    Report(runs=tmp_path / "runs", output_dir=target, overwrite=True).main()
-    assert command.is_report(target)
 
 
 def test_failure_on_the_way_leaves_the_earlier_report(tmp_path, monkeypatch):
@@ -249,7 +237,7 @@ def test_runs_that_have_only_just_begun(tmp_path):
     bare_run(tmp_path, state="unfinished")
     Report(runs=tmp_path).main()
     written = contents(tmp_path / "small" / "report")
-    assert set(written) == {"report.md", "report.html", "summary.json"}
+    assert set(written) == {"report.md", "report.html", "summary.json", "files.json"}
     assert "1 unfinished" in written["report.md"].decode()
 
 

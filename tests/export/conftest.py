@@ -92,7 +92,10 @@ def make_scene(outputs, dataparser, refined, initial=None, held_out=(), trainabl
             model_config=None,
             poses=KnownPoses(refined, initial, reference, names, trainable),
             train=SimpleNamespace(_dataparser_outputs=outputs),
-            held_out=SimpleNamespace(image_filenames=list(held_out)),
+            held_out=SimpleNamespace(
+                image_filenames=list(held_out),
+                _dataparser_outputs=dataclasses.replace(outputs, image_filenames=list(held_out), mask_filenames=None),
+            ),
             dataparser=dataparser,
             curriculum=None,
             test_time=TestTimeOptimization(steps=0, rays=0, images=1, lr=0.0),

@@ -1,8 +1,10 @@
 """hashpose-export as a command: settings, files, summary, refusals."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import tyro
 
 from hashpose_ns import __version__
 from hashpose_ns.export import poses
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 COMMANDS = ["colmap", "nerfstudio", "tum", "kitti"]
+POINTS = {"colmap": ("--points", "empty"), "nerfstudio": ("--points", "empty"), "tum": (), "kitti": ()}
 
 
 @pytest.fixture
@@ -46,9 +50,9 @@ def scene(helpers, dataset):
 def run(call, scene):
     """hashpose-export on that run, without points unless they are asked for; returns the exit code."""
 
-    def export(command, *options) -> int:
-        no_points = ("--points", "empty") if command in ("colmap", "nerfstudio") and "--points" not in options else ()
-        return call(scene, command, *no_points, *options)
+    def export(command, *options, output="out") -> int:
+        no_points = () if "--points" in options else POINTS[command]
+        return call(scene, command, *no_points, *options, output=output)
 
     return export
 
@@ -137,7 +141,7 @@ def test_summary_tells_what_a_user_needs(tmp_path, run, capsys):
 def test_an_export_says_what_it_holds(tmp_path, run):
     assert run("colmap", "--images", "link") == 0
     content = json.loads((tmp_path / "out/export.json").read_text())
-    assert content["files"] == files_in(tmp_path / "out")
+    assert sorted(content["files"]) == files_in(tmp_path / "out")
     assert content["written_by"] == f"hashpose-export {__version__}" and content["run"] == str(tmp_path / "run")
     assert "aligned to the poses training started from" in content["frame"] and content["guard"] is None
     assert content["images"][0] == {"name": "00.png", "split": "train", "refined_by": "training"}
@@ -177,19 +181,102 @@ def test_overwrite_takes_the_images_of_an_earlier_export_and_nothing_else(tmp_pa
     assert len(files_in(tmp_path / "data")) == 11, "the dataset's own images are all there"
 
 
-def test_an_export_never_replaces_what_it_needs(tmp_path, run, call, helpers, capsys):
-    """A run trained on an export with copied images must not lose them to its own export."""
-    assert run("colmap", "--images", "copy") == 0
-    config = ColmapDataParserConfig(
-        data=tmp_path / "out", colmap_path="sparse/0", downscale_factor=1, load_3D_points=False
-    )
+def second_run(helpers, folder, **settings):
+    """A run that was trained on an export."""
+    config = ColmapDataParserConfig(data=folder, downscale_factor=1, load_3D_points=False, **settings)
     parser = config.setup()
     outputs = parser.get_dataparser_outputs("train")
-    second = helpers.scene(outputs, parser, outputs.cameras.camera_to_worlds)
-    before = files_in(tmp_path / "out")
-    assert call(second, "tum", "--overwrite", "True") == 1
-    assert "out cannot be replaced, as" in capsys.readouterr().out
-    assert files_in(tmp_path / "out") == before
+    held_out = parser.get_dataparser_outputs("val").image_filenames
+    return helpers.scene(outputs, parser, outputs.cameras.camera_to_worlds, held_out=held_out)
+
+
+@pytest.mark.parametrize("images", ["copy", "link", "none"])
+def test_an_export_never_replaces_what_its_run_reads(tmp_path, run, call, helpers, capsys, images):
+    """Images by their names, wherever these link to, and the model itself where the images lie elsewhere."""
+    assert run("colmap", "--images", images) == 0
+    settings = {"images_path": tmp_path / "data/images"} if images == "none" else {}
+    second = second_run(helpers, tmp_path / "out", colmap_path=Path("sparse/0"), **settings)
+    before = files_in(tmp_path)
+    for command in ("tum", "nerfstudio", "colmap"):
+        assert call(second, command, *POINTS[command], "--overwrite", "True") == 1
+        assert "out cannot be replaced, as" in capsys.readouterr().out
+    assert files_in(tmp_path) == before
+    assert call(second, "tum", output="another") == 0
+    assert call(second, "json", "--loss", "False", output="another") == 1
+    assert call(second, "tum", "--overwrite", "True", output="another") == 0
+
+
+def test_an_export_never_replaces_the_model_of_another_folder(tmp_path, run, call, helpers, capsys):
+    """Neither where the dataset's settings lead to an export, nor where --update does."""
+    assert run("colmap", output="model") == 0
+    (tmp_path / "scene").mkdir()
+    (tmp_path / "scene/sparse").symlink_to("../model/sparse")
+    images = {"images_path": tmp_path / "data/images"}
+    linked = second_run(helpers, tmp_path / "scene", colmap_path=Path("sparse/0"), **images)
+    named = second_run(helpers, tmp_path / "scene", colmap_path=tmp_path / "model/sparse/0", **images)
+    before = files_in(tmp_path)
+    for scene in (linked, named):
+        assert call(scene, "tum", "--overwrite", "True", output="model") == 1
+        assert "model cannot be replaced, as" in capsys.readouterr().out
+    assert run("colmap", "--update", tmp_path / "model/sparse/0", "--overwrite", "True", output="model") == 1
+    assert "model/sparse/0 lies in it" in capsys.readouterr().out
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "command, options, name, sentence",
+    [
+        ("colmap", ("--format", "txt"), "a b.png", "cannot hold the white space in 'a b.png'; use --format bin"),
+        ("colmap", (), "a\udcff.png", r"'a\udcff.png' is not in UTF-8, as COLMAP's and its readers' names are; export"),
+        ("colmap", ("--format", "txt"), "a \udcff.png", "export with `hashpose-export nerfstudio` instead"),
+        ("tum", (), "a\nb.png", r"'a\nb.png' cannot be one; export with `hashpose-export json`"),
+        ("kitti", (), "a\u2028b.png", r"'a\u2028b.png' cannot be one; export with `hashpose-export json`"),
+        ("tum", (), "a\udcff.png", r"'a\udcff.png' cannot be one; export with `hashpose-export json`"),
+        ("tum", ("--timestamps", "names"), "a.png", "There is no number in the image name a.png"),
+    ],
+)
+def test_names_that_a_format_cannot_hold_are_told_before_any_work(
+    tmp_path, call, scene, monkeypatch, capsys, command, options, name, sentence
+):
+    folder, old = scene.train_outputs.image_filenames[0].parent, scene.train_outputs.image_filenames[0].name
+    (folder / old).rename(folder / name)
+    scene.train_outputs.image_filenames[0] = folder / name
+    dataset = tmp_path / "data/transforms.json"
+    dataset.write_text(dataset.read_text().replace(f'"images/{old}"', json.dumps(f"images/{name}")))
+    assert call(scene, command, *options) == 1  # by default with points of the field, which this scene does not have
+    assert sentence in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    if "json" in sentence:
+        assert call(scene, "json", "--loss", "False") == 0
+        content = json.loads((tmp_path / "out/poses.json").read_text(encoding="utf-8"))
+        assert content["images"][0]["name"] == name
+    if "nerfstudio" in sentence:
+        assert call(scene, "nerfstudio", "--points", "empty") == 0
+        parser = NerfstudioDataParserConfig(data=tmp_path / "out", downscale_factor=1, eval_mode="all").setup()
+        assert name in [path.name for path in parser.get_dataparser_outputs("train").image_filenames]
+    if "--format bin" in sentence:
+        assert call(scene, "colmap", "--points", "empty") == 0
+
+
+@pytest.mark.parametrize("command", ["colmap", "nerfstudio", "tum", "json"])
+def test_the_printed_command_can_be_pasted(tmp_path, scene, call, capsys, command):
+    options = POINTS.get(command, ("--loss", "False"))
+    assert call(scene, command, *options, output="my 'out'") == 0
+    use = capsys.readouterr().out.splitlines()[-1].split("use", 1)[1]
+    assert any(word.startswith(str(tmp_path / "my 'out'")) for word in shlex.split(use))
+
+
+def test_panoramas_are_exported_where_a_format_holds_them(tmp_path, scene, call, capsys):
+    scene.train_outputs.cameras.camera_type.fill_(CameraType.EQUIRECTANGULAR.value)
+    scene.train_outputs.cameras.distortion_params.zero_()
+    assert call(scene, "colmap") == 1
+    assert "EQUIRECTANGULAR have no place in a COLMAP model; export with" in capsys.readouterr().out
+    assert call(scene, "nerfstudio") == 1
+    assert "Points of the field need perspective or fisheye cameras" in capsys.readouterr().out
+    assert call(scene, "nerfstudio", "--points", "empty") == 0
+    outputs = NerfstudioDataParserConfig(data=tmp_path / "out", downscale_factor=1).setup()
+    cameras = outputs.get_dataparser_outputs("train").cameras
+    assert set(cameras.camera_type.flatten().tolist()) == {CameraType.EQUIRECTANGULAR.value}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -214,14 +301,19 @@ def test_a_user_error_is_one_sentence_and_exit_code_1(tmp_path, run, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("reason", ["full disk", "missing image", "no links", "read-only folder"])
+@pytest.mark.parametrize(
+    "reason", ["full disk", "full disk for links", "missing image", "no links", "read-only folder"]
+)
 def test_what_the_file_system_refuses_is_one_sentence(tmp_path, run, monkeypatch, capsys, reason):
     def refuse(*args, **kwargs):
-        raise OSError(28 if reason == "full disk" else 1, "No space left on device" if reason == "full disk" else "No")
+        raise OSError(*((28, "No space left on device") if "full disk" in reason else (1, "No")))
 
     options, expected = ("--images", "link"), ""
     if reason == "full disk":
         monkeypatch.setattr("nerfstudio.data.utils.colmap_parsing_utils.write_points3D_binary", refuse)
+        options, expected = (), "out could not be written (No space left on device)."
+    elif reason == "full disk for links":
+        monkeypatch.setattr("os.symlink", refuse)
         expected = "out could not be written (No space left on device)."
     elif reason == "missing image":
         (tmp_path / "data/images/03.png").unlink()

@@ -179,10 +179,14 @@ def test_no_points_gives_an_empty_file(tmp_path, helpers, pycolmap):
 @pytest.mark.parametrize(
     "distortion, camera_type, message",
     [
-        ([0.0, 0.0, 0.01, 0.0, 0.0, 0.0], CameraType.PERSPECTIVE, "third and fourth order"),
-        ([0.0, 0.0, 0.0, 0.01, 0.0, 0.0], CameraType.PERSPECTIVE, "third and fourth order"),
+        ([0.0, 0.0, 0.01, 0.0, 0.0, 0.0], CameraType.PERSPECTIVE, "third and fourth order.* --images undistorted"),
+        ([0.0, 0.0, 0.0, 0.01, 0.0, 0.0], CameraType.PERSPECTIVE, "k4 is not zero; export with `hashpose-export nerf"),
         ([0.1, 0.0, 0.0, 0.0, 0.01, 0.0], CameraType.FISHEYE, "no tangential distortion"),
-        (None, CameraType.EQUIRECTANGULAR, "type EQUIRECTANGULAR cannot be exported"),
+        (
+            None,
+            CameraType.EQUIRECTANGULAR,
+            "EQUIRECTANGULAR have no place in a COLMAP model; export with `hashpose-export nerf",
+        ),
     ],
 )
 def test_cameras_that_colmap_cannot_express_are_refused(tmp_path, helpers, distortion, camera_type, message):

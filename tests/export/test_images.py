@@ -2,14 +2,15 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.export.images import place_images
+from hashpose_ns.export.images import check_images, place_images
 from hashpose_ns.export.poses import exported_cameras
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
@@ -64,8 +65,58 @@ def test_no_images(tmp_path, exported):
     exported.image_filenames[0].unlink()
     assert place_images(tmp_path, exported, "none") is exported.cameras
     with pytest.raises(HashPoseError, match="1 of 12 images are missing, the first is .*0.jpg; .*--images none"):
-        place_images(tmp_path / "out", exported, "copy")
-    assert not (tmp_path / "out").exists()
+        check_images(exported, "copy", tmp_path / "out")
+    check_images(exported, "none", tmp_path / "out")
+
+
+def renamed(exported, names, masks: bool):
+    """The same images under other names, in the way a dataset with such names would have them."""
+    kept = exported.image_filenames[: len(names)]
+    masks = exported.mask_filenames[: len(names)] if masks else None
+    return dataclasses.replace(exported, image_filenames=kept, names=names, mask_filenames=masks)
+
+
+@pytest.mark.parametrize("how", ["link", "copy", "undistorted"])
+def test_files_that_would_be_one_are_refused(tmp_path, exported, how, monkeypatch):
+    (tmp_path / "out").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    one_stem = renamed(exported, ["a/000.png", "a/000.jpg", "b/000.png"], masks=True)
+    with pytest.raises(HashPoseError, match="0.png and .*1.png would both become .*masks/a/000.png; .*nerfstudio`"):
+        check_images(one_stem, how, tmp_path / "out")
+    check_images(renamed(exported, one_stem.names, masks=False), how, tmp_path / "out")
+    # here these are two files, elsewhere one
+    for names in (["a.jpg", "A.jpg"], ["left/a.png", "LEFT/a.png"], ["\u00e9.jpg", "e\u0301.jpg"]):
+        check_images(renamed(exported, names, masks=True), how, tmp_path / "out")
+        with monkeypatch.context() as elsewhere, pytest.raises(HashPoseError, match="would both become"):
+            elsewhere.setattr(Path, "samefile", lambda *paths: True)
+            check_images(renamed(exported, names, masks=False), how, tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "format, suffix, psnr",
+    [("JPEG", "jpg", 39), ("MPO", "jpg", 39), ("AVIF", "avif", 38), ("WEBP", "webp", 99), ("TIFF", "tif", 99)],
+)
+def test_undistorted_images_lose_little(tmp_path, exported, format, suffix, psnr):
+    """Against the same undistortion of a PNG with the same pixels; edges of colour would show subsampling."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    options = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]} if format == "MPO" else {}
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    Image.fromarray(blocks).save(tmp_path / f"0.{suffix}", format=format, **options)
+    Image.open(tmp_path / f"0.{suffix}").convert("RGB").save(tmp_path / "1.png")
+    cameras = Cameras(
+        torch.eye(4)[:3].repeat(2, 1, 1), fx=80.0, fy=82.0, cx=49.0, cy=34.5, width=96, height=72,
+        distortion_params=torch.tensor(PERSPECTIVE),
+    )  # fmt: skip
+    filenames = [tmp_path / f"0.{suffix}", tmp_path / "1.png"]
+    images = renamed(dataclasses.replace(exported, image_filenames=filenames), [path.name for path in filenames], False)
+    place_images(tmp_path / "out", dataclasses.replace(images, cameras=cameras), "undistorted")
+    with Image.open(tmp_path / "out/images" / filenames[0].name) as image:
+        assert image.format == ("JPEG" if format == "MPO" else format)
+        differences = np.asarray(image) - np.asarray(Image.open(tmp_path / "out/images/1.png"), float)
+    assert 10 * np.log10(255**2 / max(np.square(differences).mean(), 1e-9)) > psnr
 
 
 @pytest.mark.parametrize(
@@ -111,7 +162,7 @@ def test_undistorted_images_show_what_a_pinhole_there_sees(
 def test_distortion_that_opencv_does_not_know_is_refused(tmp_path, exported):
     exported.cameras.distortion_params = torch.tensor([0.1, 0.0, 0.0, 0.01, 0.0, 0.0]).repeat(6, 1)
     with pytest.raises(HashPoseError, match="fourth order .* cannot be undistorted"):
-        place_images(tmp_path / "out", exported, "undistorted")
+        check_images(exported, "undistorted", tmp_path / "out")
 
 
 @pytest.mark.parametrize("images", ["link", "undistorted"])

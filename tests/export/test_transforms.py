@@ -37,7 +37,7 @@ def order_of(filenames, outputs) -> list:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("camera_type", [CameraType.PERSPECTIVE, CameraType.FISHEYE])
+@pytest.mark.parametrize("camera_type", [CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR])
 def test_nerfstudio_reads_the_same_cameras(tmp_path, helpers, shared, camera_type):
     poses = helpers.poses(15)
     cameras = helpers.cameras(15, shared, DISTORTION, camera_type)
@@ -123,14 +123,39 @@ def test_extras_follow_the_input_file(tmp_path):
     assert scaled == {"applied_transform": NO_TRANSFORM, "applied_scale": 2.0}
 
 
-def test_mixed_and_exotic_cameras_are_refused(tmp_path, helpers):
+def test_mixed_cameras_are_refused(tmp_path, helpers):
     mixed = Cameras(
         torch.eye(4)[:3].repeat(2, 1, 1), 5.0, 5.0, 4.0, 3.0, camera_type=[CameraType.PERSPECTIVE, CameraType.FISHEYE]
     )
-    filenames = [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(HashPoseError, match="perspective and fisheye cameras together"):
-        write_transforms(tmp_path, helpers.poses(2), mixed, filenames, "")
-    with pytest.raises(HashPoseError, match="type ORTHOPHOTO"):
-        exotic = helpers.cameras(2, camera_type=CameraType.ORTHOPHOTO)
-        write_transforms(tmp_path, helpers.poses(2), exotic, filenames, "")
+        write_transforms(tmp_path, helpers.poses(2), mixed, [tmp_path / "a.png", tmp_path / "b.png"], "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "left, expected",
+    [
+        ([0, 1, 2, 3], {"train": [0], "val": [1], "test": [2]}),
+        ([0, 2], {"train": [0], "val": [2], "test": [2]}),
+        ([0, 3], None),
+        ([1, 2], None),
+    ],
+)
+def test_what_changes_the_reading_is_kept(tmp_path, helpers, left, expected):
+    """The orientation of the dataset, the rim of a fisheye, and the splits as far as their images are there."""
+    names = [f"images/{i}.png" for i in range(4)]
+    helpers.write_images(tmp_path / "data", names)
+    lists = {f"{split}_filenames": [names[i]] for i, split in enumerate(("train", "val", "test"))}
+    meta = dict(orientation_override="none", fisheye_crop_radius=3.0, camera_model="OPENCV_FISHEYE", **lists)
+    extras = input_file_extras(write_input(tmp_path / "data", **meta))
+    (tmp_path / "out").mkdir()
+    cameras = helpers.cameras(len(left), camera_type=CameraType.FISHEYE)
+    files = [tmp_path / "data" / names[i] for i in left]
+    write_transforms(tmp_path / "out", helpers.poses(len(left)), cameras, files, "", **extras)
+    parser = NerfstudioDataParserConfig(data=tmp_path / "out", downscale_factor=1, eval_mode="all").setup()
+    outputs = parser.get_dataparser_outputs("train")
+    assert outputs.cameras.metadata["fisheye_crop_radius"] == 3.0
+    torch.testing.assert_close(outputs.dataparser_transform[:, :3], torch.eye(3))  # none, not the default "up"
+    for split in ("train", "val", "test"):
+        found = parser.get_dataparser_outputs(split).image_filenames
+        assert [int(path.stem) for path in found] == (left if expected is None else expected[split])

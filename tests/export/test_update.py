@@ -1,5 +1,7 @@
 """An existing COLMAP model with new poses, read by pycolmap."""
 
+import dataclasses
+import struct
 import sys
 
 import numpy as np
@@ -10,6 +12,7 @@ from hashpose_ns.cameras.alignment import align_poses, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
 from hashpose_ns.data.source import colmap_poses
 from hashpose_ns.export.colmap import world_to_camera, write_colmap_model
+from hashpose_ns.export.colmap_files import camera_models
 from hashpose_ns.export.frame import dataparser_similarity
 from hashpose_ns.export.points import ExportedPoints
 from hashpose_ns.export.update import read_colmap_model
@@ -165,3 +168,195 @@ def test_a_model_that_is_not_the_run_s_is_refused(tmp_path, call, capture, found
     refused("1 of 10 images of the run are not in the model", model)
     (model / "images.bin").write_bytes((model / "images.bin").read_bytes()[:100])
     refused("cannot be read", model)
+
+
+def test_a_model_without_points_is_updated_without_them(tmp_path, call, capture, found, capsys):
+    content = read_colmap_model(capture[0])
+    empty = {key: image._replace(xys=np.zeros((0, 2)), point3D_ids=[]) for key, image in content.images.items()}
+    dataclasses.replace(content, images=empty, points={}).write(capture[0], "bin")
+    (capture[0] / "points3D.bin").unlink()
+    assert call(found, "colmap", "--update", capture[0]) == 0
+    output = capsys.readouterr().out
+    assert "points   none, as in the model" in output and "pip install" not in output
+    assert (tmp_path / "out/sparse/0/points3D.bin").read_bytes() == bytes(8)
+
+
+def nan(values) -> np.ndarray:
+    return np.full_like(values, np.nan)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda m: m.images.pop(3), "point 1 is seen in image 3, which is not there"),
+        (lambda m: m.points.pop(7), "image 'cam0/0.png' shows point 7, which does not know of it"),
+        (lambda m: m.cameras.clear(), "image 'cam0/0.png' was taken by camera 1, which is not there"),
+        (lambda m: change_image(m, 3, tvec=nan(m.images[3].tvec)), "the pose of image 'cam0/2.png' is not"),
+        (lambda m: change_image(m, 3, qvec=0 * m.images[3].qvec), "the pose of image 'cam0/2.png' is not"),
+        (lambda m: change_image(m, 3, xys=nan(m.images[3].xys)), "an observation in image 'cam0/2.png' is not"),
+        (lambda m: m.points[7].image_ids.__setitem__(0, 99), "point 7 is seen in image 99, which is not there"),
+        (lambda m: m.points[7].point2D_idxs.__setitem__(0, 4), "by an observation that is not of it"),
+        (lambda m: m.points[7].point2D_idxs.__setitem__(0, 10**6), "by an observation that is not of it"),
+        (lambda m: m.points[7].xyz.__setitem__(0, np.inf), "the position of point 7 is not finite"),
+        (lambda m: m.cameras[1].params.__setitem__(0, np.nan), "a parameter of camera 1 is not a finite number"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(tmp_path, call, capture, found, capsys, change, sentence):
+    """Before the run is even asked; whether the image was trained or not makes no difference."""
+    content = read_colmap_model(capture[0])
+    change(content)
+    content.write(capture[0], "txt")
+    for path in capture[0].glob("*.bin"):
+        path.unlink()
+    assert call(None, "colmap", "--update", capture[0]) == 1
+    output = " ".join(capsys.readouterr().out.split())
+    assert "is not whole" in output and sentence in output and not (tmp_path / "out").exists()
+
+
+def change_image(model, key: int, **change) -> None:
+    model.images[key] = model.images[key]._replace(**change)
+
+
+@pytest.mark.parametrize("part", ["cameras", "images", "points3D"])
+def test_files_that_lie_about_their_length_are_refused(call, capture, capsys, part):
+    path = capture[0] / f"{part}.bin"
+    whole = path.read_bytes()
+    end = whole.index(b"\0", 72) + 1 if part == "images" else None
+    lies = [whole[:-1], whole[:20], b"", struct.pack("<Q", 2**60) + whole[8:]]
+    lies += [] if end is None else [whole[:end] + struct.pack("<Q", 2**31) + whole[end + 8 :]]
+    for content in lies:
+        path.write_bytes(content)
+        assert call(None, "colmap", "--update", capture[0]) == 1
+        assert "cannot be read: " in capsys.readouterr().out
+
+
+def test_a_camera_model_unknown_to_nerfstudio_is_kept(tmp_path, call, capture, found, pycolmap, monkeypatch, capsys):
+    content = read_colmap_model(capture[0])
+    camera = content.cameras[1]
+    content.cameras[1] = camera._replace(model="SIMPLE_DIVISION", params=np.array([500.0, 320.0, 240.0, -0.05]))
+    other = tmp_path / "other"
+    other.mkdir()
+    content.write(other, "bin")
+    assert call(found, "colmap", "--update", other) == 0
+    new = pycolmap.Reconstruction(str(tmp_path / "out/sparse/0")).cameras[1]
+    assert new.model.name == "SIMPLE_DIVISION" and new.params.tolist() == [500.0, 320.0, 240.0, -0.05]
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    camera_models.cache_clear()
+    capsys.readouterr()
+    assert call(found, "colmap", "--update", other, output="another") == 1
+    assert "number 12, is not known here" in capsys.readouterr().out
+    camera_models.cache_clear()
+
+
+def with_rig(pycolmap, model) -> None:
+    """Makes images 2k - 1 and 2k a frame of a rig of two sensors, with poses that obey it and no points."""
+    old, new = pycolmap.Reconstruction(str(model)), pycolmap.Reconstruction()
+    rig = pycolmap.Rig(rig_id=5)
+    sensors = [pycolmap.sensor_t(pycolmap.SensorType.CAMERA, camera) for camera in (1, 2)]
+    rig.add_ref_sensor(sensors[0])
+    between = old.images[2].cam_from_world() * old.images[1].cam_from_world().inverse()
+    rig.add_sensor(sensors[1], between)
+    for camera in (1, 2):
+        new.add_camera(pycolmap.Camera(dict(old.cameras[1].todict(), camera_id=camera)))
+    new.add_rig(rig)
+    for key in range(1, NUM, 2):
+        frame = pycolmap.Frame(frame_id=100 + key, rig_id=5)
+        for i in (0, 1):
+            frame.add_data_id(pycolmap.data_t(sensors[i], key + i))
+        frame.rig_from_world = old.images[key].cam_from_world()
+        new.add_frame(frame)
+        for i in (0, 1):
+            image = pycolmap.Image(name=old.images[key + i].name, camera_id=1 + i, image_id=key + i)
+            image.frame_id = 100 + key
+            new.add_image(image)
+    new.write_binary(str(model))
+
+
+@pytest.fixture
+def rig_run(tmp_path, helpers, capture, pycolmap):
+    """A run on a model with a rig: its refined poses are some motion away from the given ones, or frozen."""
+    with_rig(pycolmap, capture[0])
+    config = ColmapDataParserConfig(
+        data=tmp_path / "data", eval_mode="all", downscale_factor=1, load_3D_points=False
+    )  # fmt: skip
+
+    def make(frozen: bool):
+        parser = config.setup()
+        outputs = parser.get_dataparser_outputs("train")
+        refined = outputs.cameras.camera_to_worlds.double()
+        if not frozen:
+            refined = perturb_poses(refined, PerturbationConfig(rotation=0.01, translation=0.0, seed=2))
+        return helpers.scene(outputs, parser, refined, trainable=torch.full((NUM,), not frozen))
+
+    return make
+
+
+@pytest.mark.parametrize("format", ["bin", "txt"])
+def test_rigs_that_the_poses_obey_are_kept(tmp_path, call, capture, rig_run, pycolmap, capsys, format):
+    assert call(rig_run(frozen=True), "colmap", "--update", capture[0], "--format", format) == 0
+    assert "rigs     kept, with" in capsys.readouterr().out
+    old, new = pycolmap.Reconstruction(str(capture[0])), pycolmap.Reconstruction(str(tmp_path / "out/sparse/0"))
+    assert set(new.rigs) == {5} and set(new.frames) == set(old.frames) and new.rigs[5].num_sensors() == 2
+    for key, image in read_colmap_model(tmp_path / "out/sparse/0").images.items():
+        np.testing.assert_allclose(new.images[key].cam_from_world().translation, image.tvec, atol=1e-9)
+
+
+def test_single_cameras_keep_their_frames_with_the_new_poses(tmp_path, call, capture, found, pycolmap, capsys):
+    pycolmap.Reconstruction(str(capture[0])).write_binary(str(capture[0]))  # with a rig for the camera
+    assert (capture[0] / "rigs.bin").is_file()
+    assert call(found, "colmap", "--update", capture[0]) == 0
+    assert "rigs     kept, with" in capsys.readouterr().out
+    old, new = (pycolmap.Reconstruction(str(path)) for path in (capture[0], tmp_path / "out/sparse/0"))
+    assert set(new.frames) == set(old.frames)
+    for key, image in read_colmap_model(tmp_path / "out/sparse/0").images.items():
+        np.testing.assert_allclose(new.images[key].cam_from_world().translation, image.tvec, atol=1e-9)
+        assert np.abs(old.images[key].cam_from_world().translation - image.tvec).max() > 1e-3
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_rigs_that_the_poses_no_longer_obey_are_left_out(
+    tmp_path, call, capture, rig_run, pycolmap, monkeypatch, capsys, installed
+):
+    with monkeypatch.context() as without:
+        if not installed:
+            without.setitem(sys.modules, "pycolmap", None)
+        assert call(rig_run(frozen=False), "colmap", "--update", capture[0]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "rigs not kept, so each camera is one and each image a frame" in output
+    assert ("no longer obey them" if installed else "pip install hashpose[colmap] to keep them") in output
+    new = pycolmap.Reconstruction(str(tmp_path / "out/sparse/0"))
+    assert len(new.rigs) == 2 and len(new.frames) == NUM
+
+
+def test_images_lie_where_the_updated_model_looks(tmp_path, call, capture, found, capsys):
+    """Under the model's names, those of images that the run has not trained included."""
+    content = read_colmap_model(capture[0])
+    content.images[99] = content.images[1]._replace(
+        id=99, name="another.png", xys=np.zeros((0, 2)), point3D_ids=np.zeros(0, int)
+    )
+    for key in range(1, NUM + 1):
+        change_image(content, key, name=f"images/{content.images[key].name}")
+    model = tmp_path / "other"
+    model.mkdir()
+    content.write(model, "bin")
+    assert call(found, "colmap", "--update", model, "--images", "link") == 1
+    assert "another.png or its mask is not known to it; export with --split all" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "data/another.png").write_bytes(b"an image")
+    assert call(found, "colmap", "--update", model, "--images", "link") == 0
+    for image in read_colmap_model(tmp_path / "out/sparse/0").images.values():
+        placed = tmp_path / "out/images" / image.name
+        assert placed.is_symlink() and placed.resolve() == tmp_path / "data" / image.name
+    assert call(found, "colmap", "--update", model, "--overwrite", "True") == 0
+    assert f"--images-path {tmp_path}/data\n" in capsys.readouterr().out
+
+
+def test_a_text_model_with_spaces_in_names_is_refused(call, capture, capsys):
+    content = read_colmap_model(capture[0])
+    content.write(capture[0], "txt")
+    for path in capture[0].glob("*.bin"):
+        path.unlink()
+    text = (capture[0] / "images.txt").read_text()
+    (capture[0] / "images.txt").write_text(text.replace("cam0/4.png", "cam0/my photo.png"))
+    assert call(None, "colmap", "--update", capture[0]) == 1
+    assert "does not hold ten words" in " ".join(capsys.readouterr().out.split())
