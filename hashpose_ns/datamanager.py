@@ -104,9 +104,9 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
                 f"{type(self.dataparser).__name__} of nerfstudio does more to the poses of {self.source.path} than to "
                 "move all of them as one; train with other settings of the dataparser."
             )
-        poses = self._source_poses(self.source, outputs)
-        check_float32(poses)
-        outputs.cameras.camera_to_worlds = poses.float()
+        # of all splits: a few held-out cameras may well be close together
+        check_float32(self.from_source.apply_to_poses(self.source.camera_to_worlds))
+        outputs.cameras.camera_to_worlds = self._source_poses(self.source, outputs).float()
 
     def _source_poses(self, source: SourceCameras, outputs: DataparserOutputs) -> Float[Tensor, "num_cameras 3 4"]:
         """The poses of the user's files in nerfstudio's frame, float64."""
