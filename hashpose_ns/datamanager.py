@@ -132,10 +132,10 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
         if self.source is not None:
             if self.from_source is None:
                 self.from_source = self._similarity(self.source, outputs)
+                # of all splits: a few held-out cameras may well be close together
+                check_float32(self.from_source.apply_to_poses(self.source.camera_to_worlds))
             given = self.source.camera_to_worlds[self.source.rows(outputs.image_filenames)]
-            poses = self.from_source.apply_to_poses(given)
-            check_float32(poses)
-            outputs.cameras.camera_to_worlds = poses.float()
+            outputs.cameras.camera_to_worlds = self.from_source.apply_to_poses(given).float()
         self._say(make_rigid(outputs))
 
     def _say(self, notes: Sequence[str]) -> None:

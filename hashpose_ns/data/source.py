@@ -85,19 +85,22 @@ class SourceCameras:
         Raises:
             HashPoseError: an image has no camera, or several with different poses.
         """
-        place: Dict[Path, int] = {}
+        places: Dict[Path, List[int]] = {}
         for row, filename in enumerate(self.filenames):
-            first = place.setdefault(filename, row)
-            if not torch.equal(self.camera_to_worlds[first], self.camera_to_worlds[row]):
-                raise HashPoseError(
-                    f"{self.path} gives the image {filename} two poses, as {self.names[first]} and as "
-                    f"{self.names[row]}; take one of them out, or give the images names of their own."
-                )
-        wanted = [_absolute(filename) for filename in filenames]
-        missing = [filename for filename in wanted if filename not in place]
-        if missing:
-            raise HashPoseError(f"{self.path} has no camera for the image {missing[0]}.")
-        return [place[filename] for filename in wanted]
+            places.setdefault(filename, []).append(row)
+        found = []
+        for filename in (_absolute(filename) for filename in filenames):
+            if filename not in places:
+                raise HashPoseError(f"{self.path} has no camera for the image {filename}.")
+            first, *others = places[filename]
+            for other in others:
+                if not torch.equal(self.camera_to_worlds[first], self.camera_to_worlds[other]):
+                    raise HashPoseError(
+                        f"{self.path} gives the image {filename} two poses, as {self.names[first]} and as "
+                        f"{self.names[other]}; take one of them out, or give the images names of their own."
+                    )
+            found.append(first)
+        return found
 
     def similarity(
         self, filenames: Sequence[Path], camera_to_worlds: Float[Tensor, "num_images 3 4"]
@@ -193,7 +196,11 @@ def _takes(
 
 
 def check_float32(camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
-    """Raises HashPoseError if cameras are so far from the origin that float32 cannot tell their centres apart."""
+    """Raises HashPoseError if cameras are so far from the origin that float32 cannot tell their centres apart.
+
+    Args:
+        camera_to_worlds: all cameras of a capture, in the frame that they are refined in.
+    """
     centers = camera_to_worlds[:, :, 3].double()
     spread = float((centers - centers.mean(dim=0)).norm(dim=-1).max())
     furthest = float(centers.abs().max())

@@ -150,6 +150,18 @@ def test_one_image_with_two_poses_is_refused(tmp_path):
         manager(NerfstudioDataParserConfig(data=scene))
 
 
+def test_a_pose_that_is_no_number_is_one_pose(tmp_path):
+    scene = nerfstudio_scene(tmp_path / "scene", 10)
+    parser = NerfstudioDataParserConfig(data=scene).setup()
+    filenames = parser.get_dataparser_outputs("val").image_filenames
+    number = int(filenames[0].stem[-2:])
+    edit_json(
+        scene / "transforms.json",
+        lambda meta: meta["frames"][number]["transform_matrix"][0].__setitem__(0, float("nan")),
+    )
+    assert source_cameras(parser).rows(filenames)[0] == number
+
+
 def test_training_and_held_out_cameras_start_where_the_file_has_them(tmp_path):
     """In a frame whose numbers single precision cannot hold: 40 m off at 6e8 m."""
     scene = nerfstudio_scene(tmp_path / "scene", 10)
@@ -165,6 +177,20 @@ def test_training_and_held_out_cameras_start_where_the_file_has_them(tmp_path):
         np.testing.assert_allclose(dataset.cameras.camera_to_worlds, expected, atol=1e-6)
         rotations = getattr(near, split).cameras.camera_to_worlds[:, :, :3]
         np.testing.assert_allclose(dataset.cameras.camera_to_worlds[:, :, :3], rotations, atol=1e-5)
+
+
+def test_held_out_cameras_may_be_close_together(tmp_path):
+    scene = nerfstudio_scene(tmp_path / "scene", 10)
+
+    def approach(meta):
+        first, other = meta["frames"][0], meta["frames"][5]
+        other["transform_matrix"] = [[*row[:3], row[3] + 1e-6] for row in first["transform_matrix"][:3]] + [
+            [0, 0, 0, 1]
+        ]
+
+    edit_json(scene / "transforms.json", approach)
+    config = NerfstudioDataParserConfig(data=scene, eval_mode="interval", eval_interval=5)
+    assert [path.stem for path in manager(config).eval_dataset.image_filenames] == ["frame_00", "frame_05"]
 
 
 @pytest.mark.parametrize("factor, digits", [(2.0, 16), (1.0, 3)])

@@ -198,7 +198,7 @@ def test_points_come_back_to_the_input_frame(tmp_path, helpers):
     parser, outputs = load(config)
     scene = helpers.scene(outputs, parser, outputs.cameras.camera_to_worlds)
     points = with_points(scene, exported_cameras(scene), "input", 10).points
-    np.testing.assert_allclose(points.xyz, POINTS, atol=1e-5)
+    np.testing.assert_array_equal(points.xyz, POINTS)
     assert (points.rgb == 7).all() and points.rgb.dtype == np.uint8
     np.testing.assert_array_equal(points.error, np.full(5, 0.5))
     outputs.metadata.pop("points3D_xyz")

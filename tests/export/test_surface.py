@@ -110,7 +110,7 @@ def test_points_come_in_the_input_frame_with_the_drift_undone(ball, helpers):
     drifted = copy.deepcopy(exported.frame)
     object.__setattr__(drifted, "similarity", drift.inverse())
     moved = drifted.points(drift.apply_to_points(torch.from_numpy(exported.points.xyz) / 2.5))
-    np.testing.assert_allclose(moved, exported.points.xyz, atol=1e-9)
+    np.testing.assert_allclose(moved, exported.points.xyz, atol=1e-7)  # poses in that frame are float32
 
 
 def test_cameras_put_back_see_no_points(ball):
@@ -169,8 +169,7 @@ def test_ply_is_read_by_trimesh(tmp_path):
 
     rng = np.random.default_rng(0)
     points = ExportedPoints(rng.normal(size=(50, 3)) + 1e6, rng.integers(0, 256, (50, 3)).astype(np.uint8), np.ones(50))
-    turn = np.array([[0.0, -1.0, 0.0, 3.0], [1.0, 0.0, 0.0, 4.0], [0.0, 0.0, 1.0, 5.0]])
-    write_ply(tmp_path / "points.ply", points, turn)
+    write_ply(tmp_path / "points.ply", points)
     cloud = trimesh.load(tmp_path / "points.ply")
-    np.testing.assert_allclose(cloud.vertices, points.xyz @ turn[:, :3].T + turn[:, 3], atol=1e-9)
+    np.testing.assert_allclose(cloud.vertices, points.xyz, atol=1e-9)
     np.testing.assert_array_equal(cloud.colors[:, :3], points.rgb)
