@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import align_centers, pose_errors
+from hashpose_ns.data.fingerprint import KEYS, difference, fingerprint
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
 from hashpose_ns.guard.report import GuardReport, read_verdict
@@ -72,6 +73,9 @@ class HashPosePipeline(VanillaPipeline):
         # nerfstudio 1.1.5 under current torch says this for every batch of rays.
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
         super().__init__(*args, **kwargs)
+        outputs = self.datamanager.train_dataparser_outputs
+        for name, value in fingerprint(outputs.image_filenames, outputs.cameras).items():
+            self.register_buffer(name, value)  # part of every checkpoint
         if self.test_mode != "val" and self.config.run_folder is not None:
             read_last_checkpoint(self.config.run_folder / CHECKPOINTS)  # nerfstudio is about to load it unseen
         if self.config.tto_images < 1:
@@ -159,10 +163,10 @@ class HashPosePipeline(VanillaPipeline):
         self.datamanager.set_initial_poses(self.model.camera_optimizer.initial_camera_to_worlds)
 
     def _check_images(self, loaded_state: Dict[str, Any]) -> None:
-        """Refuses to train, or says so, if the images are not those that a checkpoint was trained on."""
-        prefix = "datamanager."
-        saved = {key.removeprefix(prefix): value for key, value in loaded_state.items() if key.startswith(prefix)}
-        changed = self.datamanager.changed_images(saved)
+        """Refuses to train, or warns, if the images are not those that a checkpoint was trained on."""
+        filenames = self.datamanager.train_dataparser_outputs.image_filenames
+        now = {key: getattr(self, key) for key in KEYS}
+        changed = difference(loaded_state, now, filenames, any_size=self.test_mode == "inference")
         if changed is None:
             return
         changed = f"The checkpoint was trained on other images than the data has now: {changed}"

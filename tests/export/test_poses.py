@@ -20,7 +20,6 @@ from hashpose_ns.export.exported import FROZEN, KEPT, TRAINED, ExportedPoints
 from hashpose_ns.export.frame import to_input_frame
 from hashpose_ns.export.points import with_points
 from hashpose_ns.export.poses import exported_cameras
-from hashpose_ns.runs import load
 from hashpose_ns.runs.files import checkpoints
 from hashpose_ns.runs.load import load_trained_pipeline
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
@@ -325,8 +324,8 @@ class FakeRun:
         )
         self.has_scene = True
         config = SimpleNamespace(relative_model_dir=Path("nerfstudio_models"), pipeline=self.pipeline)
-        monkeypatch.setattr(load, "read_config", lambda path: config)
-        monkeypatch.setattr(load, "read_last_checkpoint", self.read)
+        monkeypatch.setattr("hashpose_ns.runs.load.read_config", lambda path: config)
+        monkeypatch.setattr("hashpose_ns.runs.load.read_last_checkpoint", self.read)
 
     def read(self, folder: Path) -> Optional[dict]:
         names = [path.name for path in checkpoints(folder).values()]
