@@ -6,7 +6,6 @@ check is checked here, as the fused Adam writes past the end of moments that are
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from contextlib import contextmanager
@@ -113,16 +112,17 @@ def _load(path: Path) -> Any:
     """What is in the file, once every byte of it agrees with its checksum; torch does not look at them."""
     import torch
 
-    content = path.read_bytes()  # once, so that what is checked is what is loaded
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise HashPoseError(f"it is {'empty' if not content else 'cut off, or no checkpoint'}")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise HashPoseError("it is compressed, as torch.save leaves none")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise HashPoseError(f"it is damaged, as the checksum of {damaged} is wrong")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with open(path, "rb") as file:  # once, so that what is checked is what is loaded
+        if not zipfile.is_zipfile(file):
+            raise HashPoseError(f"it is {'cut off, or no checkpoint' if path.stat().st_size else 'empty'}")
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise HashPoseError("it is compressed, as torch.save leaves none")
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise HashPoseError(f"it is damaged, as the checksum of {damaged} is wrong")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_parts(state: Any) -> None:

@@ -101,10 +101,8 @@ class _ConfigLoader(yaml.SafeLoader):
         instance = found.__new__(found)
         yield instance
         state = self.construct_mapping(node, deep=True)
-        if hasattr(found, "__setstate__"):
-            instance.__setstate__(state)
-        else:
-            instance.__dict__.update(state)
+        restore = getattr(instance, "__setstate__", vars(instance).update)
+        restore(state)
 
     def construct_call(self, name: str, node: yaml.Node) -> Any:
         """A path or a member of an enum."""
