@@ -126,10 +126,9 @@ class Demo:
         warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
         from hashpose_ns.plotting.figures import plot_cameras, plot_pose_errors
         from hashpose_ns.runs.files import read_pose_log
-        from nerfstudio.utils.eval_utils import eval_setup
+        from hashpose_ns.runs.load import load_trained_pipeline
 
-        _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="inference")
-        optimizer = pipeline.model.camera_optimizer
+        optimizer = load_trained_pipeline(run / "config.yml").scene.poses
         plot_cameras(
             optimizer.initial_camera_to_worlds,
             optimizer.refined_camera_to_worlds(),

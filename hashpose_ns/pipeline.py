@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, List, Literal, Optional, Tuple, Type
 
 import torch
 import tyro
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import align_centers, pose_errors
+from hashpose_ns.data.fingerprint import KEYS, difference, fingerprint
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
 from hashpose_ns.guard.report import GuardReport, read_verdict
@@ -20,6 +21,8 @@ from hashpose_ns.model import FORMAT, HashPoseModelConfig, PoseRefiningModel
 from hashpose_ns.photometry.pixels import posed_cameras
 from hashpose_ns.photometry.scene import PosedScene, TestTimeOptimization
 from hashpose_ns.photometry.scores import HeldOutPixels
+from hashpose_ns.runs.checkpoint import read_last_checkpoint
+from hashpose_ns.runs.files import CHECKPOINTS
 from hashpose_ns.viewer.panel import PosePanel
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.models.base_model import ModelConfig
@@ -48,6 +51,9 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     """Adam's rate in test-time optimisation, without a schedule: the poses' initial rate in BARF's protocol."""
     held_out_rays: int = 2048
     """Pixels of held-out images whose PSNR is followed during training; 0 leaves it out."""
+    changed_images: Literal["refuse", "warn"] = "refuse"
+    """What resuming does if images or intrinsics are not those that the checkpoint was trained on. Commands that do not
+    train only warn."""
     run_folder: tyro.conf.Suppress[Optional[Path]] = None
     """Folder of the run, where the guard's report lies; the trainer and its configuration fill it in."""
 
@@ -67,6 +73,11 @@ class HashPosePipeline(VanillaPipeline):
         # nerfstudio 1.1.5 under current torch says this for every batch of rays.
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
         super().__init__(*args, **kwargs)
+        outputs = self.datamanager.train_dataparser_outputs
+        for name, value in fingerprint(outputs.image_filenames, outputs.cameras).items():
+            self.register_buffer(name, value)  # part of every checkpoint
+        if self.test_mode != "val" and self.config.run_folder is not None:
+            read_last_checkpoint(self.config.run_folder / CHECKPOINTS)  # nerfstudio is about to load it unseen
         if self.config.tto_images < 1:
             raise HashPoseError(f"pipeline.tto-images must be at least 1, not {self.config.tto_images}.")
         self.eval_image_count = 0
@@ -122,7 +133,9 @@ class HashPosePipeline(VanillaPipeline):
                 "the same images and the same split, or train anew."
             )
         wrong = sorted(set(state) ^ set(expected)) + [
-            key for key in sorted(set(state) & set(expected)) if state[key].shape != expected[key].shape
+            key
+            for key in sorted(set(state) & set(expected))
+            if (state[key].shape, state[key].dtype) != (expected[key].shape, expected[key].dtype)
         ]
         if wrong:
             raise HashPoseError(
@@ -135,6 +148,7 @@ class HashPosePipeline(VanillaPipeline):
                 "The checkpoint was trained on other cameras than the data has now: the number of images is the same, "
                 "their input poses are not; give the same images, split and dataparser settings, or train anew."
             )
+        self._check_images(loaded_state)
         length = int(self.model.progress[1])
         self.model.load_state_dict(state, strict=True)
         if length:  # training goes on, by its own length
@@ -147,6 +161,20 @@ class HashPosePipeline(VanillaPipeline):
             self.model.progress[1] = length
         self.model.restore_progress()
         self.datamanager.set_initial_poses(self.model.camera_optimizer.initial_camera_to_worlds)
+
+    def _check_images(self, loaded_state: Dict[str, Any]) -> None:
+        """Refuses to train, or warns, if the images are not those that a checkpoint was trained on."""
+        filenames = self.datamanager.train_dataparser_outputs.image_filenames
+        now = {key: getattr(self, key) for key in KEYS}
+        changed = difference(loaded_state, now, filenames, any_size=self.test_mode == "inference")
+        if changed is None:
+            return
+        changed = f"The checkpoint was trained on other images than the data has now: {changed}"
+        if self.test_mode == "val" and self.config.changed_images == "refuse":
+            raise HashPoseError(
+                f"{changed}; give the same images, or --pipeline.changed-images warn to go on with these."
+            )
+        CONSOLE.print(f"{changed}.", markup=False, soft_wrap=True)
 
     # -- poses ---------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ strategies that intervene in the refinement of poses."""
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import shutil
 import sys
 import time
@@ -26,11 +25,13 @@ from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
+from hashpose_ns.runs.checkpoint import check_training_state, older_offered, read_checkpoint
 from hashpose_ns.runs.files import (
     HISTORY_FILE,
     append_pose_log,
     checkpoints,
     last_checkpoint,
+    last_step,
     resume_pose_log,
 )
 from hashpose_ns.runs.folder import RunFolder, claimed
@@ -70,6 +71,9 @@ class HashPoseTrainerConfig(TrainerConfig):
             self.__dict__["viewer"] = ViewerConfig.of(self.viewer)
         if self.experiment_name is not None and self.method_name is not None:  # nerfstudio would make a name up
             self.pipeline.run_folder = self.get_base_dir()
+            # nerfstudio's commands would take the step that the run was resumed from, or look for the newest among
+            # whatever lies in the folder.
+            self.load_step = last_step(self.pipeline.run_folder) or self.load_step
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a field. ns-viewer puts nerfstudio's own viewer settings into the configuration of a run, just before it
@@ -406,23 +410,36 @@ class HashPoseTrainer(Trainer):
     def _load_checkpoint(self) -> None:
         """Resumes from `load_dir` or `load_checkpoint`, and goes on with the pose log of the run they belong to."""
         path = self._resumed_checkpoint()
+        if path is None:
+            super()._load_checkpoint()  # says that there is none
+            return
+        how = "give it by --load-checkpoint {older} in place of --load-dir"
+        with older_offered(path, how):
+            state = read_checkpoint(path)
+        self._start_step = state["step"] + 1
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        schedulers = self.optimizers.schedulers if self.config.load_scheduler else {}
+        with older_offered(path, how):
+            check_training_state(path, state, self.optimizers.optimizers, schedulers)
+        self.optimizers.load_optimizers(state["optimizers"])
+        if schedulers:
+            self.optimizers.load_schedulers(state["schedulers"])
         try:
-            super()._load_checkpoint()
-        except HashPoseError:
-            raise
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            self.grad_scaler.load_state_dict(state["scalers"])
+        except (RuntimeError, KeyError) as error:  # made without mixed precision
             raise HashPoseError(f"The checkpoint {path} cannot be loaded: {one_line(error)}.") from error
+        CONSOLE.print(f"Loaded the checkpoint {path}", markup=False, soft_wrap=True)
         if self._start_step >= self.total_steps:
             raise HashPoseError(
                 f"The checkpoint is at step {self._start_step - 1}, so {self._start_step} steps are done, and "
                 f"--max-num-iterations is {self.total_steps}: nothing is left to train. Give a larger number to go on."
             )
-        if path is not None:
-            run = path.parent.parent
-            self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)
-            self.pose_history = PoseHistory(
-                self.base_dir / HISTORY_FILE, source=run / HISTORY_FILE, before_step=self._start_step
-            )
+        run = path.parent.parent
+        self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)
+        self.pose_history = PoseHistory(
+            *(self.base_dir / HISTORY_FILE, run / HISTORY_FILE, self._start_step),
+            num_cameras=self.pipeline.model.camera_optimizer.num_cameras,
+        )
 
     def _resumed_checkpoint(self) -> Optional[Path]:
         """The file that will be loaded; None where training starts from scratch.

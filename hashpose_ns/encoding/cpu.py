@@ -22,7 +22,6 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from hashpose_ns.atomic import whole_file
 from hashpose_ns.encoding.backends import Backend
 from hashpose_ns.encoding.grid import READINGS, Grid
 
@@ -45,7 +44,10 @@ class BuildError(Exception):
 def _compiler() -> List[str]:
     """The command that runs the C++ compiler, from ``$CXX`` or the usual names."""
     if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
+        try:
+            return shlex.split(os.environ["CXX"])
+        except ValueError as error:
+            raise BuildError(f"$CXX is no command ({error})") from error
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return [name]
@@ -102,20 +104,44 @@ def _cache_dir() -> Path:
     raise BuildError("no directory for the compiled kernel can be written; set XDG_CACHE_HOME to one")
 
 
-def _build(compiler: Sequence[str], target: Path) -> None:
-    """Compiles the kernel to ``target``, which appears complete or not at all.
+def _build(compiler: Sequence[str], cache: Path, name: str) -> Path:
+    """Compiles the kernel into the cache, where it appears complete or not at all.
+
+    Returns:
+        The file, called `name`, a hash of its content, and `.so`.
 
     Raises:
         BuildError: If no variant of the flags compiles.
     """
-    with whole_file(target) as path:
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as folder:
+        path = Path(folder) / f"{name}.so"
         for number, variant in enumerate(VARIANTS):
             try:
                 _run([*compiler, *FLAGS, *variant, str(SOURCE), "-o", str(path)])
-                return
+                break
             except BuildError:
                 if number == len(VARIANTS) - 1:
                     raise
+        built = cache / f"{name}-{_content_hash(path)}.so"
+        os.replace(path, built)
+    return built
+
+
+def _content_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _cached(cache: Path, name: str) -> Optional[Path]:
+    """The kernel of this name in the cache, if its content is what was built; one that is damaged is removed. The
+    process would not survive loading it."""
+    for path in sorted(cache.glob(f"{name}-*.so")):
+        try:
+            if path.stem == f"{name}-{_content_hash(path)}":
+                return path
+            path.unlink()
+        except OSError:
+            continue
+    return None
 
 
 @functools.lru_cache(maxsize=None)
@@ -129,14 +155,14 @@ def _library() -> Tuple[Optional[ctypes.CDLL], Optional[str]]:
         key = hashlib.sha256(
             "\0".join([SOURCE.read_text(), " ".join(FLAGS), repr(VARIANTS), version, _cpu_name()]).encode()
         ).hexdigest()[:16]
-        path = _cache_dir() / f"hash_encoding-{key}.so"
-        if path.exists():
+        cache, name = _cache_dir(), f"hash_encoding-{key}"
+        cached = _cached(cache, name)
+        if cached is not None:
             try:
-                return _load(path), None
+                return _load(cached), None
             except (OSError, AttributeError):
-                pass  # damaged: build it again
-        _build(compiler, path)
-        return _load(path), None
+                pass  # not for this system: build it again
+        return _load(_build(compiler, cache, name)), None
     except BuildError as error:
         return None, str(error)
     except (OSError, AttributeError) as error:

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, centers_coincide, pose_errors
-from hashpose_ns.errors import HashPoseError, one_line
-from hashpose_ns.runs.files import CHECKPOINTS, HISTORY_FILE, last_checkpoint, read_pose_log
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.runs.checkpoint import read_last_checkpoint
+from hashpose_ns.runs.files import CHECKPOINTS, HISTORY_FILE, read_pose_log
 from hashpose_ns.runs.history import read_pose_history
 
 Align = Literal["reference", "input", "none"]
@@ -122,21 +123,17 @@ def _similarities(
 
 def _start_and_reference(run: Path, first: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
     """Both from the latest checkpoint; the first record, and nothing, where no checkpoint has been saved yet."""
-    checkpoint = last_checkpoint(run / CHECKPOINTS)
-    if checkpoint is None:
+    state = read_last_checkpoint(run / CHECKPOINTS)
+    if state is None:
         return first, None
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["pipeline"]
-        (start,), (reference,) = (
-            [
-                value.double()
-                for key, value in state.items()
-                if key.endswith(f"camera_optimizer.{name}_camera_to_worlds")
-            ]
-            for name in ("initial", "reference")
-        )
-    except Exception as error:  # whatever a damaged or foreign file makes torch raise
-        raise HashPoseError(f"The checkpoint {checkpoint} cannot be read: {one_line(error)}.") from error
+    found = {
+        key.rpartition("camera_optimizer.")[2]: value.double()
+        for key, value in state["pipeline"].items()
+        if key.endswith("_camera_to_worlds")
+    }
+    if not {"initial_camera_to_worlds", "reference_camera_to_worlds"} <= set(found):
+        raise HashPoseError(f"The checkpoints of {run} hold no poses; the method refines none.")
+    start, reference = found["initial_camera_to_worlds"], found["reference_camera_to_worlds"]
     if not first.shape == start.shape == reference.shape:
         raise HashPoseError(f"The poses recorded in {run} are not those of its checkpoint: {len(first)}, {len(start)}.")
     return start, None if torch.allclose(start, reference, atol=1e-6) else reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -52,9 +53,9 @@ def checkpoints(folder: Path) -> Dict[int, Path]:
         folder: the folder of checkpoints, which is `CHECKPOINTS` in a run's folder.
     """
     found = {}
-    for path in folder.glob("step-*.ckpt"):
-        match = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
-        if match:
+    for path in folder.glob("step-*.ckpt"):  # nerfstudio's names; whatever else lies there is none of a run's
+        match = re.fullmatch(r"step-([0-9]{9,})\.ckpt", path.name)
+        if match and path.is_file():
             found[int(match[1])] = path
     return dict(sorted(found.items()))
 
@@ -78,23 +79,30 @@ def append_pose_log(run_folder: Path, record: Dict[str, Any]) -> None:
         log.write(json.dumps(record) + "\n")
 
 
+def _pose_record(line: str) -> Optional[Dict[str, float]]:
+    """A line of the pose log; None if it is not one that `append_pose_log` has written whole."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not all(type(value) in (int, float) for value in record.values()):
+        return None
+    whole = type(record.get("step")) is int and record["step"] >= 0 and math.isfinite(record.get("train_seconds", 0.0))
+    return record if whole else None
+
+
 def read_pose_log(run_folder: Path) -> List[Dict[str, float]]:
-    """The records of a run's pose log by step; of records of one step the last. A line that is cut off is left out.
+    """The records of a run's pose log by step; of records of one step the last. Lines that are cut off or hold
+    something else are left out.
 
     Args:
         run_folder: the run's folder. Without a log in it there are no records.
     """
-    records: Dict[int, Dict[str, float]] = {}
     try:
         lines = (run_folder / POSE_LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-            records[int(record["step"])] = record
-        except (ValueError, KeyError, TypeError):
-            continue
+    records = {int(record["step"]): record for record in map(_pose_record, lines) if record is not None}
     return [records[step] for step in sorted(records)]
 
 
@@ -106,12 +114,7 @@ def last_record(run_folder: Path) -> Dict[str, Any]:
             lines = log.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return {}
-    for line in reversed(lines):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return {}
+    return next((record for record in map(_pose_record, reversed(lines)) if record is not None), {})
 
 
 def resume_pose_log(source: Path, target: Path, before_step: int) -> float:
@@ -125,7 +128,6 @@ def resume_pose_log(source: Path, target: Path, before_step: int) -> float:
         Seconds of training by the last of the records; 0 if there are none.
     """
     records = [record for record in read_pose_log(source) if record["step"] < before_step]
-    if not records:
-        return 0.0
-    write_whole(target / POSE_LOG, "".join(json.dumps(record) + "\n" for record in records))
-    return records[-1]["train_seconds"]
+    if records or (target / POSE_LOG).exists():  # a line that is cut off would swallow the next one
+        write_whole(target / POSE_LOG, "".join(json.dumps(record) + "\n" for record in records))
+    return records[-1].get("train_seconds", 0.0) if records else 0.0

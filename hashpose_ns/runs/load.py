@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from hashpose_ns.errors import HashPoseError
-from hashpose_ns.runs.files import checkpoints
+from hashpose_ns.errors import HashPoseError, one_line
+from hashpose_ns.runs.checkpoint import read_last_checkpoint
+from hashpose_ns.runs.config import read_config
 
 
 def load_trained_pipeline(
     load_config: Path, load_points: bool = False, test_mode: Literal["inference", "val"] = "inference"
 ) -> Any:
     """Load a run in nerfstudio's inference mode, with the images at full resolution, or as it was trained.
+
+    Neither the config nor the checkpoint can run code, see `read_config` and `read_checkpoint`.
 
     Args:
         load_config: the run's config.yml. The checkpoint is looked for beside it, wherever the run was moved to and
@@ -25,41 +28,60 @@ def load_trained_pipeline(
         `hashpose_ns.photometry.scene.PosedScene`.
 
     Raises:
-        HashPoseError: if the config, the checkpoint or the dataset is not there, or the method refines no poses.
+        HashPoseError: if the config, the checkpoint or the dataset is not there or damaged, or the method refines no
+            poses.
     """
     if not load_config.is_file():
         raise HashPoseError(f"There is no file {load_config}; --load-config takes the config.yml of a trained run.")
     run = load_config.resolve().parent
-
-    def adapt(config: Any) -> Any:
-        # The checkpoint's place is put together from these four, as they were at training time
-        config.output_dir = run.parent.parent.parent
-        config.experiment_name, config.method_name, config.timestamp = run.parent.parent.name, run.parent.name, run.name
-        if config.get_base_dir().resolve() != run or not checkpoints(config.get_checkpoint_dir()):
-            raise HashPoseError(f"There is no checkpoint of the run in {run / config.relative_model_dir}.")
-        datamanager = config.pipeline.datamanager
-        data = datamanager.data if datamanager.data is not None else datamanager.dataparser.data
-        if not Path(data).exists():
+    config = read_config(load_config)
+    state = read_last_checkpoint(run / config.relative_model_dir)
+    if state is None:
+        raise HashPoseError(f"There is no checkpoint of the run in {run / config.relative_model_dir}.")
+    try:
+        _adapt(config, load_points, test_mode)
+        pipeline = config.pipeline.setup(device=_device(), test_mode=test_mode)
+        pipeline.eval()
+        if not hasattr(pipeline, "scene"):
             raise HashPoseError(
-                f"The dataset of the run, {data}, is not there; if that is a relative path, start the export from the "
-                "folder the training was started from."
+                f"{type(pipeline.model).__name__} has no refined poses; train with one of the hashpose methods."
             )
-        config.pipeline.run_folder = run
-        # In inference mode nerfstudio sets this on the dataparser, which colmap's does not read
-        if test_mode == "inference" and hasattr(datamanager.dataparser, "downscale_factor"):
-            datamanager.dataparser.downscale_factor = 1
-        if hasattr(datamanager.dataparser, "load_3D_points"):
-            datamanager.dataparser.load_3D_points = load_points and _has_points(datamanager.dataparser, Path(data))
-        return config
-
-    from nerfstudio.utils.eval_utils import eval_setup
-
-    pipeline = eval_setup(load_config, test_mode=test_mode, update_config_callback=adapt)[1]
-    if not hasattr(pipeline, "scene"):
+        pipeline.config.run_folder = run
+        pipeline.load_pipeline(state["pipeline"], state["step"])
+    except HashPoseError:
+        raise
+    except Exception as error:  # settings that nothing can be built from, and whatever else nerfstudio raises
         raise HashPoseError(
-            f"{type(pipeline.model).__name__} has no refined poses; train with one of the hashpose methods."
-        )
+            f"The run in {run} cannot be loaded with its {load_config.name}: {type(error).__name__}, {one_line(error)}."
+        ) from error
     return pipeline
+
+
+def _adapt(config: Any, load_points: bool, test_mode: str) -> None:
+    """Makes a run's configuration one for looking at what was trained.
+
+    Raises:
+        HashPoseError: the dataset is not there.
+    """
+    datamanager = config.pipeline.datamanager
+    data = datamanager.data if datamanager.data is not None else datamanager.dataparser.data
+    if not Path(data).exists():
+        raise HashPoseError(
+            f"The dataset of the run, {data}, is not there; if that is a relative path, start the export from the "
+            "folder the training was started from."
+        )
+    config.pipeline.changed_images = "warn"
+    # In inference mode nerfstudio sets this on the dataparser, which colmap's does not read
+    if test_mode == "inference" and hasattr(datamanager.dataparser, "downscale_factor"):
+        datamanager.dataparser.downscale_factor = 1
+    if hasattr(datamanager.dataparser, "load_3D_points"):
+        datamanager.dataparser.load_3D_points = load_points and _has_points(datamanager.dataparser, Path(data))
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _has_points(dataparser: Any, data: Path) -> bool:

@@ -237,7 +237,7 @@ def test_checkpoint_that_is_not_there(tiny_run, models, refused, tmp_path):
 def test_checkpoint_that_is_cut_off(tiny_run, refused, tmp_path):
     cut = tmp_path / "step-000000100.ckpt"
     cut.write_bytes(checkpoints(tiny_run.folder)[0].read_bytes()[:5000])
-    resumed(tiny_run, refused, "--load-checkpoint", cut, contents=["step-000000100.ckpt cannot be loaded"])
+    resumed(tiny_run, refused, "--load-checkpoint", cut, contents=["step-000000100.ckpt cannot be used"])
 
 
 def test_evaluation_of_other_images_than_those_trained_on(ns_train, ns_eval, tmp_path):

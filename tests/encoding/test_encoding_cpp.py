@@ -32,9 +32,7 @@ def built_kernel(tmp_path_factory) -> Path:
     """A kernel compiled once for the tests that are not about compiling."""
     if REASON is not None:
         pytest.skip(f"cpp: {REASON}")
-    path = tmp_path_factory.mktemp("kernel") / "kernel.so"
-    cpu._build(cpu._compiler(), path)
-    return path
+    return cpu._build(cpu._compiler(), tmp_path_factory.mktemp("kernel"), "kernel")
 
 
 def script(path: Path, text: str) -> str:
@@ -143,18 +141,27 @@ def test_concurrent_first_uses(built_kernel, fresh, tmp_path):
     for process in processes:
         assert "shape 7 4" in process.communicate(timeout=120)[0]
     assert len(Path(f"{compiler}.log").read_text().splitlines()) == 3, "each was to build, all at once"
-    assert [path.suffix for path in fresh.iterdir()] == [".so"]
+    assert [path.suffix for path in fresh.iterdir()] == [".so"], "one file, of one content"
 
 
-def test_damaged_cache_is_rebuilt(built_kernel, fresh, tmp_path, monkeypatch, unchecked):
+@pytest.mark.parametrize("damage", ["cut", "empty", "bit", "folder"])
+def test_a_damaged_kernel_is_built_again_and_never_loaded(
+    damage, built_kernel, fresh, tmp_path, monkeypatch, unchecked
+):
+    whole = built_kernel.read_bytes()
+    loaded = []
     monkeypatch.setenv("CXX", copier(tmp_path / "copier", built_kernel))
-    with monkeypatch.context() as context:
-        context.setattr(cpu, "_load", lambda path: path)  # a path that was loaded once is never read again
-        path, _ = cpu._library()
-    path.write_bytes(b"\x7fELF and nothing else")
+    monkeypatch.setattr(cpu, "_load", lambda path: loaded.append(path.read_bytes()) or path)
+    path, _ = cpu._library()
+    if damage == "folder":
+        path.unlink()
+        (fresh / path.name.replace("-", "-0", 2)).mkdir()
+    else:
+        flipped = whole[:4000] + bytes([whole[4000] ^ 1]) + whole[4001:]
+        path.write_bytes({"cut": whole[:5000], "empty": b"", "bit": flipped}[damage])
     cpu._library.cache_clear()
-    assert cpu._library()[1] is None
-    assert path.stat().st_size == built_kernel.stat().st_size
+    assert cpu._library() == (path, None)
+    assert loaded == [whole, whole]
 
 
 def test_cache_is_used_and_keyed(built_kernel, fresh, tmp_path, monkeypatch):
@@ -188,6 +195,7 @@ def test_unwritable_cache(fresh, tmp_path, monkeypatch):
     [
         ({"CXX": "/bin/false"}, "'/bin/false' failed"),
         ({"CXX": "/nowhere/c++"}, "could not be run"),
+        ({"CXX": 'g++ "'}, "is no command"),
         ({"CXX": "", "PATH": ""}, "no C++ compiler was found"),
         ({"HASHPOSE_NO_CPP": "1"}, "HASHPOSE_NO_CPP is set"),
     ],

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
+from typing import Optional
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ from hashpose_ns.export.exported import FROZEN, KEPT, TRAINED, ExportedPoints
 from hashpose_ns.export.frame import to_input_frame
 from hashpose_ns.export.points import with_points
 from hashpose_ns.export.poses import exported_cameras
+from hashpose_ns.runs.files import checkpoints
 from hashpose_ns.runs.load import load_trained_pipeline
-from nerfstudio.configs.experiment_config import ExperimentConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
@@ -309,7 +309,7 @@ def test_repeated_images_are_refused(tmp_path):
 
 
 class FakeRun:
-    """A run folder, and a stand-in for nerfstudio's eval_setup that does what that does with the config."""
+    """A run folder, and stand-ins for what reads its config and checkpoint and builds its pipeline."""
 
     def __init__(self, folder: Path, monkeypatch) -> None:
         self.data = folder / "data"
@@ -319,31 +319,34 @@ class FakeRun:
         (self.run / "nerfstudio_models" / "step-000000009.ckpt").touch()
         (self.run / "config.yml").touch()
         self.dataparser = SimpleNamespace(data=self.data, downscale_factor=4, load_3D_points=False)
-        self.config = ExperimentConfig(
-            _target=object,
-            output_dir=Path("outputs"),
-            experiment_name="lego",
-            method_name="hashpose",
-            timestamp="2024-12-31",
+        self.pipeline = SimpleNamespace(
+            datamanager=SimpleNamespace(data=None, dataparser=self.dataparser), setup=self.setup
         )
-        self.config.pipeline = SimpleNamespace(datamanager=SimpleNamespace(data=None, dataparser=self.dataparser))
         self.has_scene = True
-        module = ModuleType("nerfstudio.utils.eval_utils")
-        module.eval_setup = self.eval_setup
-        monkeypatch.setitem(sys.modules, "nerfstudio.utils.eval_utils", module)
+        config = SimpleNamespace(relative_model_dir=Path("nerfstudio_models"), pipeline=self.pipeline)
+        monkeypatch.setattr("hashpose_ns.runs.load.read_config", lambda path: config)
+        monkeypatch.setattr("hashpose_ns.runs.load.read_last_checkpoint", self.read)
 
-    def eval_setup(self, config_path, test_mode, update_config_callback):
+    def read(self, folder: Path) -> Optional[dict]:
+        names = [path.name for path in checkpoints(folder).values()]
+        return {"pipeline": {"loaded": names}, "step": 9} if names else None
+
+    def setup(self, device: torch.device, test_mode: str) -> SimpleNamespace:
         assert test_mode == "inference"
-        config = update_config_callback(self.config)
-        found = {"folder": config.get_checkpoint_dir(), "model": self, **({"scene": None} if self.has_scene else {})}
-        return config, SimpleNamespace(**found), None, 9
+        loaded: dict = {}
+        found = {"config": self.pipeline, "model": self, "eval": lambda: None, "loaded": loaded}
+        return SimpleNamespace(
+            **found,
+            load_pipeline=lambda state, step: loaded.update(state),
+            **({"scene": None} if self.has_scene else {}),
+        )
 
 
 def test_checkpoint_is_found_beside_a_moved_config(tmp_path, monkeypatch):
     fake = FakeRun(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "moved")
     found = load_trained_pipeline(Path("renamed/hashpose/2030-01-01/config.yml"))
-    assert found.folder == fake.run / "nerfstudio_models" and fake.config.pipeline.run_folder == fake.run
+    assert found.loaded == {"loaded": ["step-000000009.ckpt"]} and found.config.run_folder == fake.run
     assert (fake.dataparser.downscale_factor, fake.dataparser.load_3D_points) == (1, False)
     load_trained_pipeline(fake.run / "config.yml", load_points=True)
     assert fake.dataparser.load_3D_points is True

@@ -64,7 +64,8 @@ def make_run(tmp_path, helpers):
             (run / "nerfstudio_models").mkdir()
             names = {"initial": start, "reference": reference}
             state = {f"_model.camera_optimizer.{name}_camera_to_worlds": x.float() for name, x in names.items()}
-            torch.save({"pipeline": state}, run / "nerfstudio_models" / "step-000000049.ckpt")
+            parts = {"step": 49, "optimizers": {}, "schedulers": {}, "scalers": {}}
+            torch.save({"pipeline": state, **parts}, run / "nerfstudio_models" / "step-000000049.ckpt")
         return run
 
     return make
@@ -281,7 +282,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(perturbed_run, export, capsys
     (checkpoint,) = perturbed_run.glob("*/*.ckpt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     assert export(perturbed_run, "film.gif") == 1
-    assert f"The checkpoint {checkpoint} cannot be read" in capsys.readouterr().out
+    assert f"The checkpoint {checkpoint} cannot be used" in capsys.readouterr().out
 
 
 def test_a_file_is_replaced_only_when_told_so(tmp_path, perturbed_run, export, capsys):

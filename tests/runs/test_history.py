@@ -51,6 +51,32 @@ def test_a_record_that_was_cut_off_is_left_out(tmp_path):
     assert len(read_pose_history(path)[0]) == 0
 
 
+@pytest.mark.parametrize("damage", ["zip", "garbage", "pickle", "other cameras", "step back", "huge"])
+def test_what_is_whole_before_the_damage_is_taken(damage, tmp_path):
+    path = tmp_path / "h.npys"
+    poses = fill(PoseHistory(path), [0, 5])
+    with open(path, "ab") as file:
+        if damage == "zip":
+            np.savez(file, step=np.array(7))
+        elif damage == "garbage":
+            file.write(bytes(range(256)))
+        elif damage == "huge":
+            header = {"descr": "<f4", "fortran_order": False, "shape": (10**15, 3, 4)}
+            np.save(file, np.array(9))
+            np.lib.format.write_array_header_1_0(file, header)
+        else:
+            np.save(file, np.array(3 if damage == "step back" else 9))
+            number = 6 if damage == "other cameras" else 5
+            np.save(file, np.array(["x"], dtype=object) if damage == "pickle" else np.zeros((number, 3, 4), np.float32))
+            fill(PoseHistory(tmp_path / "more.npys"), [11])
+            file.write((tmp_path / "more.npys").read_bytes())
+    steps, read = read_pose_history(path)
+    assert steps.tolist() == [0, 5]
+    np.testing.assert_array_equal(read, poses.numpy())
+    assert PoseHistory(tmp_path / "new.npys", source=path, before_step=9, num_cameras=5).steps == [0, 5]
+    assert PoseHistory(tmp_path / "new.npys", source=path, before_step=9, num_cameras=7).steps == []
+
+
 def test_a_resumed_run_takes_over_what_lies_before_its_checkpoint(tmp_path):
     poses = fill(PoseHistory(tmp_path / "h.npys"), [0, 5, 9])
     for path in (tmp_path / "other.npys", tmp_path / "h.npys"):  # into another folder, and in place
