@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Dict, Literal, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,8 @@ from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses,
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
-from hashpose_ns.errors import HashPoseError, one_line
+from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
+from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
@@ -36,6 +37,14 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
     """Which pixels are looked at."""
+    trained: Optional[PosedScene] = field(default=None, init=False, repr=False, compare=False)
+    """The finished run whose data these are, where a pipeline was loaded to look at one. A datamanager made from this
+    configuration afterwards, as `ns-render dataset` makes one, shows the cameras where the run's field sees them."""
+
+    def setup(self, **kwargs) -> Any:
+        """Makes a datamanager. Beside a finished run no pipeline is around it to say what is wrong with the data."""
+        setup = super().setup
+        return (setup if self.trained is None else exits_on_user_error(setup))(**kwargs)
 
 
 class HashPoseDataManager(VanillaDataManager[InputDataset]):
@@ -48,18 +57,24 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
 
     config: HashPoseDataManagerConfig
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, config: HashPoseDataManagerConfig, *args, **kwargs) -> None:
         # ns-train seeded torch just before; ns-eval did not, and needs no rays.
         self.seed = torch.initial_seed() % 2**31
         self.seeded_step: Optional[int] = None
+        parser: Any = config.dataparser
+        factor = getattr(parser, "downscale_factor", None)
+        if isinstance(factor, float) and factor.is_integer():  # ns-render's 2.0 would be looked for in images_2.0
+            parser.downscale_factor = int(factor)
         try:
-            super().__init__(*args, **kwargs)
+            super().__init__(config, *args, **kwargs)
         except HashPoseError:
             raise
         except (OSError, AssertionError, JSONDecodeError) as error:  # how dataparsers say that data are not as expected
             raise HashPoseError(f"The data cannot be read: {one_line(error)}.") from error
         except KeyError as error:
             raise HashPoseError(f"The data cannot be read: the entry {error} is missing.") from error
+        if self.config.trained is not None:
+            self.show_trained(self.config.trained)
 
     def create_train_dataset(self) -> InputDataset:
         """The training images, with the initial poses in place of the dataparser's."""
@@ -110,10 +125,27 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
 
     def set_initial_poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
         """Takes the initial poses that a checkpoint was trained from, whatever this machine's generator would draw."""
-        self.train_dataset.cameras.camera_to_worlds = camera_to_worlds.cpu().clone()
-        if getattr(self, "train_ray_generator", None) is not None:
-            cameras = self.train_ray_generator.cameras
-            cameras.camera_to_worlds = camera_to_worlds.to(cameras.camera_to_worlds.device).clone()
+        place_cameras(camera_to_worlds, self.train_dataset, getattr(self, "train_ray_generator", None))
+
+    def show_trained(self, scene: PosedScene) -> None:
+        """Puts the cameras to where a finished run's field sees them: refined, and held-out ones aligned. nerfstudio's
+        ns-render and ns-export take them from here. Not for training, which corrects initial poses.
+
+        Raises:
+            HashPoseError: these are not the training cameras of that run.
+        """
+        given, known = self.train_dataparser_outputs.cameras.camera_to_worlds, scene.poses.reference_camera_to_worlds
+        if given.shape != known.shape or not torch.allclose(given, known.to(given), atol=1e-3):
+            raise HashPoseError(
+                "The training cameras are not those of the run, or come in another order; render the data that the run "
+                "was trained on, without --downscale-factor."
+            )
+        with torch.no_grad():
+            refined = scene.poses.refined_camera_to_worlds()
+        place_cameras(refined, self.train_dataset, getattr(self, "train_ray_generator", None))
+        names = ("eval_ray_generator", "fixed_indices_eval_dataloader", "eval_dataloader")
+        held_out = scene.to_learned_frame(self.eval_dataset._dataparser_outputs.cameras.camera_to_worlds)
+        place_cameras(held_out, self.eval_dataset, *(getattr(self, name, None) for name in names))
 
     def setup_train(self) -> None:
         """Loads the images; in the order of their indices, where nerfstudio shuffles them."""
@@ -144,6 +176,13 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
             seed_generators(self.seed * 1_000_003 + step, torch.device(self.device))
             self.seeded_step = step
         return super().next_train(step)
+
+
+def place_cameras(camera_to_worlds: Float[Tensor, "num_cameras 3 4"], *owners: Any) -> None:
+    """Gives the `cameras` of each owner these poses; None owns none."""
+    for owner in owners:
+        if owner is not None:
+            owner.cameras.camera_to_worlds = camera_to_worlds.to(owner.cameras.camera_to_worlds, copy=True)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -146,6 +146,9 @@ class HashPosePipeline(VanillaPipeline):
             self.model.progress[1] = length
         self.model.restore_progress()
         self.datamanager.set_initial_poses(self.model.camera_optimizer.initial_camera_to_worlds)
+        if self.test_mode != "val":  # not to be trained on
+            self.config.datamanager.trained = self.scene
+            self.datamanager.show_trained(self.scene)
 
     # -- poses ---------------------------------------------------------------------------------------------------------
 
