@@ -42,9 +42,18 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     configuration afterwards, as `ns-render dataset` makes one, shows the cameras where the run's field sees them."""
 
     def setup(self, **kwargs) -> Any:
-        """Makes a datamanager. Beside a finished run no pipeline is around it to say what is wrong with the data."""
-        setup = super().setup
-        return (setup if self.trained is None else exits_on_user_error(setup))(**kwargs)
+        """Makes a datamanager."""
+        parser: Any = self.dataparser
+        factor = getattr(parser, "downscale_factor", None)
+        if isinstance(factor, float) and factor.is_integer():  # ns-render's 2.0 would be looked for in images_2.0
+            parser.downscale_factor = int(factor)
+        return super().setup(**kwargs) if self.trained is None else self._setup_beside(self.trained, **kwargs)
+
+    @exits_on_user_error  # no pipeline is around this one
+    def _setup_beside(self, trained: PosedScene, **kwargs) -> Any:
+        manager = super().setup(**kwargs)
+        manager.show_trained(trained)
+        return manager
 
 
 class HashPoseDataManager(VanillaDataManager[InputDataset]):
@@ -57,24 +66,18 @@ class HashPoseDataManager(VanillaDataManager[InputDataset]):
 
     config: HashPoseDataManagerConfig
 
-    def __init__(self, config: HashPoseDataManagerConfig, *args, **kwargs) -> None:
+    def __init__(self, *args, **kwargs) -> None:
         # ns-train seeded torch just before; ns-eval did not, and needs no rays.
         self.seed = torch.initial_seed() % 2**31
         self.seeded_step: Optional[int] = None
-        parser: Any = config.dataparser
-        factor = getattr(parser, "downscale_factor", None)
-        if isinstance(factor, float) and factor.is_integer():  # ns-render's 2.0 would be looked for in images_2.0
-            parser.downscale_factor = int(factor)
         try:
-            super().__init__(config, *args, **kwargs)
+            super().__init__(*args, **kwargs)
         except HashPoseError:
             raise
         except (OSError, AssertionError, JSONDecodeError) as error:  # how dataparsers say that data are not as expected
             raise HashPoseError(f"The data cannot be read: {one_line(error)}.") from error
         except KeyError as error:
             raise HashPoseError(f"The data cannot be read: the entry {error} is missing.") from error
-        if self.config.trained is not None:
-            self.show_trained(self.config.trained)
 
     def create_train_dataset(self) -> InputDataset:
         """The training images, with the initial poses in place of the dataparser's."""
