@@ -3,7 +3,9 @@ as they were, where nothing is refined."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -22,6 +24,11 @@ from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.dataparsers.scannetpp_dataparser import ScanNetppDataParserConfig
+
+SCRIPT = Path(__file__).parents[2] / "examples/slam/tum_to_transforms.py"
+spec = importlib.util.spec_from_file_location("tum_to_transforms", SCRIPT)
+tum = sys.modules["tum_to_transforms"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tum)
 
 WIDTH, HEIGHT = 32, 24
 OPENCV = np.array([1.0, -1.0, -1.0])
@@ -256,10 +263,24 @@ def scannetpp(folder: Path, capture: Capture) -> Any:
     return ScanNetppDataParserConfig(data=folder)
 
 
+def slam(folder: Path, capture: Capture) -> Any:
+    """MASt3R-SLAM: a trajectory in TUM's format, key frames named by their times; a frame without a picture."""
+    times = [1305031102.175304 + index / 30 for index in range(capture.count)]
+    rows = []
+    for index, (time, pose) in enumerate(zip(times, capture.poses)):
+        capture.write(folder / "keyframes", f"{time}.png", index)
+        rows.append([time, *pose[:3, 3], *Rotation.from_matrix(pose[:3, :3] * OPENCV).as_quat()])
+    rows.append([times[-1] + 5.0, *rows[-1][1:]])
+    np.savetxt(folder / "trajectory.txt", rows, fmt="%.17g")
+    options = {"camera": (30.0, 30.5, 16.25, 11.75), "distortion": (0.02, 0.0, 0.001, 0.0, 0.0)}
+    tum.main(tum.Settings(folder / "trajectory.txt", folder / "keyframes", **options))
+    return NerfstudioDataParserConfig(data=folder)
+
+
 # -- the tests ---------------------------------------------------------------------------------------------------------
 
 COLMAP = [colmap_with_rigs, vggt, mast3r_sfm, networks_as_text]
-TRANSFORMS = [metashape, realitycapture, polycam, record3d, instant_ngp, scannetpp]
+TRANSFORMS = [metashape, realitycapture, polycam, record3d, instant_ngp, scannetpp, slam]
 
 
 @pytest.fixture
@@ -345,3 +366,25 @@ def test_files_of_nerfstudios_format(write, source, call, tmp_path):
         ours, theirs = {**exported, **frame}, {**given, **other}
         for key in ("w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2"):
             assert ours.get(key, 0.0) == pytest.approx(theirs.get(key, 0.0), abs=1e-5), key
+
+
+def test_images_of_a_trajectory_are_found_by_a_list_too_or_it_is_said(tmp_path, helpers):
+    helpers.write_images(tmp_path / "images", ["a.png", "b.png"])
+    (tmp_path / "trajectory.txt").write_text("# t x y z qx qy qz qw\n7 0 0 0 0 0 0 1\n1.001 0 0 1 0 0 0 1\n")
+    (tmp_path / "list.txt").write_text("# time name\n1000000000 b.png\n9000000000 a.png\n")
+    named = ("trajectory.txt", "images", "list.txt")
+    trajectory, images, listed = (tmp_path / name for name in named)
+    settings = tum.Settings(trajectory, images, (8.0, 8.0, 4.0, 3.0), image_list=listed, unit=1e-9)
+    with pytest.raises(ValueError, match="1 of 2 poses have an image within 0.02"):
+        tum.main(settings)
+    assert not (tmp_path / "transforms.json").exists()
+    listed.write_text(listed.read_text().replace("9", "7"))
+    tum.main(settings)
+    frames = json.loads((tmp_path / "transforms.json").read_text())["frames"]
+    assert [(frame["file_path"], frame["transform_matrix"][2][3]) for frame in frames] == [
+        ("images/b.png", 1.0),
+        ("images/a.png", 0.0),
+    ]
+    trajectory.write_text("1 0 0 0 0 0 1\n")
+    with pytest.raises(ValueError, match="eight numbers"):
+        tum.main(settings)
