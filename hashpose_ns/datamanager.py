@@ -26,7 +26,8 @@ from hashpose_ns.data.reading import (
 )
 from hashpose_ns.data.source import SourceCameras, check_float32, source_cameras
 from hashpose_ns.data.source_checks import blame_source, check_source
-from hashpose_ns.errors import HashPoseError
+from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
@@ -47,6 +48,23 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
     """Which pixels are looked at."""
+    trained: Optional[PosedScene] = field(default=None, init=False, repr=False, compare=False)
+    """The finished run whose data these are, where a pipeline was loaded to look at one. A datamanager made from this
+    configuration afterwards, as `ns-render dataset` makes one, shows the cameras where the run's field sees them."""
+
+    def setup(self, **kwargs) -> Any:
+        """Makes a datamanager."""
+        parser: Any = self.dataparser
+        factor = getattr(parser, "downscale_factor", None)
+        if isinstance(factor, float) and factor.is_integer():  # ns-render's 2.0 would be looked for in images_2.0
+            parser.downscale_factor = int(factor)
+        return super().setup(**kwargs) if self.trained is None else self._setup_beside(self.trained, **kwargs)
+
+    @exits_on_user_error  # no pipeline is around this one
+    def _setup_beside(self, trained: PosedScene, **kwargs) -> Any:
+        manager = super().setup(**kwargs)
+        manager.show_trained(trained)
+        return manager
 
 
 class HashPoseDataManager(VanillaDataManager[NamedImages]):
@@ -161,10 +179,27 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
 
     def set_initial_poses(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> None:
         """Takes the initial poses that a checkpoint was trained from, whatever this machine's generator would draw."""
-        self.train_dataset.cameras.camera_to_worlds = camera_to_worlds.cpu().clone()
-        if getattr(self, "train_ray_generator", None) is not None:
-            cameras = self.train_ray_generator.cameras
-            cameras.camera_to_worlds = camera_to_worlds.to(cameras.camera_to_worlds.device).clone()
+        place_cameras(camera_to_worlds, self.train_dataset, getattr(self, "train_ray_generator", None))
+
+    def show_trained(self, scene: PosedScene) -> None:
+        """Puts the cameras to where a finished run's field sees them: refined, and held-out ones aligned. nerfstudio's
+        ns-render and ns-export take them from here. Not for training, which corrects initial poses.
+
+        Raises:
+            HashPoseError: these are not the training cameras of that run.
+        """
+        given, known = self.train_dataparser_outputs.cameras.camera_to_worlds, scene.poses.reference_camera_to_worlds
+        if given.shape != known.shape or not torch.allclose(given, known.to(given), atol=1e-3):
+            raise HashPoseError(
+                "The training cameras are not those of the run, or come in another order; render the data that the run "
+                "was trained on, without --downscale-factor."
+            )
+        with torch.no_grad():
+            refined = scene.poses.refined_camera_to_worlds()
+        place_cameras(refined, self.train_dataset, getattr(self, "train_ray_generator", None))
+        names = ("eval_ray_generator", "fixed_indices_eval_dataloader", "eval_dataloader")
+        held_out = scene.to_learned_frame(self.eval_dataset._dataparser_outputs.cameras.camera_to_worlds)
+        place_cameras(held_out, self.eval_dataset, *(getattr(self, name, None) for name in names))
 
     def setup_train(self) -> None:
         """Loads the images; in the order of their indices, where nerfstudio shuffles them."""
@@ -192,6 +227,13 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
             seed_generators(self.seed * 1_000_003 + step, torch.device(self.device))
             self.seeded_step = step
         return super().next_train(step)
+
+
+def place_cameras(camera_to_worlds: Float[Tensor, "num_cameras 3 4"], *owners: Any) -> None:
+    """Gives the `cameras` of each owner these poses; None owns none."""
+    for owner in owners:
+        if owner is not None:
+            owner.cameras.camera_to_worlds = camera_to_worlds.to(owner.cameras.camera_to_worlds, copy=True)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

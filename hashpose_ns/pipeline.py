@@ -161,6 +161,9 @@ class HashPosePipeline(VanillaPipeline):
             self.model.progress[1] = length
         self.model.restore_progress()
         self.datamanager.set_initial_poses(self.model.camera_optimizer.initial_camera_to_worlds)
+        if self.test_mode != "val":  # not to be trained on
+            self.config.datamanager.trained = self.scene
+            self.datamanager.show_trained(self.scene)
 
     def _check_images(self, loaded_state: Dict[str, Any]) -> None:
         """Refuses to train, or warns, if the images are not those that a checkpoint was trained on."""

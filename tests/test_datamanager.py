@@ -15,6 +15,7 @@ from hashpose_ns.data.names import image_names
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig, seed_generators
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.pipeline import HashPosePipelineConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
@@ -197,3 +198,45 @@ def test_errors_come_before_training_and_name_the_file(tmp_path):
 def test_names_are_short_where_they_are_unique():
     assert image_names([Path("/a/x.png"), Path("/b/y.png")]) == ["x.png", "y.png"]
     assert image_names([Path("/a/x.png"), Path("/b/x.png")]) == ["/a/x.png", "/b/x.png"]
+
+
+# -- data of a finished run, as ns-render dataset reads them a second time ---------------------------------------------
+
+
+@pytest.fixture
+def beside_a_run(tmp_path, capsys):
+    """Reads the data of a loaded run again, with other settings; what is said, where it ends in exit code 1."""
+    data = nerfstudio_scene(tmp_path / "scene")
+    pipeline = HashPosePipelineConfig(
+        datamanager=HashPoseDataManagerConfig(dataparser=NerfstudioDataParserConfig(data=data))
+    ).setup(device="cpu", test_mode="inference")
+    pipeline.load_pipeline({f"_model.{key}": value for key, value in pipeline.model.state_dict().items()}, 0)
+    config = pipeline.config.datamanager
+
+    def read(**dataparser):
+        for key, value in dataparser.items():
+            setattr(config.dataparser, key, value)
+        capsys.readouterr()
+        try:
+            return config.setup(test_mode="test", device="cpu")
+        except SystemExit as stop:
+            assert stop.code == 1
+            return " ".join(capsys.readouterr().out.split())
+
+    return read, data
+
+
+def test_the_data_of_a_run_are_read_again_at_half_size(beside_a_run):
+    read, data = beside_a_run
+    (data / "images_2").mkdir()
+    for image in (data / "images").iterdir():
+        Image.open(image).resize((12, 12)).save(data / "images_2" / image.name)
+    manager = read(downscale_factor=2.0)  # a number with a point is what ns-render makes of 2
+    assert manager.train_dataset[0]["image"].shape[:2] == (12, 12)
+
+
+def test_a_datamanager_beside_a_run_says_itself_what_is_wrong(beside_a_run):
+    read, data = beside_a_run
+    assert "images are missing, the first is" in (said := read(downscale_factor=2.0)) and "images_2/" in said
+    assert "not those of the run" in read(downscale_factor=1, orientation_method="none")
+    assert "not those of the run" in read(train_split_fraction=0.5)

@@ -128,9 +128,9 @@ class PosedScene:
     poses: PoseOptimizer
     """Initial, reference and refined poses of the training cameras."""
     train: InputDataset
-    """Training images. Its cameras hold the poses that training started from."""
+    """Training images. Poses are asked of `poses`; the dataset's cameras stand where nerfstudio wants to have them."""
     held_out: InputDataset
-    """Held-out images. Its cameras hold the given poses, in the frame of the reference."""
+    """Held-out images. Their given poses, in the frame of the reference, are in `held_out_outputs`."""
     dataparser: DataParser
     """What read the images, and says how to get back to the frame of the input."""
     curriculum: Optional[Curriculum]
@@ -161,12 +161,15 @@ class PosedScene:
         return self.held_out._dataparser_outputs
 
     @torch.no_grad()
-    def aligned_held_out_poses(self) -> Float[Tensor, "num_held_out 3 4"]:
-        """The held-out cameras' given poses, taken to the learned frame by the sim(3) between the training cameras'
-        reference and refined poses."""
+    def to_learned_frame(self, given: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:
+        """Poses in the frame of the reference, such as the dataparser gives them, taken to the learned frame by the
+        sim(3) between the training cameras' reference and refined poses."""
         similarity = align_poses(self.poses.refined_camera_to_worlds(), self.poses.reference_camera_to_worlds)
-        given = self.held_out.cameras.camera_to_worlds
         return similarity.inverse().apply_to_poses(given.to(self.device)).to(given)
+
+    def aligned_held_out_poses(self) -> Float[Tensor, "num_held_out 3 4"]:
+        """The held-out cameras' given poses in the learned frame."""
+        return self.to_learned_frame(self.held_out_outputs.cameras.camera_to_worlds)
 
 
 @contextmanager

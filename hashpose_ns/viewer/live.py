@@ -97,6 +97,8 @@ class LivePoses:
         self._figure = None
         self._compared: Optional[Tuple[int, int]] = None
         self._report: Optional["GuardReport"] = None
+        # nerfstudio's viewer applies corrections to the poses it finds here, where a finished run has refined ones
+        self.run.train.cameras.camera_to_worlds = self.run.poses.initial_camera_to_worlds.cpu()
 
     @property
     def run(self) -> PosedScene:
