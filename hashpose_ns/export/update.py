@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Literal, Optional, Tuple
 
 import numpy as np
+from jaxtyping import Float
 
 from hashpose_ns.cameras.alignment import PoseErrors, Similarity, align_poses, pose_errors
 from hashpose_ns.data.source import colmap_poses
