@@ -15,6 +15,7 @@ from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses,
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.data.checks import check_outputs, make_rigid
 from hashpose_ns.data.downscaled import in_full_order
+from hashpose_ns.data.full_opencv import ColmapWithFullOpenCV
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.reading import (
     NamedImages,
@@ -33,6 +34,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
 from nerfstudio.utils.rich_utils import CONSOLE
 
 
@@ -58,6 +60,8 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
         factor = getattr(parser, "downscale_factor", None)
         if isinstance(factor, float) and factor.is_integer():  # ns-render's 2.0 would be looked for in images_2.0
             parser.downscale_factor = int(factor)
+        if parser._target is ColmapDataParser:
+            parser._target = ColmapWithFullOpenCV
         return super().setup(**kwargs) if self.trained is None else self._setup_beside(self.trained, **kwargs)
 
     @exits_on_user_error  # no pipeline is around this one

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, centers_coincide
+from hashpose_ns.data.full_opencv import as_opencv
 from hashpose_ns.data.llff_dataparser import LLFF, read_poses_bounds
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.data.dataparsers.base_dataparser import DataParser
@@ -353,7 +354,7 @@ def _of_colmap_model(model: Path, format: str, filename: Callable[[str], Path]) 
         cameras = colmap_utils.read_cameras_binary(model / "cameras.bin")
         images = colmap_utils.read_images_binary(model / "images.bin")
     ordered = [images[key] for key in sorted(images)]
-    said = {key: parse_colmap_camera_params(camera) for key, camera in cameras.items()}
+    said = {key: parse_colmap_camera_params(as_opencv(camera)) for key, camera in cameras.items()}
     return SourceCameras(
         path=model,
         frame=f"the frame of the COLMAP model {model.parent.name}/{model.name}",

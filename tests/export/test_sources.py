@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
 import numpy as np
 import pycolmap
@@ -54,7 +54,7 @@ class Capture:
         return name
 
     def color(self, index: int) -> tuple:
-        return 10 * index, 250 - 10 * index, 5 * index
+        return 20 * index, 250 - 20 * index, 10 * index
 
     def world_to_camera(self, index: int) -> np.ndarray:
         """[3, 4], OpenCV axes."""
@@ -72,7 +72,7 @@ def lens(index: int) -> Dict[str, float]:
 # -- COLMAP's format ---------------------------------------------------------------------------------------------------
 
 
-def reconstruction(capture: Capture, names: List[str], model: str = "PINHOLE", extra: List[float] = ()) -> Any:
+def reconstruction(capture: Capture, names: List[str], model: str = "PINHOLE", extra: Sequence[float] = ()) -> Any:
     """A model with a camera for each image, which COLMAP 4 gives rigs and frames of their own."""
     model_of_all = pycolmap.Reconstruction()
     for index, name in enumerate(names):
@@ -156,7 +156,15 @@ def networks_as_text(folder: Path, capture: Capture) -> Any:
     (folder / "sparse/0/cameras.txt").write_text("\n".join(cameras))
     (folder / "sparse/0/images.txt").write_text("\n".join(images) + "\n")
     (folder / "sparse/0/points3D.ply").write_bytes(b"ply\n")
-    return ColmapDataParserConfig(data=folder, colmap_path=Path("sparse/0"), load_3D_points=False)
+    return ColmapDataParserConfig(data=folder, colmap_path=Path("sparse/0"))
+
+
+def realityscan(folder: Path, capture: Capture, distortion=(0.0,) * 8) -> Any:
+    """RealityScan's COLMAP export: text, FULL_OPENCV, all distortion zero where it undistorted the images."""
+    names = [capture.write(folder / "images", f"DSC_{i:02d}.png", i) for i in range(capture.count)]
+    (folder / "sparse/0").mkdir(parents=True)
+    reconstruction(capture, names, "FULL_OPENCV", distortion).write_text(str(folder / "sparse/0"))
+    return ColmapDataParserConfig(data=folder, colmap_path=Path("sparse/0"))
 
 
 # -- transforms.json ---------------------------------------------------------------------------------------------------
@@ -279,7 +287,7 @@ def slam(folder: Path, capture: Capture) -> Any:
 
 # -- the tests ---------------------------------------------------------------------------------------------------------
 
-COLMAP = [colmap_with_rigs, vggt, mast3r_sfm, networks_as_text]
+COLMAP = [colmap_with_rigs, vggt, mast3r_sfm, networks_as_text, realityscan]
 TRANSFORMS = [metashape, realitycapture, polycam, record3d, instant_ngp, scannetpp, slam]
 
 
@@ -288,7 +296,7 @@ def source(tmp_path, helpers) -> Callable:
     """Has a source write its folder, and reads it as training does; the pipeline."""
 
     def read(write: Callable[[Path, Capture], Any]):
-        count = 22
+        count = 12
         poses = np.tile(np.eye(4), (count, 1, 1))
         poses[:, :3] = Rotation.from_euler("xy", [0.1, 0.2]).as_matrix() @ helpers.orbit(count).numpy()
         capture = Capture(poses)
@@ -366,6 +374,12 @@ def test_files_of_nerfstudios_format(write, source, call, tmp_path):
         ours, theirs = {**exported, **frame}, {**given, **other}
         for key in ("w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2"):
             assert ours.get(key, 0.0) == pytest.approx(theirs.get(key, 0.0), abs=1e-5), key
+
+
+def test_a_lens_that_nerfstudio_does_not_have_is_said(source, capsys):
+    with pytest.raises(SystemExit):
+        source(lambda folder, capture: realityscan(folder, capture, (0.02, 0, 0, 0, 0.01, 0, 0, 0)))
+    assert "FULL_OPENCV with k3, k4, k5 or k6, which nerfstudio cannot read; undistort" in capsys.readouterr().out
 
 
 def test_images_of_a_trajectory_are_found_by_a_list_too_or_it_is_said(tmp_path, helpers):
