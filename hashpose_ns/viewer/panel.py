@@ -45,13 +45,9 @@ class PosePanel(ViewerControl):
             viewer.render_statemachines = RenderMachines(viewer.render_statemachines)
             from hashpose_ns.data.names import image_names
             from hashpose_ns.viewer.live import LivePoses
-            from hashpose_ns.viewer.port import Port
             from hashpose_ns.viewer.scene import fitting_frustum_scale
             from hashpose_ns.viewer.widgets import Widgets
 
-            if isinstance(viewer.config.websocket_host, Port):
-                viewer.viewer_info = viewer.config.websocket_host.banner
-                viewer.config.websocket_host.complete(self.viser_server)
             run, trainer = viewer.pipeline.scene, viewer.trainer
             names = image_names(run.train.image_filenames)
             training = trainer is not None and run.poses.config.mode != "off"
@@ -68,6 +64,11 @@ class PosePanel(ViewerControl):
             self.viser_server.on_client_connect(live.welcome)
             live.start()
             self.live = live
+        from hashpose_ns.viewer.port import Port
+
+        if isinstance(viewer.config.websocket_host, Port):
+            viewer.viewer_info = viewer.config.websocket_host.banner
+            viewer.config.websocket_host.complete(self.viser_server)
 
     def training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
         """What to do around each step; nothing where nerfstudio's viewer is not on."""

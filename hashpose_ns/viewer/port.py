@@ -126,6 +126,7 @@ class Port:
         """Whether to publish the viewer through the relay."""
         self.is_open = False
         """Whether viser's server listens."""
+        self._server: Optional[asyncio.Server] = None
         self._socket = _listen(config)
         listening = weakref.ref(self._socket)  # which a child that outlives this process would keep from others
         os.register_at_fork(after_in_child=lambda: getattr(listening(), "close", int)())
@@ -170,11 +171,11 @@ class Port:
             assert issubclass(GuardedConnection, factory.func)
             options = {**factory.keywords, "open_timeout": OPEN_SECONDS, "access": self._access}
             guarded = functools.partial(GuardedConnection, *factory.args, **options)
-            server = await loop.create_server(guarded, sock=self._socket, **kwargs)
+            self._server = await loop.create_server(guarded, sock=self._socket, start_serving=False, **kwargs)
         except Exception as error:  # viser gives up after an OSError, and waits for ever after any other
             raise OSError(one_line(error)) from error
         self.is_open = True
-        return server
+        return self._server
 
     @property
     def banner(self) -> List[str]:
@@ -184,7 +185,8 @@ class Port:
         return [f"Viewer running locally at: {self.url}"]
 
     def complete(self, server: "ViserServer") -> None:
-        """Mends what viser's server does with messages and with clients that left, and publishes it if asked to.
+        """Mends what viser's server does with messages and with clients that left, lets clients in, who have waited
+        until now, and publishes it if asked to.
 
         Args:
             server: that was given this as its host.
@@ -192,6 +194,8 @@ class Port:
         _handle_safely(server)
         server.on_client_connect(functools.partial(_forget_if_gone, server))
         server._websock_server.on_client_disconnect(lambda connection: _wake_senders(server))
+        if self._server is not None:
+            asyncio.run_coroutine_threadsafe(self._server.start_serving(), self._server.get_loop())
         if self.shared:  # which viser waits for, and for ever where there is no internet; it prints the address
             threading.Thread(target=server.request_share_url, daemon=True).start()
 

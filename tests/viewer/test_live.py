@@ -13,7 +13,8 @@ TOLERANCE = 1e-5
 
 def shows(client: Client, poses: torch.Tensor) -> bool:
     """Whether a client's frustums stand at these poses."""
-    if any(f"/cameras/camera_{index:05d}" not in client.nodes for index in range(len(poses))):
+    nodes = [client.nodes.get(f"/cameras/camera_{index:05d}", {}) for index in range(len(poses))]
+    if any("position" not in node or "wxyz" not in node for node in nodes):
         return False
     return float((client.poses(len(poses)) - poses).abs().max()) < TOLERANCE
 
