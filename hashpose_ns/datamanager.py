@@ -50,7 +50,8 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
     """Which pixels are looked at."""
-    trained: Optional[PosedScene] = field(default=None, init=False, repr=False, compare=False)
+    # No field: neither a flag nor part of config.yml.
+    trained = None  # type: Optional[PosedScene]
     """The finished run whose data these are, where a pipeline was loaded to look at one. A datamanager made from this
     configuration afterwards, as `ns-render dataset` makes one, shows the cameras where the run's field sees them."""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome
 from PIL import Image
 
 from hashpose_ns.photometry.pixels import posed_cameras
@@ -28,7 +27,7 @@ def ns_render(in_process, tiny_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(install_checks, "check_ffmpeg_installed", lambda: None)  # pictures need none
 
-    def render(command: str, *options) -> Outcome:
+    def render(command: str, *options):
         config = ("--load-config", tiny_run.folder / "config.yml")
         return in_process(entrypoint, command, *config, "--image-format", "png", *options)
 
