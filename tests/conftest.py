@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads of a busy machine wait for each other
 
 import importlib.util  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -75,6 +76,16 @@ def unchecked() -> Iterator[None]:
     """No checks of types: for stand-ins, and for what the package itself says to wrong ones."""
     with type_checker.unchecked():
         yield
+
+
+@pytest.fixture(autouse=True)
+def default_signals() -> Iterator[None]:
+    """Signals do what they do in a terminal, also where the tests run in the background and inherit ignored ones."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 @dataclass

@@ -264,7 +264,7 @@ class _RobustFit:
             # A weak prior ties the variances together by the extent of the capture
             of_angles, of_offsets = _variance(angles), _variance(offsets)
             free_angles, free_centers = components - turned_by, max(components - (7.0 - turned_by), 0.0)
-            prior_angles, prior_centers = PRIOR / (1.0 + free_angles**2), PRIOR / (1.0 + free_centers**2)
+            prior_angles, prior_centers = PRIOR * np.exp(-free_angles), PRIOR * np.exp(-free_centers)
             angle_variance = components * of_angles + prior_angles * of_offsets / extent
             angle_variance = max(angle_variance / (free_angles + prior_angles), SMALLEST_VARIANCE)
             center_variance = components * of_offsets + prior_centers * of_angles * extent
