@@ -71,7 +71,8 @@ def checkpoints(run_folder: Path) -> List[Path]:
 def model_state(run_folder: Path) -> Dict[str, torch.Tensor]:
     """The model's state in a run's latest checkpoint, loaded by torch's safe default."""
     state = torch.load(checkpoints(run_folder)[-1], map_location="cpu", weights_only=True)
-    return {key.removeprefix("_model."): value for key, value in state["pipeline"].items()}
+    state = {key: value for key, value in state["pipeline"].items() if key.startswith("_model.")}
+    return {key.removeprefix("_model."): value for key, value in state.items()}
 
 
 def pose_log(run_folder: Path) -> List[Dict[str, float]]:

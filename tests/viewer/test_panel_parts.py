@@ -27,7 +27,8 @@ def test_without_nerfstudios_viewer_there_is_nothing(unchecked):
 
 def test_a_panel_that_cannot_be_set_up_leaves_the_viewer_alone(capfd, unchecked):
     panel = PosePanel()
-    panel._setup(SimpleNamespace(viser_server=None, pipeline=None, trainer=None))
+    config = SimpleNamespace(websocket_host="127.0.0.1")
+    panel._setup(SimpleNamespace(viser_server=None, pipeline=None, trainer=None, config=config))
     assert "panel failed" in capfd.readouterr().out
     assert panel.training_callbacks(SimpleNamespace(optimizers=SimpleNamespace(optimizers={}))) == []
 
