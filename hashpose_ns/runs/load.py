@@ -71,6 +71,7 @@ def _adapt(config: Any, load_points: bool, test_mode: str) -> None:
             "folder the training was started from."
         )
     config.pipeline.changed_images = "warn"
+    config.pipeline.run_folder = None  # the checkpoint is read already, and the run may have been moved here
     # In inference mode nerfstudio sets this on the dataparser, which colmap's does not read
     if test_mode == "inference" and hasattr(datamanager.dataparser, "downscale_factor"):
         datamanager.dataparser.downscale_factor = 1
