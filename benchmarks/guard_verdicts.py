@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import tyro
 from record import Output, show, write_record
-from training import RAYS, set_value
+from training import RAYS, advance, set_value
 
 from hashpose_ns.atomic import whole_file
 
@@ -203,19 +203,6 @@ def start(pipeline: Any, case: Case) -> None:
         cameras.fx, cameras.fy = case.focal * cameras.fx, case.focal * cameras.fy
 
 
-def advance(trainer: Any, begin: int, end: int) -> None:
-    """Some steps, each nerfstudio's iteration with the callbacks around it."""
-    from nerfstudio.engine.callbacks import TrainingCallbackLocation as Place
-
-    for step in range(begin, end):
-        trainer.pipeline.train()
-        for callback in trainer.callbacks:
-            callback.run_callback_at_location(step, location=Place.BEFORE_TRAIN_ITERATION)
-        trainer.train_iteration(step)
-        for callback in trainer.callbacks:
-            callback.run_callback_at_location(step, location=Place.AFTER_TRAIN_ITERATION)
-
-
 THUMBNAILS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 """Sizes of shrunk photographs that errors are compared with; `GuardConfig.coarse` is one of them."""
 
@@ -277,7 +264,7 @@ def train(case: Case, data: Path, work: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         trainer = make_trainer(case, data, Path(temporary))
         for step, path in paths.items():
-            advance(trainer, now, step)
+            advance(trainer, range(now, step))
             now = step
             judge(trainer, case, path, thumbnails)
     print(f"{case.name}: {time.process_time() - begin:.0f} s of CPU time", flush=True)

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -163,22 +163,23 @@ def _nerfacto():
     return config
 
 
-def stepper(trainer: Trainer) -> Callable[[int], None]:
-    """A function that does some steps, each nerfstudio's iteration with the callbacks around it."""
+def advance(trainer: Trainer, steps: Iterable[int]) -> None:
+    """Does these steps, each nerfstudio's iteration with the callbacks around it."""
     from nerfstudio.engine.callbacks import TrainingCallbackLocation as Place
 
+    for step in steps:
+        trainer.pipeline.train()
+        for callback in trainer.callbacks:
+            callback.run_callback_at_location(step, location=Place.BEFORE_TRAIN_ITERATION)
+        trainer.train_iteration(step)
+        for callback in trainer.callbacks:
+            callback.run_callback_at_location(step, location=Place.AFTER_TRAIN_ITERATION)
+
+
+def stepper(trainer: Trainer) -> Callable[[int], None]:
+    """A function that does some further steps."""
     numbers = itertools.count(START_STEP)
-
-    def run(steps: int) -> None:
-        for step in itertools.islice(numbers, steps):
-            trainer.pipeline.train()
-            for callback in trainer.callbacks:
-                callback.run_callback_at_location(step, location=Place.BEFORE_TRAIN_ITERATION)
-            trainer.train_iteration(step)
-            for callback in trainer.callbacks:
-                callback.run_callback_at_location(step, location=Place.AFTER_TRAIN_ITERATION)
-
-    return run
+    return lambda steps: advance(trainer, itertools.islice(numbers, steps))
 
 
 class Parts:

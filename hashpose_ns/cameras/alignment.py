@@ -165,7 +165,11 @@ def centers_coincide(camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> bool
     Args:
         camera_to_worlds: camera poses, N > 0.
     """
-    return bool(_at_the_common_center(camera_to_worlds).double().mean() > 0.5)
+    return _is_most(_at_the_common_center(camera_to_worlds))
+
+
+def _is_most(chosen: Bool[Tensor, "num_cameras"]) -> bool:
+    return 2 * int(chosen.sum()) > len(chosen)
 
 
 def _at_the_common_center(camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> Bool[Tensor, "num_cameras"]:
@@ -212,7 +216,7 @@ def align_poses(
     """
     _check_poses(source_camera_to_worlds, target_camera_to_worlds, ("source", "target"))
     sides, device = (source_camera_to_worlds, target_camera_to_worlds), source_camera_to_worlds.device
-    coincident = [_at_the_common_center(side).cpu().numpy() for side in sides if centers_coincide(side)]
+    coincident = [there.cpu().numpy() for there in map(_at_the_common_center, sides) if _is_most(there)]
     # NumPy, as the fit takes many small operations
     (turns_x, x), (turns_y, y) = (np.split(side.cpu().double().numpy(), [3], axis=2) for side in sides)
     fit = _RobustFit(turns_x, turns_y, x[:, :, 0], y[:, :, 0])

@@ -104,6 +104,11 @@ def identity_poses(num_cameras: int) -> Float[Tensor, "num_cameras 3 4"]:
     return torch.eye(3, 4).repeat(num_cameras, 1, 1)
 
 
+def rigid_deviations(rotations: Float[Tensor, "num_cameras 3 3"]) -> Float[Tensor, "num_cameras"]:
+    """Largest entry of R^T R - I of each camera, 0 for a rotation."""
+    return (rotations.mT @ rotations - torch.eye(3, dtype=rotations.dtype)).abs().amax(dim=(1, 2))
+
+
 def validate_poses(
     camera_to_worlds: Float[Tensor, "num_cameras 3 4"],
     names: Sequence[str],
@@ -125,7 +130,7 @@ def validate_poses(
     poses = camera_to_worlds.detach().double().cpu()
     finite = torch.isfinite(poses).flatten(1).all(dim=1)
     rotations = torch.where(finite[:, None, None], poses[:, :, :3], torch.eye(3, dtype=poses.dtype))
-    deviations = (rotations.mT @ rotations - torch.eye(3, dtype=poses.dtype)).abs().flatten(1).amax(dim=1)
+    deviations = rigid_deviations(rotations)
     mirrored = torch.linalg.det(rotations) < 0
     bad = torch.nonzero(~finite | (deviations > tolerance) | mirrored).flatten()
     if len(bad) == 0:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, ROUNDING_TOLERANCE, validate_poses
+from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, ROUNDING_TOLERANCE, rigid_deviations, validate_poses
 from hashpose_ns.data.distortion import distort
 from hashpose_ns.data.names import image_folder_and_names, image_names, images_folder, is_utf8, printable
 from hashpose_ns.data.source import SourceCameras
@@ -237,8 +237,7 @@ def make_rigid(outputs: DataparserOutputs) -> List[str]:
     names = [printable(name) for name in image_names(outputs.image_filenames)]
     validate_poses(poses, names, ROUNDING_TOLERANCE, PCA_MIRRORS)
     rotations = poses[:, :, :3].double()
-    deviations = (rotations.mT @ rotations - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(1, 2))
-    rounded = deviations > RIGID_TOLERANCE
+    rounded = rigid_deviations(rotations) > RIGID_TOLERANCE
     if not rounded.any():
         return []
     poses = poses.clone()

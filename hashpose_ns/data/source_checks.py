@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hashpose_ns.cameras.perturbation import ROUNDING_TOLERANCE, validate_poses
+from hashpose_ns.cameras.perturbation import ROUNDING_TOLERANCE, rigid_deviations, validate_poses
 from hashpose_ns.data.llff_dataparser import LLFF
 from hashpose_ns.data.names import printable
 from hashpose_ns.data.source import SourceCameras, source_cameras
@@ -65,8 +65,7 @@ def check_source(dataparser: DataParser, source: SourceCameras) -> List[str]:
         _check_listed_once(dataparser, source, names)
     _check_masks(dataparser, source, names)
     if source.as_read is not None:
-        rotations = source.as_read[:, :, :3]
-        off = (rotations.mT @ rotations - torch.eye(3, dtype=rotations.dtype)).abs().amax(dim=(1, 2))
+        off = rigid_deviations(source.as_read[:, :, :3])
         if bool((off > ROUNDING_TOLERANCE).any()):
             return [
                 f"The quaternion of {names[int(off.argmax())]} is not of unit length; it is normalised, as COLMAP does."
