@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import roma
 import torch
@@ -10,9 +12,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
+from hashpose_ns.cameras.start import TrainingCameras
+from hashpose_ns.cameras.trusted import TrustedStartConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
+from hashpose_ns.matches.epipolar import MatchTermConfig
+from hashpose_ns.matches.matches import Matches
 from hashpose_ns.model import HashPoseModel, HashPoseModelConfig
 from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import GroupedAdam
@@ -38,7 +44,7 @@ def make_cameras(poses: Tensor) -> Cameras:
 
 
 def make_model(
-    init_scale: float = 2.0, field=None, curriculum=None, camera_optimizer=None, **settings
+    init_scale: float = 2.0, field=None, curriculum=None, camera_optimizer=None, metadata=None, **settings
 ) -> HashPoseModel:
     torch.manual_seed(0)
     encoding = HashEncodingConfig(
@@ -65,12 +71,22 @@ def make_model(
         camera_optimizer=PoseOptimizerConfig(**(camera_optimizer or {})),
         **settings,
     )
-    poses = make_poses()
     return config.setup(
         scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
         num_train_data=N,
-        metadata=training_metadata(poses, half_extent=(0.4, 0.3)),
+        metadata=metadata or training_metadata(make_poses(), half_extent=(0.4, 0.3)),
     )
+
+
+def matched_metadata(trusted: bool = False) -> dict:
+    """What a model is told of cameras whose images have matches, of no use but for their number."""
+    metadata = training_metadata(make_poses(), half_extent=(0.4, 0.3))
+    generator = torch.Generator().manual_seed(3)
+    images = torch.combinations(torch.arange(N)).repeat(10, 1)
+    Matches(images, torch.randn(len(images), 2, 2, generator=generator), torch.full((N,), 21.0)).into(metadata)
+    cameras = dataclasses.replace(TrainingCameras.of(metadata), trusted=torch.full((N,), trusted))
+    cameras.into(metadata)
+    return metadata
 
 
 def make_rays(count: int = 60, poses=None) -> RayBundle:
@@ -399,14 +415,73 @@ def test_operations_notices_waits():
 @pytest.mark.parametrize("scene, sampler", [("none", "uniform"), ("contraction", "piecewise")])
 @pytest.mark.parametrize("side", ["world", "orbit"])
 def test_a_training_step_waits_for_nothing(scene, sampler, side):
-    model = make_model(scene=scene, sampler=sampler, background_color="white", camera_optimizer={"side": side})
+    model = make_model(
+        scene=scene,
+        sampler=sampler,
+        background_color="white",
+        camera_optimizer={"side": side},
+        metadata=matched_metadata(),
+        matches=MatchTermConfig(per_step=20),
+    )
+    model.update_to_step(0)
+    model.camera_optimizer.active = True  # photographs move poses as well
     rays = TrainingRays(make_cameras(make_poses()))
     adam = GroupedAdam(model.parameters(), lr=1e-3, fused=True)
     pixels = torch.randint(12, (60, 3), generator=torch.Generator().manual_seed(2)) % torch.tensor([N, 12, 12])
     before = model.camera_optimizer.pose_adjustment.detach().clone()
     with Operations() as operations:
         outputs = model(rays(pixels))
-        model.get_loss_dict(outputs, {"image": torch.rand(60, 4), "indices": pixels})["rgb_loss"].backward()
+        losses = model.get_loss_dict(outputs, {"image": torch.rand(60, 4), "indices": pixels})
+        (losses["rgb_loss"] + losses["match_loss"]).backward()
         adam.step()
     assert not torch.equal(model.camera_optimizer.pose_adjustment, before)
     assert operations.waits == [] and "_fused_adam_" in operations.names
+
+
+# -- matches and trusted starts ----------------------------------------------------------------------------------------
+
+
+def losses_at(model: HashPoseModel, step: int) -> dict:
+    model.set_training_length(100)
+    model.update_to_step(step)
+    torch.manual_seed(step)
+    rays = make_rays()
+    return model.get_loss_dict(model(rays), {"image": torch.rand(60, 4), "indices": rays.camera_indices})
+
+
+def test_the_term_of_matches_is_in_the_loss_until_it_has_faded():
+    term = MatchTermConfig(weight=0.5, fade=0.4)
+    model = make_model(metadata=matched_metadata(), matches=term, camera_optimizer={"start": 0.1, "warmup": 0.0})
+    losses = {step: losses_at(model, step) for step in (0, 20, 40)}
+    assert [("match_loss" in losses[step]) for step in losses] == [True, True, False]
+    assert float(losses[0]["match_loss"]) == pytest.approx(2 * float(losses[20]["match_loss"]), rel=1e-5)
+    (by_matches,) = torch.autograd.grad(losses[0]["match_loss"], model.camera_optimizer.pose_adjustment)
+    assert bool(by_matches.any())
+    model.eval()
+    assert "match_loss" not in losses_at(model, 0)
+    for without in (
+        make_model(),
+        make_model(metadata=matched_metadata(), matches=MatchTermConfig(weight=0.0)),
+        make_model(metadata=matched_metadata(), camera_optimizer={"mode": "off"}),
+    ):
+        assert "match_loss" not in losses_at(without, 0)
+
+
+def test_rays_and_samples_are_the_same_with_and_without_matches():
+    losses = [losses_at(make_model(metadata=of), 0)["rgb_loss"] for of in (None, matched_metadata())]
+    assert torch.equal(*losses)
+
+
+def test_a_trusted_start_chooses_the_curriculum_and_the_weight_of_matches():
+    settings = {
+        "curriculum": {"window": (0.2, 0.6)},
+        "matches": MatchTermConfig(weight=1.0, fade=0.5),
+        "camera_optimizer": {"trusted": TrustedStartConfig(window=(0.0, 0.1), match_weight=3.0, match_fade=0.9)},
+    }
+    far, near = (make_model(metadata=matched_metadata(trusted), **settings) for trusted in (False, True))
+    assert far.curriculum.config.window == (0.2, 0.6) and near.curriculum.config.window == (0.0, 0.1)
+    assert far.match_term.weight_at(0.0) == 1.0 and near.match_term.weight_at(0.0) == 3.0
+    assert (far.camera_optimizer.pulled_until, near.camera_optimizer.pulled_until) == (0.5, 0.9)
+    far.load_state_dict(near.state_dict())
+    far.restore_progress()
+    assert far.curriculum.config.window == (0.0, 0.1) and far.match_term.weight_at(0.0) == 3.0

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hashpose_ns.cameras.lie import exp_map_SE3, log_map_SE3
 from hashpose_ns.cameras.settling import Settling, SettlingConfig
+from hashpose_ns.cameras.trusted import TrustedStartConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
@@ -41,6 +42,8 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     poses put them, shifts bring them there, and turns made before that lead astray."""
     settling: SettlingConfig = field(default_factory=SettlingConfig)
     """Lowers the rate of poses that have arrived, and in the end stops them."""
+    trusted: TrustedStartConfig = field(default_factory=TrustedStartConfig)
+    """In place of `start`, `warmup` and others where training starts at trusted poses."""
     frozen_cameras: Tuple[str, ...] = ()
     """Cameras that keep their initial pose exactly: image file names (with or without folder) or indices into the
     training images."""
@@ -91,6 +94,7 @@ class PoseOptimizer(CameraOptimizer):
         initial_camera_to_worlds: [N, 3, 4] poses that training starts from.
         reference_camera_to_worlds: [N, 3, 4] poses that errors are measured against.
         image_names: [N] file names, with folders, by which cameras can be frozen.
+        trusted: [N] cameras whose initial pose is trusted; None trusts none.
     """
 
     config: PoseOptimizerConfig
@@ -99,6 +103,8 @@ class PoseOptimizer(CameraOptimizer):
     trainable: Tensor
     fallen_back: Float[Tensor, ""]
     """Factor on the poses' learning rate since cameras were put back to their initial poses; 1 where they were not."""
+    trusted: Bool[Tensor, "num_cameras"]
+    """Cameras whose initial pose is trusted. Where that is most of them, `config.trusted` is the schedule."""
 
     def __init__(
         self,
@@ -108,6 +114,7 @@ class PoseOptimizer(CameraOptimizer):
         initial_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]] = None,
         reference_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]] = None,
         image_names: Sequence[str] = (),
+        trusted: Optional[Bool[Tensor, "num_cameras"]] = None,
         **kwargs,
     ) -> None:
         super().__init__(config, num_cameras, device)
@@ -122,12 +129,22 @@ class PoseOptimizer(CameraOptimizer):
         self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
         self.register_buffer("trainable", trainable.to(device), persistent=False)
         self.register_buffer("fallen_back", torch.ones((), device=device))
-        # The same as a number: it is asked for every step, and reading a GPU's buffer waits for it.
+        if trusted is None:
+            trusted = torch.zeros(num_cameras, dtype=torch.bool)
+        self.register_buffer("trusted", trusted.clone().to(device))
+        # Both once more as numbers: they are asked for every step, and reading a GPU's buffer waits for it.
         self.rate_scale = 1.0
+        self.is_trusted = False
+        """Whether the start is trusted as a whole."""
+        self._restore()
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
         self.active = config.mode != "off"
-        """Whether poses receive gradients now, see `set_progress`. Standing still means no gradient at all: Adam's
+        """Whether photographs move poses now, see `set_progress`. Standing still means no gradient at all: Adam's
         moments would remember zeros."""
+        self.pulled = False
+        """Whether matches move poses now, as they may before photographs do."""
+        self.pulled_until = 0.0
+        """Fraction of training before which a term of matches is in the loss; the model says so."""
         self.turns = True
         """Whether rotations receive gradients now. Before, theirs are zero, as shifts are part of the same parameter;
         Adam remembers that, and for some 50 steps turns up to twice as fast as its rate says."""
@@ -138,11 +155,18 @@ class PoseOptimizer(CameraOptimizer):
         self.settling = Settling(config.settling, num_cameras).to(device) if config.settling.decay != 1 else None
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
             raise HashPoseError("camera-optimizer.start and .warmup are fractions of training; their sum is at most 1.")
+        config.trusted.validate()
         if not 0 <= config.rotation_start < 1:
             raise HashPoseError("camera-optimizer.rotation-start is a fraction of training, below 1.")
 
     def _restore(self) -> None:
         self.rate_scale = float(self.fallen_back)
+        self.is_trusted = 2 * int(self.trusted.sum()) > self.num_cameras
+
+    @property
+    def schedule(self) -> Union[PoseOptimizerConfig, TrustedStartConfig]:
+        """Whose `start` and `warmup` hold."""
+        return self.config.trusted if self.is_trusted else self.config
 
     @property
     def has_moved(self) -> bool:
@@ -161,33 +185,41 @@ class PoseOptimizer(CameraOptimizer):
         self.fallen_back *= rate
         self._restore()
         self.active = self.active and rate > 0
+        self.pulled = self.pulled and rate > 0
         if self.settling is not None:
             self.settling.forget()
 
     def set_progress(self, progress: float) -> None:
         """Tells how far training is, as a fraction of it."""
-        self.active = self.config.mode != "off" and self.rate_factor(progress) > 0
+        moving = self.config.mode != "off" and self.rate_factor(progress) > 0
+        self.active = moving and progress >= self.schedule.start
+        self.pulled = moving and progress < self.pulled_until
         self.turns = progress >= self.config.rotation_start
 
     @property
     def free_from(self) -> float:
         """Fraction of training from which poses move at their full rate in all their parameters."""
-        return max(self.config.start + self.config.warmup, self.config.rotation_start)
+        return max(self.schedule.start + self.schedule.warmup, self.config.rotation_start)
 
     def rate_factor(self, progress: float) -> float:
-        """Factor on the poses' learning rate at a fraction of training; 0 before `start`, when they have settled, and
-        where they were put back for good."""
-        if progress < self.config.start:
-            return 0.0
+        """Factor on the poses' learning rate at a fraction of training; 0 before `start` where no matches pull them,
+        when they have settled, and where they were put back for good."""
+        schedule = self.schedule
         settled = self.settling.factor if self.settling is not None else 1.0
-        warm = min((progress - self.config.start) / self.config.warmup, 1.0) if self.config.warmup > 0 else 1.0
-        return self.rate_scale * settled * warm
+        factor = self.rate_scale * settled * (self.config.trusted.rate if self.is_trusted else 1.0)
+        if progress < schedule.start:
+            return factor if progress < self.pulled_until else 0.0
+        return factor * (min((progress - schedule.start) / schedule.warmup, 1.0) if schedule.warmup > 0 else 1.0)
 
-    def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
-        """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""
+    def world_corrections(self, by_matches: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4].
+
+        Args:
+            by_matches: whether they have a gradient where matches move poses, in place of where photographs do.
+        """
         if self.config.mode == "off":
             return self._identity().repeat(self.num_cameras, 1, 1)
-        twists = self._moving_twists()
+        twists = self._moving_twists(by_matches)
         corrections = corrections_to_world(exp_map_SE3(twists), self.initial_camera_to_worlds, self.config.side)
         return self._but_frozen(corrections)
 
@@ -200,12 +232,12 @@ class PoseOptimizer(CameraOptimizer):
             return corrections
         return torch.where(self.trainable[:, None, None], corrections, self._identity())
 
-    def _moving_twists(self) -> Float[Tensor, "num_cameras 6"]:
+    def _moving_twists(self, by_matches: bool = False) -> Float[Tensor, "num_cameras 6"]:
         """The corrections, without gradient where poses stand still: all of them, or those that are held."""
         twists: Tensor = self.pose_adjustment
-        if self.paused or not self.active:
+        if self.paused or not (self.pulled if by_matches else self.active):
             return twists.detach()
-        if not self.turns:
+        if not self.turns and not by_matches:
             twists = torch.cat([twists[:, :3], twists[:, 3:].detach()], dim=-1)
         if not self.held:
             return twists
@@ -228,9 +260,13 @@ class PoseOptimizer(CameraOptimizer):
             motion = pose_utils.multiply(pose_utils.multiply(pose_utils.inverse(frame), motion), frame)
         self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
 
-    def refined_camera_to_worlds(self) -> Float[Tensor, "num_cameras 3 4"]:
-        """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes."""
-        return pose_utils.multiply(self.world_corrections(), self.initial_camera_to_worlds)
+    def refined_camera_to_worlds(self, by_matches: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
+        """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes.
+
+        Args:
+            by_matches: as for `world_corrections`.
+        """
+        return pose_utils.multiply(self.world_corrections(by_matches), self.initial_camera_to_worlds)
 
     def forward(self, indices: Int[Tensor, "camera_indices"]) -> Float[Tensor, "camera_indices 3 4"]:
         """Camera-frame corrections: initial^-1 * refined, what nerfstudio's viewer multiplies from the right.

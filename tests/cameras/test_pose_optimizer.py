@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig, frozen_indices
+from hashpose_ns.cameras.trusted import TrustedStartConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.cameras import Cameras
@@ -322,8 +323,54 @@ def test_delay_and_warm_up_of_the_rate():
 
 def test_initial_and_reference_poses_are_part_of_the_checkpoint():
     optimizer = make()
-    saved = {"initial_camera_to_worlds", "reference_camera_to_worlds", "pose_adjustment", "fallen_back"}
+    saved = {"initial_camera_to_worlds", "reference_camera_to_worlds", "pose_adjustment", "fallen_back", "trusted"}
     assert saved == set(optimizer.state_dict())
     other = PoseOptimizer(PoseOptimizerConfig(), N, "cpu", random_poses(seed=9), random_poses(seed=10), NAMES)
     other.load_state_dict(optimizer.state_dict())
     assert torch.equal(other.initial_camera_to_worlds, optimizer.initial_camera_to_worlds)
+
+
+# -- trusted starts ----------------------------------------------------------------------------------------------------
+
+
+def make_trusted(trusted, pulled_until: float = 0.0) -> PoseOptimizer:
+    schedule = TrustedStartConfig(start=0.4, warmup=0.2, rate=0.25)
+    optimizer = PoseOptimizerConfig(start=0.1, warmup=0.0, trusted=schedule).setup(
+        num_cameras=N, device="cpu", initial_camera_to_worlds=random_poses(), trusted=torch.tensor(trusted)
+    )
+    optimizer.pulled_until = pulled_until
+    return optimizer
+
+
+def test_a_trusted_start_has_a_schedule_of_its_own():
+    progresses = (0.05, 0.2, 0.4, 0.5, 0.6, 1.0)
+    few, most = make_trusted([True, True, False, False, False]), make_trusted([True, True, True, False, False])
+    assert [few.rate_factor(progress) for progress in progresses] == pytest.approx([0, 1, 1, 1, 1, 1])
+    assert [most.rate_factor(progress) for progress in progresses] == pytest.approx([0, 0, 0, 0.125, 0.25, 0.25])
+    assert (few.free_from, most.free_from) == pytest.approx((0.1, 0.6))
+    restored = make_trusted([False] * N)
+    restored.load_state_dict(most.state_dict())
+    assert restored.is_trusted, "a resumed run goes on by the schedule it began with"
+    for wrong in ({"start": 0.9, "warmup": 0.2}, {"rate": -1.0}, {"match_weight": -1.0}, {"match_fade": 2.0}):
+        with pytest.raises(HashPoseError, match="camera-optimizer.trusted"):
+            make(trusted=TrustedStartConfig(**wrong))
+
+
+def test_matches_move_poses_before_photographs_do():
+    optimizer = make_trusted([True] * N, pulled_until=0.8)
+    moved = {}
+    for progress in (0.0, 0.4, 0.5, 0.9):
+        optimizer.set_progress(progress)
+        by_photographs = optimizer.refined_camera_to_worlds().requires_grad
+        moved[progress] = by_photographs, optimizer.refined_camera_to_worlds(by_matches=True).requires_grad
+    assert moved == {0.0: (False, True), 0.4: (False, False), 0.5: (True, True), 0.9: (True, False)}, (
+        "at 0.4 the rate of the warm-up is 0"
+    )
+    assert optimizer.rate_factor(0.0) == 0.25 and optimizer.rate_factor(0.9) == 0.25
+    optimizer.set_progress(0.0)
+    optimizer.fall_back(0.0)
+    assert not optimizer.refined_camera_to_worlds(by_matches=True).requires_grad
+    off = make(mode="off")
+    off.pulled_until = 1.0
+    off.set_progress(0.0)
+    assert not off.pulled

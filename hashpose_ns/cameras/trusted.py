@@ -1,0 +1,37 @@
+"""How training goes from a start that is trusted: poses that are tenths of a degree off and not ten degrees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Tuple
+
+from hashpose_ns.errors import HashPoseError
+
+
+@dataclass
+class TrustedStartConfig:
+    """Schedule where training starts at poses that are trusted, in place of the one for poses that are far off."""
+
+    start: float = 0.15
+    """Fraction of training before which photographs do not move poses."""
+    warmup: float = 0.05
+    """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
+    rate: float = 0.1
+    """Factor on the poses' learning rate."""
+    window: Tuple[float, float] = (0.0, 0.1)
+    """The curriculum's window, in fractions of training. Fine levels may open before poses move: they are right."""
+    match_weight: float = 1e-3
+    """Weight of the term of matches, see `MatchTermConfig.weight`."""
+    match_fade: float = 1.0
+    """Fraction of training at which the term of matches has faded out."""
+
+    def validate(self) -> None:
+        """Raises HashPoseError where a setting is out of range."""
+        if not (0 <= self.start and 0 <= self.warmup and self.start + self.warmup <= 1):
+            raise HashPoseError(
+                "camera-optimizer.trusted.start and .warmup are fractions of training; their sum is at most 1."
+            )
+        if self.rate < 0 or self.match_weight < 0:
+            raise HashPoseError("camera-optimizer.trusted.rate and .match-weight must not be negative.")
+        if not 0 <= self.match_fade <= 1:
+            raise HashPoseError("camera-optimizer.trusted.match-fade is a fraction of training.")
