@@ -308,24 +308,23 @@ class HashPoseModel(PoseRefiningModel):
         super().set_training_length(total_steps)
         self.curriculum.total_steps = total_steps
 
-    def restore_progress(self) -> None:
-        """After a checkpoint was loaded: as for poses, and the schedule that the checkpoint's start asks for."""
-        self._follow_start()
-        super().restore_progress()
-
     def _follow_start(self) -> None:
         """Has curriculum and term of matches follow the start, which is trusted or not."""
         config, optimizer = self.config, self.camera_optimizer
         trusted, curriculum, matches = config.camera_optimizer.trusted, config.curriculum, config.matches
-        if optimizer.is_trusted:
+        self.follows_trusted = optimizer.is_trusted
+        if self.follows_trusted:
             curriculum = dataclasses.replace(curriculum, window=trusted.window)
             matches = dataclasses.replace(matches, weight=trusted.match_weight, fade=trusted.match_fade)
         curriculum.validate()
         self.curriculum.config, self.match_term = curriculum, matches
-        optimizer.pulled_until = matches.fade if self.matches is not None and matches.weight > 0 else 0.0
+        optimizer.terms_until = matches.fade if self.matches is not None and matches.weight > 0 else 0.0
+        optimizer.terms = {"match_loss": self._match_loss} if optimizer.terms_until > 0 else {}
 
     def update_to_step(self, step: int) -> None:
         """Sets everything that depends on the step of training."""
+        if self.camera_optimizer.is_trusted != self.follows_trusted:
+            self._follow_start()
         super().update_to_step(step)
         self.curriculum.total_steps = self.total_steps
         self.field.step = step
@@ -456,14 +455,13 @@ class HashPoseModel(PoseRefiningModel):
             background = colors[..., -1, :]
         return rgb if background is None else rgb + background * (1.0 - accumulation), accumulation
 
-    def _match_loss(self) -> Float[Tensor, ""]:
+    def _match_loss(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, ""]:
         """The weighted term of matches, of some drawn after all that the step's rays and samples are drawn from."""
         assert self.matches is not None
-        if self.matches.images.device != self.device:
-            self.matches = self.matches.to(self.device)
-        poses = self.camera_optimizer.refined_camera_to_worlds(by_matches=True)
+        if self.matches.images.device != camera_to_worlds.device:
+            self.matches = self.matches.to(camera_to_worlds.device)
         weight = self.match_term.weight_at(self.current_step / self.total_steps)
-        return weight * match_loss(self.matches, poses, self.match_term)
+        return weight * match_loss(self.matches, camera_to_worlds, self.match_term)
 
     def get_loss_dict(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Any], metrics_dict: Optional[Dict] = None
@@ -476,8 +474,6 @@ class HashPoseModel(PoseRefiningModel):
         losses = {"rgb_loss": self.rgb_loss(prediction, target)}
         if self.training:
             self.camera_optimizer.get_loss_dict(losses)
-            if self.camera_optimizer.pulled:
-                losses["match_loss"] = self._match_loss()
             for observe in self.error_observers:
                 observe(batch["indices"][:, 0], prediction - target)
         return losses

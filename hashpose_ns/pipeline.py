@@ -274,15 +274,14 @@ def migrate(state: Dict[str, Tensor]) -> None:
     """
     if "camera_optimizer.initial_camera_to_worlds" not in state:  # of another method, which loading refuses
         return
-    if "format" not in state:  # version 1
-        state["format"] = torch.tensor(1)
-        state.setdefault("camera_optimizer.fallen_back", torch.ones(()))
-    if int(state["format"]) < 3:  # all starts were trained from as if they were far off
-        num_cameras = len(state["camera_optimizer.initial_camera_to_worlds"])
-        state.setdefault("camera_optimizer.trusted", torch.zeros(num_cameras, dtype=torch.bool))
-    if int(state["format"]) > FORMAT:
+    version = int(state.get("format", 1))
+    if version > FORMAT:
         raise HashPoseError("The checkpoint was written by a newer version of hashpose; update with pip.")
-    state["format"] = torch.full_like(state["format"], FORMAT)
+    if version < 2:
+        state.setdefault("camera_optimizer.fallen_back", torch.ones(()))
+    if version < 3:  # every start was trained from as if it were far off
+        state.setdefault("camera_optimizer.trusted", torch.tensor(False))
+    state["format"] = torch.tensor(FORMAT)
 
 
 def _errors(

@@ -84,7 +84,7 @@ def matched_metadata(trusted: bool = False) -> dict:
     generator = torch.Generator().manual_seed(3)
     images = torch.combinations(torch.arange(N)).repeat(10, 1)
     Matches(images, torch.randn(len(images), 2, 2, generator=generator), torch.full((N,), 21.0)).into(metadata)
-    cameras = dataclasses.replace(TrainingCameras.of(metadata), trusted=torch.full((N,), trusted))
+    cameras = dataclasses.replace(TrainingCameras.of(metadata), trusted=trusted)
     cameras.into(metadata)
     return metadata
 
@@ -455,8 +455,8 @@ def test_the_term_of_matches_is_in_the_loss_until_it_has_faded():
     losses = {step: losses_at(model, step) for step in (0, 20, 40)}
     assert [("match_loss" in losses[step]) for step in losses] == [True, True, False]
     assert float(losses[0]["match_loss"]) == pytest.approx(2 * float(losses[20]["match_loss"]), rel=1e-5)
-    (by_matches,) = torch.autograd.grad(losses[0]["match_loss"], model.camera_optimizer.pose_adjustment)
-    assert bool(by_matches.any())
+    (by_terms,) = torch.autograd.grad(losses[0]["match_loss"], model.camera_optimizer.pose_adjustment)
+    assert bool(by_terms.any())
     model.eval()
     assert "match_loss" not in losses_at(model, 0)
     for without in (
@@ -481,7 +481,7 @@ def test_a_trusted_start_chooses_the_curriculum_and_the_weight_of_matches():
     far, near = (make_model(metadata=matched_metadata(trusted), **settings) for trusted in (False, True))
     assert far.curriculum.config.window == (0.2, 0.6) and near.curriculum.config.window == (0.0, 0.1)
     assert far.match_term.weight_at(0.0) == 1.0 and near.match_term.weight_at(0.0) == 3.0
-    assert (far.camera_optimizer.pulled_until, near.camera_optimizer.pulled_until) == (0.5, 0.9)
+    assert (far.camera_optimizer.terms_until, near.camera_optimizer.terms_until) == (0.5, 0.9)
     far.load_state_dict(near.state_dict())
     far.restore_progress()
     assert far.curriculum.config.window == (0.0, 0.1) and far.match_term.weight_at(0.0) == 3.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
+from typing import Callable, Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,9 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimize
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils import poses as pose_utils
+
+PoseTerm = Callable[[Float[Tensor, "num_cameras 3 4"]], Float[Tensor, ""]]
+"""A term of the loss: from all refined poses to a number."""
 
 
 @dataclass
@@ -94,7 +97,7 @@ class PoseOptimizer(CameraOptimizer):
         initial_camera_to_worlds: [N, 3, 4] poses that training starts from.
         reference_camera_to_worlds: [N, 3, 4] poses that errors are measured against.
         image_names: [N] file names, with folders, by which cameras can be frozen.
-        trusted: [N] cameras whose initial pose is trusted; None trusts none.
+        trusted: whether the start is right to a fraction of a degree.
     """
 
     config: PoseOptimizerConfig
@@ -103,8 +106,8 @@ class PoseOptimizer(CameraOptimizer):
     trainable: Tensor
     fallen_back: Float[Tensor, ""]
     """Factor on the poses' learning rate since cameras were put back to their initial poses; 1 where they were not."""
-    trusted: Bool[Tensor, "num_cameras"]
-    """Cameras whose initial pose is trusted. Where that is most of them, `config.trusted` is the schedule."""
+    trusted: Bool[Tensor, ""]
+    """Whether the start is right to a fraction of a degree: then `config.trusted` is the schedule."""
 
     def __init__(
         self,
@@ -114,7 +117,7 @@ class PoseOptimizer(CameraOptimizer):
         initial_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]] = None,
         reference_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]] = None,
         image_names: Sequence[str] = (),
-        trusted: Optional[Bool[Tensor, "num_cameras"]] = None,
+        trusted: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(config, num_cameras, device)
@@ -129,22 +132,21 @@ class PoseOptimizer(CameraOptimizer):
         self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
         self.register_buffer("trainable", trainable.to(device), persistent=False)
         self.register_buffer("fallen_back", torch.ones((), device=device))
-        if trusted is None:
-            trusted = torch.zeros(num_cameras, dtype=torch.bool)
-        self.register_buffer("trusted", trusted.clone().to(device))
-        # Both once more as numbers: they are asked for every step, and reading a GPU's buffer waits for it.
+        self.register_buffer("trusted", torch.tensor(trusted, device=device))
+        # The same as numbers: they are asked for every step, and reading a GPU's buffer waits for it.
         self.rate_scale = 1.0
-        self.is_trusted = False
-        """Whether the start is trusted as a whole."""
-        self._restore()
+        self.is_trusted = trusted
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
         self.active = config.mode != "off"
         """Whether photographs move poses now, see `set_progress`. Standing still means no gradient at all: Adam's
         moments would remember zeros."""
+        self.terms: Dict[str, PoseTerm] = {}
+        """What else the loss says of the refined poses, by name."""
+        self.terms_until = 0.0
+        """Fraction of training at which these have faded out."""
         self.pulled = False
-        """Whether matches move poses now, as they may before photographs do."""
-        self.pulled_until = 0.0
-        """Fraction of training before which a term of matches is in the loss; the model says so."""
+        """Whether they move poses now. They do so before photographs, but not from a trusted start: it is their optimum
+        already, and steps from a few matches at a time would only shake it."""
         self.turns = True
         """Whether rotations receive gradients now. Before, theirs are zero, as shifts are part of the same parameter;
         Adam remembers that, and for some 50 steps turns up to twice as fast as its rate says."""
@@ -161,7 +163,7 @@ class PoseOptimizer(CameraOptimizer):
 
     def _restore(self) -> None:
         self.rate_scale = float(self.fallen_back)
-        self.is_trusted = 2 * int(self.trusted.sum()) > self.num_cameras
+        self.is_trusted = bool(self.trusted)
 
     @property
     def schedule(self) -> Union[PoseOptimizerConfig, TrustedStartConfig]:
@@ -193,7 +195,7 @@ class PoseOptimizer(CameraOptimizer):
         """Tells how far training is, as a fraction of it."""
         moving = self.config.mode != "off" and self.rate_factor(progress) > 0
         self.active = moving and progress >= self.schedule.start
-        self.pulled = moving and progress < self.pulled_until
+        self.pulled = moving and progress < self.terms_until
         self.turns = progress >= self.config.rotation_start
 
     @property
@@ -202,24 +204,24 @@ class PoseOptimizer(CameraOptimizer):
         return max(self.schedule.start + self.schedule.warmup, self.config.rotation_start)
 
     def rate_factor(self, progress: float) -> float:
-        """Factor on the poses' learning rate at a fraction of training; 0 before `start` where no matches pull them,
+        """Factor on the poses' learning rate at a fraction of training; 0 before `start` where no terms move them,
         when they have settled, and where they were put back for good."""
         schedule = self.schedule
         settled = self.settling.factor if self.settling is not None else 1.0
         factor = self.rate_scale * settled * (self.config.trusted.rate if self.is_trusted else 1.0)
         if progress < schedule.start:
-            return factor if progress < self.pulled_until else 0.0
+            return factor if progress < self.terms_until and not self.is_trusted else 0.0
         return factor * (min((progress - schedule.start) / schedule.warmup, 1.0) if schedule.warmup > 0 else 1.0)
 
-    def world_corrections(self, by_matches: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
+    def world_corrections(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
         """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4].
 
         Args:
-            by_matches: whether they have a gradient where matches move poses, in place of where photographs do.
+            by_terms: whether they have a gradient when `terms` move poses, in place of when photographs do.
         """
         if self.config.mode == "off":
             return self._identity().repeat(self.num_cameras, 1, 1)
-        twists = self._moving_twists(by_matches)
+        twists = self._moving_twists(by_terms)
         corrections = corrections_to_world(exp_map_SE3(twists), self.initial_camera_to_worlds, self.config.side)
         return self._but_frozen(corrections)
 
@@ -232,12 +234,12 @@ class PoseOptimizer(CameraOptimizer):
             return corrections
         return torch.where(self.trainable[:, None, None], corrections, self._identity())
 
-    def _moving_twists(self, by_matches: bool = False) -> Float[Tensor, "num_cameras 6"]:
+    def _moving_twists(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 6"]:
         """The corrections, without gradient where poses stand still: all of them, or those that are held."""
         twists: Tensor = self.pose_adjustment
-        if self.paused or not (self.pulled if by_matches else self.active):
+        if self.paused or not (self.pulled if by_terms else self.active):
             return twists.detach()
-        if not self.turns and not by_matches:
+        if not self.turns and not by_terms:
             twists = torch.cat([twists[:, :3], twists[:, 3:].detach()], dim=-1)
         if not self.held:
             return twists
@@ -260,13 +262,13 @@ class PoseOptimizer(CameraOptimizer):
             motion = pose_utils.multiply(pose_utils.multiply(pose_utils.inverse(frame), motion), frame)
         self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
 
-    def refined_camera_to_worlds(self, by_matches: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
+    def refined_camera_to_worlds(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
         """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes.
 
         Args:
-            by_matches: as for `world_corrections`.
+            by_terms: as for `world_corrections`.
         """
-        return pose_utils.multiply(self.world_corrections(by_matches), self.initial_camera_to_worlds)
+        return pose_utils.multiply(self.world_corrections(by_terms), self.initial_camera_to_worlds)
 
     def forward(self, indices: Int[Tensor, "camera_indices"]) -> Float[Tensor, "camera_indices 3 4"]:
         """Camera-frame corrections: initial^-1 * refined, what nerfstudio's viewer multiplies from the right.
@@ -292,15 +294,21 @@ class PoseOptimizer(CameraOptimizer):
         return camera.camera_to_worlds
 
     def get_loss_dict(self, loss_dict: dict) -> None:
-        """Adds the squared penalties, where they are switched on."""
+        """Adds the squared penalties, where they are switched on, and the other terms."""
         if self.config.mode == "off":
             return
+        self._add_terms(loss_dict)
         if self.config.trans_l2_penalty or self.config.rot_l2_penalty:
             squares = self._moving_twists().square()
             loss_dict["camera_opt_regularizer"] = (
                 self.config.trans_l2_penalty * squares[:, :3].sum(-1).mean()
                 + self.config.rot_l2_penalty * squares[:, 3:].sum(-1).mean()
             )
+
+    def _add_terms(self, loss_dict: dict) -> None:
+        if self.pulled and not self.paused:
+            for name, term in self.terms.items():
+                loss_dict[name] = term(self.refined_camera_to_worlds(by_terms=True))
 
     def get_metrics_dict(self, metrics_dict: dict) -> None:
         """Pose errors are reported by the pipeline, from `cameras/alignment.py`."""

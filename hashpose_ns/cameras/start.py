@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Dict, Tuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 METADATA_KEY = "training_cameras"
@@ -24,8 +24,8 @@ class TrainingCameras:
     """File names of the images, with folders."""
     half_extent: Tuple[float, float]
     """Tangents of the largest half field of view in x and y."""
-    trusted: Bool[Tensor, "num_cameras"] | None = None
-    """Cameras whose initial pose is trusted to be nearly right; None trusts none."""
+    trusted: bool = False
+    """Whether the initial poses are right to a fraction of a degree, for all that is known of them."""
 
     def into(self, metadata: Dict[str, Any]) -> None:
         """Puts it into a dataset's metadata."""

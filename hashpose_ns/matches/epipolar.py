@@ -1,4 +1,4 @@
-"""Matches as a term of the training loss: how far they lie from each other's epipolar lines, at the poses as they are."""
+"""Matches as a term of the training loss: how far they lie from each other's epipolar lines at the refined poses."""
 
 from __future__ import annotations
 

@@ -23,8 +23,7 @@ GIVE_UP_AFTER = 2
 
 
 def recover_cameras(scene: PosedScene, config: RecoveryConfig) -> List[int]:
-    """Looks for lost cameras and moves those whose loss becomes clearly smaller elsewhere. Cameras that start where they
-    are trusted to be are not looked for.
+    """Looks for lost cameras and moves those whose loss becomes clearly smaller elsewhere.
 
     Returns:
         The cameras that were moved.
@@ -32,13 +31,10 @@ def recover_cameras(scene: PosedScene, config: RecoveryConfig) -> List[int]:
     optimizer = scene.poses
     poses = optimizer.refined_camera_to_worlds().detach()
     candidates = [i for i in range(len(poses)) if bool(optimizer.trainable[i]) and i not in optimizer.held]
-    trusted = optimizer.trusted.tolist()
-    if all(trusted[i] for i in candidates):
-        return []
     judges = {i: PoseJudge(scene, i, config.rays) for i in candidates}
     losses = {i: float(judge.losses(poses[i : i + 1])) for i, judge in judges.items() if len(judge.pixels)}
     limit = config.suspicion * sorted(losses.values())[len(losses) // 2] if losses else 0.0
-    suspects = sorted((i for i in losses if losses[i] > limit and not trusted[i]), key=lambda i: -losses[i])
+    suspects = sorted((i for i in losses if losses[i] > limit), key=lambda i: -losses[i])
     suspects = suspects[: max(round(config.cameras * len(poses)), 1)]
     if not suspects:
         return []

@@ -43,7 +43,7 @@ def steps_at(fractions: Sequence[float], total_steps: int) -> Set[int]:
 
 
 class Recovery(PoseStrategy):
-    """Looks for lost cameras at some fractions of training and moves them.
+    """Looks for lost cameras at some fractions of training and moves them. From a trusted start none is lost.
 
     Args:
         config: settings.
@@ -56,7 +56,9 @@ class Recovery(PoseStrategy):
         self.config.validate()
 
     def before_step(self, scene: PosedScene, adam: Optimizer, step: int, say: Say) -> None:
-        if step not in steps_at(self.config.at, scene.total_steps) or scene.poses.rate_scale == 0:
+        if step not in steps_at(self.config.at, scene.total_steps):
+            return
+        if scene.poses.rate_scale == 0 or scene.poses.is_trusted:
             return
         moved = recover_cameras(scene, self.config)
         for moment in moments(adam, scene.poses.pose_adjustment):

@@ -333,44 +333,50 @@ def test_initial_and_reference_poses_are_part_of_the_checkpoint():
 # -- trusted starts ----------------------------------------------------------------------------------------------------
 
 
-def make_trusted(trusted, pulled_until: float = 0.0) -> PoseOptimizer:
+def make_trusted(trusted: bool = True, terms_until: float = 0.0) -> PoseOptimizer:
     schedule = TrustedStartConfig(start=0.4, warmup=0.2, rate=0.25)
     optimizer = PoseOptimizerConfig(start=0.1, warmup=0.0, trusted=schedule).setup(
-        num_cameras=N, device="cpu", initial_camera_to_worlds=random_poses(), trusted=torch.tensor(trusted)
+        num_cameras=N, device="cpu", initial_camera_to_worlds=random_poses(), trusted=trusted
     )
-    optimizer.pulled_until = pulled_until
+    optimizer.terms_until = terms_until
     return optimizer
 
 
 def test_a_trusted_start_has_a_schedule_of_its_own():
     progresses = (0.05, 0.2, 0.4, 0.5, 0.6, 1.0)
-    few, most = make_trusted([True, True, False, False, False]), make_trusted([True, True, True, False, False])
-    assert [few.rate_factor(progress) for progress in progresses] == pytest.approx([0, 1, 1, 1, 1, 1])
-    assert [most.rate_factor(progress) for progress in progresses] == pytest.approx([0, 0, 0, 0.125, 0.25, 0.25])
-    assert (few.free_from, most.free_from) == pytest.approx((0.1, 0.6))
-    restored = make_trusted([False] * N)
-    restored.load_state_dict(most.state_dict())
+    far, near = make_trusted(False), make_trusted()
+    assert [far.rate_factor(progress) for progress in progresses] == pytest.approx([0, 1, 1, 1, 1, 1])
+    assert [near.rate_factor(progress) for progress in progresses] == pytest.approx([0, 0, 0, 0.125, 0.25, 0.25])
+    assert (far.free_from, near.free_from) == pytest.approx((0.1, 0.6))
+    restored = make_trusted(False)
+    restored.load_state_dict(near.state_dict())
     assert restored.is_trusted, "a resumed run goes on by the schedule it began with"
     for wrong in ({"start": 0.9, "warmup": 0.2}, {"rate": -1.0}, {"match_weight": -1.0}, {"match_fade": 2.0}):
         with pytest.raises(HashPoseError, match="camera-optimizer.trusted"):
             make(trusted=TrustedStartConfig(**wrong))
 
 
+def moved_by(optimizer: PoseOptimizer, progress: float) -> tuple:
+    """Whether photographs and whether matches move poses."""
+    optimizer.set_progress(progress)
+    return tuple(optimizer.refined_camera_to_worlds(by_terms).requires_grad for by_terms in (False, True))
+
+
 def test_matches_move_poses_before_photographs_do():
-    optimizer = make_trusted([True] * N, pulled_until=0.8)
-    moved = {}
-    for progress in (0.0, 0.4, 0.5, 0.9):
-        optimizer.set_progress(progress)
-        by_photographs = optimizer.refined_camera_to_worlds().requires_grad
-        moved[progress] = by_photographs, optimizer.refined_camera_to_worlds(by_matches=True).requires_grad
+    optimizer = make(start=0.4, warmup=0.2)
+    optimizer.terms_until = 0.8
+    moved = {progress: moved_by(optimizer, progress) for progress in (0.0, 0.4, 0.5, 0.9)}
     assert moved == {0.0: (False, True), 0.4: (False, False), 0.5: (True, True), 0.9: (True, False)}, (
         "at 0.4 the rate of the warm-up is 0"
     )
-    assert optimizer.rate_factor(0.0) == 0.25 and optimizer.rate_factor(0.9) == 0.25
+    assert [optimizer.rate_factor(progress) for progress in (0.0, 0.5, 0.9)] == pytest.approx([1.0, 0.5, 1.0])
+    trusted = make_trusted(terms_until=0.8)
+    moved = {progress: moved_by(trusted, progress) for progress in (0.0, 0.5, 0.9)}
+    assert moved == {0.0: (False, False), 0.5: (True, True), 0.9: (True, False)}, "matches have made this start"
     optimizer.set_progress(0.0)
     optimizer.fall_back(0.0)
-    assert not optimizer.refined_camera_to_worlds(by_matches=True).requires_grad
+    assert not optimizer.refined_camera_to_worlds(by_terms=True).requires_grad
     off = make(mode="off")
-    off.pulled_until = 1.0
+    off.terms_until = 1.0
     off.set_progress(0.0)
     assert not off.pulled

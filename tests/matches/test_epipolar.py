@@ -118,13 +118,13 @@ def test_cameras_come_back_in_spite_of_wrong_matches(noise, wrong, left):
     matches = make_matches(make_poses(), wrong=wrong)
     matches = Matches(matches.images, matches.points.float(), matches.focals)
     optimizer = PoseOptimizer(PoseOptimizerConfig(), N, "cpu", turned(poses, noise), poses)
-    optimizer.pulled_until = 1.0
+    optimizer.terms_until = 1.0
     optimizer.set_progress(0.0)
     adam = torch.optim.Adam(optimizer.parameters(), lr=3e-3)
     decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.01 ** (1 / 250))
     for _ in range(250):
         adam.zero_grad()
-        match_loss(matches, optimizer.refined_camera_to_worlds(by_matches=True), MatchTermConfig()).backward()
+        match_loss(matches, optimizer.refined_camera_to_worlds(by_terms=True), MatchTermConfig()).backward()
         adam.step()
         decay.step()
     before = pose_errors(turned(poses, noise), poses).rotation_deg.mean()
