@@ -55,11 +55,15 @@ class NerfactoPoseOptimizer(PoseOptimizer):
 
     config: NerfactoPoseOptimizerConfig
 
-    def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
-        """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""
+    def world_corrections(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4].
+
+        Args:
+            by_terms: as for `PoseOptimizer.world_corrections`.
+        """
         if self.config.mode == "off":
             return self._identity().repeat(self.num_cameras, 1, 1)
-        corrections = exp_map_SO3xR3(self._moving_twists())
+        corrections = exp_map_SO3xR3(self._moving_twists(by_terms))
         rotations, translations = corrections[..., :3], corrections[..., 3]
         centers = self.initial_camera_to_worlds[..., 3]
         # Summed by hand: mixed precision would round a matrix product.
@@ -79,8 +83,9 @@ class NerfactoPoseOptimizer(PoseOptimizer):
         self.pose_adjustment[index] = torch.cat([target[:, 3] - initial[:, 3], rotation]).to(self.pose_adjustment)
 
     def get_loss_dict(self, loss_dict: dict) -> None:
-        """Adds nerfstudio's penalty."""
+        """Adds nerfstudio's penalty, and the other terms."""
         if self.config.mode != "off":
+            self._add_terms(loss_dict)
             translations, rotations = self._moving_twists().split(3, dim=-1)
             loss_dict["camera_opt_regularizer"] = (
                 self.config.trans_l2_penalty * translations.norm(dim=-1).mean()
