@@ -17,8 +17,6 @@ from hashpose_ns.chunks import bytes_per_sample, rays_that_fit, render_in_chunks
 from hashpose_ns.compiled import CompiledForTraining
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import FieldConfig, HashPoseField, HashPoseFieldConfig, SceneWarp
-from hashpose_ns.matches.epipolar import MatchTermConfig, match_loss
-from hashpose_ns.matches.matches import Matches
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
 from hashpose_ns.photometry.pixels import mask_of
 from hashpose_ns.photometry.scene import ErrorObserver, evaluating
@@ -50,7 +48,8 @@ LOSSES = {"mse": nn.MSELoss, "smooth-l1": nn.SmoothL1Loss}
 
 FORMAT = 3
 """Version of a checkpoint's format: 1 has no version in it; 2 has `format` and `camera_optimizer.fallen_back`; 3 has
-`camera_optimizer.trusted`. What brings earlier ones up to date is `hashpose_ns.pipeline.migrate`."""
+`camera_optimizer.base_camera_to_worlds` and `.trusted`. What brings earlier ones up to date is
+`hashpose_ns.pipeline.migrate`."""
 
 
 @dataclass
@@ -64,8 +63,6 @@ class HashPoseModelConfig(ModelConfig):
     """How poses are refined."""
     curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     """When the grid's levels are trained."""
-    matches: MatchTermConfig = dataclasses.field(default_factory=MatchTermConfig)
-    """The term of matches in the loss, where training images were matched."""
     scene: SceneWarp = "contraction"
     """`none`: the scene fits into the dataparser's scene box and space outside of it is empty; `contraction`: unbounded
     captures; `forward-facing`: all cameras look down -z from near the origin (LLFF)."""
@@ -125,7 +122,6 @@ class PoseRefiningModel(Model):
                 "initial_camera_to_worlds": cameras.initial_camera_to_worlds,
                 "reference_camera_to_worlds": cameras.reference_camera_to_worlds,
                 "image_names": cameras.image_names,
-                "trusted": cameras.trusted,
             }
         self.camera_optimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu", **known
@@ -266,8 +262,6 @@ class HashPoseModel(PoseRefiningModel):
                 "--pipeline.model.num-importance-samples to 0 or at least 2."
             )
         self.populate_poses()
-        config.matches.validate()
-        self.matches = Matches.of(self.kwargs.get("metadata", {}))
         self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
         self._follow_start()
         self.field = config.field.setup(
@@ -309,17 +303,13 @@ class HashPoseModel(PoseRefiningModel):
         self.curriculum.total_steps = total_steps
 
     def _follow_start(self) -> None:
-        """Has curriculum and term of matches follow the start, which is trusted or not."""
-        config, optimizer = self.config, self.camera_optimizer
-        trusted, curriculum, matches = config.camera_optimizer.trusted, config.curriculum, config.matches
-        self.follows_trusted = optimizer.is_trusted
+        """Has the curriculum follow the start, which is trusted or not."""
+        config = self.config.curriculum
+        self.follows_trusted = self.camera_optimizer.is_trusted
         if self.follows_trusted:
-            curriculum = dataclasses.replace(curriculum, window=trusted.window)
-            matches = dataclasses.replace(matches, weight=trusted.match_weight, fade=trusted.match_fade)
-        curriculum.validate()
-        self.curriculum.config, self.match_term = curriculum, matches
-        optimizer.terms_until = matches.fade if self.matches is not None and matches.weight > 0 else 0.0
-        optimizer.terms = {"match_loss": self._match_loss} if optimizer.terms_until > 0 else {}
+            config = dataclasses.replace(config, window=self.config.camera_optimizer.trusted.window)
+        config.validate()
+        self.curriculum.config = config
 
     def update_to_step(self, step: int) -> None:
         """Sets everything that depends on the step of training."""
@@ -454,14 +444,6 @@ class HashPoseModel(PoseRefiningModel):
         if self.config.background_color == "last_sample":
             background = colors[..., -1, :]
         return rgb if background is None else rgb + background * (1.0 - accumulation), accumulation
-
-    def _match_loss(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, ""]:
-        """The weighted term of matches, of some drawn after all that the step's rays and samples are drawn from."""
-        assert self.matches is not None
-        if self.matches.images.device != camera_to_worlds.device:
-            self.matches = self.matches.to(camera_to_worlds.device)
-        weight = self.match_term.weight_at(self.current_step / self.total_steps)
-        return weight * match_loss(self.matches, camera_to_worlds, self.match_term)
 
     def get_loss_dict(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Any], metrics_dict: Optional[Dict] = None

@@ -279,7 +279,9 @@ def migrate(state: Dict[str, Tensor]) -> None:
         raise HashPoseError("The checkpoint was written by a newer version of hashpose; update with pip.")
     if version < 2:
         state.setdefault("camera_optimizer.fallen_back", torch.ones(()))
-    if version < 3:  # every start was trained from as if it were far off
+    if version < 3:
+        initial = state["camera_optimizer.initial_camera_to_worlds"]
+        state.setdefault("camera_optimizer.base_camera_to_worlds", initial.clone())
         state.setdefault("camera_optimizer.trusted", torch.tensor(False))
     state["format"] = torch.tensor(FORMAT)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
+from typing import Dict, Literal, Optional, Protocol, Sequence, Set, Tuple, Type, Union
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,8 +20,21 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils import poses as pose_utils
 
-PoseTerm = Callable[[Float[Tensor, "num_cameras 3 4"]], Float[Tensor, ""]]
-"""A term of the loss: from all refined poses to a number."""
+
+class PoseTerm(Protocol):
+    """A term of the loss that looks at poses alone."""
+
+    @property
+    def until(self) -> float:
+        """Fraction of training at which it has faded out."""
+
+    def __call__(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], progress: float) -> Float[Tensor, ""]:
+        """The term.
+
+        Args:
+            camera_to_worlds: all refined poses, OpenGL axes.
+            progress: fraction of training.
+        """
 
 
 @dataclass
@@ -97,17 +110,19 @@ class PoseOptimizer(CameraOptimizer):
         initial_camera_to_worlds: [N, 3, 4] poses that training starts from.
         reference_camera_to_worlds: [N, 3, 4] poses that errors are measured against.
         image_names: [N] file names, with folders, by which cameras can be frozen.
-        trusted: whether the start is right to a fraction of a degree.
     """
 
     config: PoseOptimizerConfig
     initial_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    """The poses that came in: given, perturbed or unknown."""
+    base_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    """Where refinement starts, and what corrections correct: the initial poses, or better ones that matches gave."""
+    trusted: Bool[Tensor, ""]
+    """Whether matches say that the start is right to a fraction of a degree: then `config.trusted` is the schedule."""
     reference_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
     trainable: Tensor
     fallen_back: Float[Tensor, ""]
     """Factor on the poses' learning rate since cameras were put back to their initial poses; 1 where they were not."""
-    trusted: Bool[Tensor, ""]
-    """Whether the start is right to a fraction of a degree: then `config.trusted` is the schedule."""
 
     def __init__(
         self,
@@ -117,7 +132,6 @@ class PoseOptimizer(CameraOptimizer):
         initial_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]] = None,
         reference_camera_to_worlds: Optional[Float[Tensor, "num_cameras 3 4"]] = None,
         image_names: Sequence[str] = (),
-        trusted: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(config, num_cameras, device)
@@ -129,23 +143,26 @@ class PoseOptimizer(CameraOptimizer):
         trainable = torch.ones(num_cameras, dtype=torch.bool)
         trainable[frozen_indices(config.frozen_cameras, self.image_names)] = False
         self.register_buffer("initial_camera_to_worlds", initial_camera_to_worlds.clone().float().to(device))
+        self.register_buffer("base_camera_to_worlds", self.initial_camera_to_worlds.clone())
+        self.register_buffer("trusted", torch.zeros((), dtype=torch.bool, device=device))
         self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
         self.register_buffer("trainable", trainable.to(device), persistent=False)
         self.register_buffer("fallen_back", torch.ones((), device=device))
-        self.register_buffer("trusted", torch.tensor(trusted, device=device))
         # The same as numbers: they are asked for every step, and reading a GPU's buffer waits for it.
         self.rate_scale = 1.0
-        self.is_trusted = trusted
+        self.is_trusted = False
+        self.rebased = False
+        """Whether refinement starts at other poses than the initial ones."""
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
         self.active = config.mode != "off"
         """Whether photographs move poses now, see `set_progress`. Standing still means no gradient at all: Adam's
         moments would remember zeros."""
         self.terms: Dict[str, PoseTerm] = {}
         """What else the loss says of the refined poses, by name."""
-        self.terms_until = 0.0
-        """Fraction of training at which these have faded out."""
+        self.progress = 0.0
+        """How far training is, see `set_progress`."""
         self.pulled = False
-        """Whether they move poses now. They do so before photographs, but not from a trusted start: it is their optimum
+        """Whether they move poses now. They do so before photographs, and not from a trusted start: it is their optimum
         already, and steps from a few matches at a time would only shake it."""
         self.turns = True
         """Whether rotations receive gradients now. Before, theirs are zero, as shifts are part of the same parameter;
@@ -164,6 +181,7 @@ class PoseOptimizer(CameraOptimizer):
     def _restore(self) -> None:
         self.rate_scale = float(self.fallen_back)
         self.is_trusted = bool(self.trusted)
+        self.rebased = not torch.equal(self.base_camera_to_worlds, self.initial_camera_to_worlds)
 
     @property
     def schedule(self) -> Union[PoseOptimizerConfig, TrustedStartConfig]:
@@ -172,12 +190,34 @@ class PoseOptimizer(CameraOptimizer):
 
     @property
     def has_moved(self) -> bool:
-        """Whether any camera is elsewhere than training started."""
-        return bool(self.pose_adjustment.any())
+        """Whether any camera is elsewhere than its initial pose."""
+        return self.rebased or self.is_corrected
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether any camera is elsewhere than where refinement started."""
+        return self.config.mode != "off" and bool(self.pose_adjustment.any())
+
+    @torch.no_grad()
+    def rebase(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], trusted: bool) -> None:
+        """Has refinement start at other poses than the initial ones. Frozen cameras stay at theirs.
+
+        Args:
+            camera_to_worlds: rigid poses, OpenGL axes.
+            trusted: whether they are right to a fraction of a degree.
+        """
+        start = camera_to_worlds.to(self.initial_camera_to_worlds)
+        self.base_camera_to_worlds.copy_(
+            torch.where(self.trainable[:, None, None], start, self.initial_camera_to_worlds)
+        )
+        self.trusted.fill_(trusted)
+        if self.config.mode != "off":
+            self.pose_adjustment.zero_()
+        self._restore()
 
     @torch.no_grad()
     def fall_back(self, rate: float) -> None:
-        """Puts all cameras that nobody holds back to their initial poses.
+        """Puts all cameras that nobody holds back to where refinement started.
 
         Args:
             rate: factor on their learning rate from then on; 0 keeps them there.
@@ -191,8 +231,14 @@ class PoseOptimizer(CameraOptimizer):
         if self.settling is not None:
             self.settling.forget()
 
+    @property
+    def terms_until(self) -> float:
+        """Fraction of training at which all terms have faded out; 0 where they are not needed."""
+        return 0.0 if self.is_trusted else max((term.until for term in self.terms.values()), default=0.0)
+
     def set_progress(self, progress: float) -> None:
         """Tells how far training is, as a fraction of it."""
+        self.progress = progress
         moving = self.config.mode != "off" and self.rate_factor(progress) > 0
         self.active = moving and progress >= self.schedule.start
         self.pulled = moving and progress < self.terms_until
@@ -210,7 +256,7 @@ class PoseOptimizer(CameraOptimizer):
         settled = self.settling.factor if self.settling is not None else 1.0
         factor = self.rate_scale * settled * (self.config.trusted.rate if self.is_trusted else 1.0)
         if progress < schedule.start:
-            return factor if progress < self.terms_until and not self.is_trusted else 0.0
+            return factor if progress < self.terms_until else 0.0
         return factor * (min((progress - schedule.start) / schedule.warmup, 1.0) if schedule.warmup > 0 else 1.0)
 
     def world_corrections(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
@@ -220,10 +266,20 @@ class PoseOptimizer(CameraOptimizer):
             by_terms: whether they have a gradient when `terms` move poses, in place of when photographs do.
         """
         if self.config.mode == "off":
-            return self._identity().repeat(self.num_cameras, 1, 1)
-        twists = self._moving_twists(by_terms)
-        corrections = corrections_to_world(exp_map_SE3(twists), self.initial_camera_to_worlds, self.config.side)
+            return self._to_base() if self.rebased else self._identity().repeat(self.num_cameras, 1, 1)
+        corrections = self._corrections_of_base(by_terms)
+        if self.rebased:
+            corrections = pose_utils.multiply(corrections, self._to_base())
         return self._but_frozen(corrections)
+
+    def _corrections_of_base(self, by_terms: bool) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions D of the world with refined = D * base, of the learned corrections alone."""
+        twists = self._moving_twists(by_terms)
+        return corrections_to_world(exp_map_SE3(twists), self.base_camera_to_worlds, self.config.side)
+
+    def _to_base(self) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions of the world from the initial poses to where refinement starts."""
+        return pose_utils.multiply(self.base_camera_to_worlds, pose_utils.inverse(self.initial_camera_to_worlds))
 
     def _identity(self) -> Float[Tensor, "3 4"]:
         return torch.eye(3, 4, device=self.initial_camera_to_worlds.device)
@@ -249,15 +305,15 @@ class PoseOptimizer(CameraOptimizer):
 
     @torch.no_grad()
     def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
-        """Puts a camera somewhere: its correction becomes the twist that takes the initial pose there.
+        """Puts a camera somewhere: its correction becomes the twist that takes it there from where it started.
 
         Args:
             index: a training camera that is refined.
             camera_to_world: rigid pose, OpenGL axes.
         """
-        initial, target = self.initial_camera_to_worlds[index].double(), camera_to_world.double()
-        motion = pose_utils.multiply(target, pose_utils.inverse(initial))
-        frame = correction_frame(initial, self.config.side)
+        start, target = self.base_camera_to_worlds[index].double(), camera_to_world.double()
+        motion = pose_utils.multiply(target, pose_utils.inverse(start))
+        frame = correction_frame(start, self.config.side)
         if frame is not None:
             motion = pose_utils.multiply(pose_utils.multiply(pose_utils.inverse(frame), motion), frame)
         self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
@@ -283,7 +339,7 @@ class PoseOptimizer(CameraOptimizer):
 
     def apply_to_raybundle(self, raybundle: RayBundle) -> None:
         """Moves rays of training cameras, generated from the initial poses, to the refined poses, in place."""
-        if self.config.mode == "off":
+        if self.config.mode == "off" and not self.rebased:
             return
         assert raybundle.camera_indices is not None
         move_rays(raybundle, self.world_corrections(), raybundle.camera_indices[..., 0])
@@ -308,7 +364,7 @@ class PoseOptimizer(CameraOptimizer):
     def _add_terms(self, loss_dict: dict) -> None:
         if self.pulled and not self.paused:
             for name, term in self.terms.items():
-                loss_dict[name] = term(self.refined_camera_to_worlds(by_terms=True))
+                loss_dict[name] = term(self.refined_camera_to_worlds(by_terms=True), self.progress)
 
     def get_metrics_dict(self, metrics_dict: dict) -> None:
         """Pose errors are reported by the pipeline, from `cameras/alignment.py`."""

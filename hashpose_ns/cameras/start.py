@@ -24,8 +24,6 @@ class TrainingCameras:
     """File names of the images, with folders."""
     half_extent: Tuple[float, float]
     """Tangents of the largest half field of view in x and y."""
-    trusted: bool = False
-    """Whether the initial poses are right to a fraction of a degree, for all that is known of them."""
 
     def into(self, metadata: Dict[str, Any]) -> None:
         """Puts it into a dataset's metadata."""

@@ -20,10 +20,6 @@ class TrustedStartConfig:
     """Factor on the poses' learning rate."""
     window: Tuple[float, float] = (0.0, 0.1)
     """The curriculum's window, in fractions of training. Fine levels may open before poses move: they are right."""
-    match_weight: float = 1e-3
-    """Weight of the term of matches, see `MatchTermConfig.weight`."""
-    match_fade: float = 1.0
-    """Fraction of training at which the term of matches has faded out."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
@@ -31,7 +27,5 @@ class TrustedStartConfig:
             raise HashPoseError(
                 "camera-optimizer.trusted.start and .warmup are fractions of training; their sum is at most 1."
             )
-        if self.rate < 0 or self.match_weight < 0:
-            raise HashPoseError("camera-optimizer.trusted.rate and .match-weight must not be negative.")
-        if not 0 <= self.match_fade <= 1:
-            raise HashPoseError("camera-optimizer.trusted.match-fade is a fraction of training.")
+        if self.rate < 0:
+            raise HashPoseError(f"camera-optimizer.trusted.rate is a factor, not {self.rate}.")

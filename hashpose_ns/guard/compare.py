@@ -52,16 +52,18 @@ def compare_poses(
     return decide(compare_errors(scene, initial, aligned, steps, config), movement(initial, aligned), config)
 
 
-def judge_refinement(scene: PosedScene, config: GuardConfig) -> Verdict:
-    """Judges refined poses, as they are now, against those its training started from.
+def judge_refinement(scene: PosedScene, config: GuardConfig, since_base: bool = False) -> Verdict:
+    """Judges refined poses, as they are now, against the initial ones.
 
     Args:
         scene: as in `compare_poses`.
         config: settings.
+        since_base: judge them against where refinement started instead, which matches may have moved.
     """
-    refined = scene.poses.refined_camera_to_worlds().detach()
-    steps = config.steps_for(scene.total_steps)
-    return compare_poses(scene, scene.poses.initial_camera_to_worlds, refined, steps, config)
+    poses = scene.poses
+    earlier = poses.base_camera_to_worlds if since_base else poses.initial_camera_to_worlds
+    refined = poses.refined_camera_to_worlds().detach()
+    return compare_poses(scene, earlier, refined, config.steps_for(scene.total_steps), config)
 
 
 def run_guard(scene: PosedScene, config: GuardConfig) -> GuardReport:

@@ -55,9 +55,9 @@ def fall_back_unless_helped(scene: PosedScene, adam: Optimizer, config: GuardCon
         What was found and done, in words.
     """
     optimizer = scene.poses
-    if not optimizer.has_moved:
+    if not optimizer.is_corrected:
         return "poses are where they started"
-    verdict = judge_refinement(scene, config)
+    verdict = judge_refinement(scene, config, since_base=True)
     found = in_words(verdict)
     no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
     if verdict.verdict != "hurt" and not (last and no_better):

@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from hashpose_ns.errors import HashPoseError
+from hashpose_ns.matches.config import MatchTermConfig
 from hashpose_ns.matches.matches import Matches
 
 ALONG_BASELINE = 0.02
 """Sine of the angle to the baseline below which a ray's epipolar line is softened: at the epipole it has no direction,
 and a short way from it a small turn of the camera turns it far."""
-
-
-@dataclass
-class MatchTermConfig:
-    """The term of matches in the training loss."""
-
-    weight: float = 1e-3
-    """Weight of the term at the start of training, beside the photometric loss; 0 leaves it out."""
-    fade: float = 0.5
-    """Fraction of training at which the term has faded out. It falls linearly from the start."""
-    per_step: int = 4096
-    """Matches that are drawn for a step; all of them where there are no more."""
-    scale: float = 0.5
-    """Distance in pixels from which matches pull less the further they are away, as wrong ones are."""
-
-    def validate(self) -> None:
-        """Raises HashPoseError where a setting is out of range."""
-        if self.weight < 0 or self.per_step < 1 or self.scale <= 0:
-            raise HashPoseError(
-                "--pipeline.model.matches.weight must not be negative, .per-step must be at least 1 and .scale above 0."
-            )
-        if not 0 <= self.fade <= 1:
-            raise HashPoseError(f"--pipeline.model.matches.fade is a fraction of training, not {self.fade}.")
-
-    def weight_at(self, progress: float) -> float:
-        """The term's weight at a fraction of training."""
-        return self.weight * max(1.0 - progress / self.fade, 0.0) if self.fade > 0 else 0.0
 
 
 def epipolar_distances(
@@ -106,3 +77,32 @@ def match_loss(
         matches = Matches(matches.images[chosen], matches.points[chosen], matches.focals)
     relative = epipolar_distances(matches, camera_to_worlds) / config.scale
     return 0.5 * config.scale**2 * torch.log1p(relative.square()).mean()
+
+
+class MatchTerm:
+    """The term of matches, as a `PoseTerm`.
+
+    Args:
+        matches: at least one.
+        config: settings.
+    """
+
+    def __init__(self, matches: Matches, config: MatchTermConfig) -> None:
+        self.matches = matches
+        self.config = config
+
+    @property
+    def until(self) -> float:
+        """Fraction of training at which it has faded out."""
+        return self.config.fade if self.config.weight > 0 else 0.0
+
+    def __call__(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], progress: float) -> Float[Tensor, ""]:
+        """The weighted loss, of some matches drawn after all that the step's rays and samples are drawn from.
+
+        Args:
+            camera_to_worlds: all refined poses, OpenGL axes.
+            progress: fraction of training.
+        """
+        if self.matches.images.device != camera_to_worlds.device:
+            self.matches = self.matches.to(camera_to_worlds.device)
+        return self.config.weight_at(progress) * match_loss(self.matches, camera_to_worlds, self.config)

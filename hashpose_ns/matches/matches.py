@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-METADATA_KEY = "matches"
-"""Where they travel from the datamanager to the model, in the training dataset's metadata."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +35,3 @@ class Matches:
     def to(self, device: torch.device | str) -> Matches:
         """The same on another device."""
         return Matches(self.images.to(device), self.points.to(device), self.focals.to(device))
-
-    def into(self, metadata: Dict[str, Any]) -> None:
-        """Puts it into a dataset's metadata."""
-        metadata[METADATA_KEY] = self
-
-    @staticmethod
-    def of(metadata: Dict[str, Any]) -> Matches | None:
-        """What a dataset's metadata holds; None where images were not matched, or without any match."""
-        matches = metadata.get(METADATA_KEY)
-        return matches if matches is not None and len(matches) else None

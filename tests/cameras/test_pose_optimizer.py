@@ -323,7 +323,8 @@ def test_delay_and_warm_up_of_the_rate():
 
 def test_initial_and_reference_poses_are_part_of_the_checkpoint():
     optimizer = make()
-    saved = {"initial_camera_to_worlds", "reference_camera_to_worlds", "pose_adjustment", "fallen_back", "trusted"}
+    poses = {f"{which}_camera_to_worlds" for which in ("initial", "base", "reference")}
+    saved = {*poses, "pose_adjustment", "fallen_back", "trusted"}
     assert saved == set(optimizer.state_dict())
     other = PoseOptimizer(PoseOptimizerConfig(), N, "cpu", random_poses(seed=9), random_poses(seed=10), NAMES)
     other.load_state_dict(optimizer.state_dict())
@@ -333,12 +334,20 @@ def test_initial_and_reference_poses_are_part_of_the_checkpoint():
 # -- trusted starts ----------------------------------------------------------------------------------------------------
 
 
-def make_trusted(trusted: bool = True, terms_until: float = 0.0) -> PoseOptimizer:
+class Pull:
+    """A term of poses that is there for some time."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+    def __call__(self, camera_to_worlds: torch.Tensor, progress: float) -> torch.Tensor:
+        return (1 + progress) * camera_to_worlds.square().sum()
+
+
+def make_trusted(trusted: bool = True, **settings) -> PoseOptimizer:
     schedule = TrustedStartConfig(start=0.4, warmup=0.2, rate=0.25)
-    optimizer = PoseOptimizerConfig(start=0.1, warmup=0.0, trusted=schedule).setup(
-        num_cameras=N, device="cpu", initial_camera_to_worlds=random_poses(), trusted=trusted
-    )
-    optimizer.terms_until = terms_until
+    optimizer = make(start=0.1, warmup=0.0, trusted=schedule, **settings)
+    optimizer.rebase(random_poses(), trusted)
     return optimizer
 
 
@@ -351,7 +360,7 @@ def test_a_trusted_start_has_a_schedule_of_its_own():
     restored = make_trusted(False)
     restored.load_state_dict(near.state_dict())
     assert restored.is_trusted, "a resumed run goes on by the schedule it began with"
-    for wrong in ({"start": 0.9, "warmup": 0.2}, {"rate": -1.0}, {"match_weight": -1.0}, {"match_fade": 2.0}):
+    for wrong in ({"start": 0.9, "warmup": 0.2}, {"rate": -1.0}):
         with pytest.raises(HashPoseError, match="camera-optimizer.trusted"):
             make(trusted=TrustedStartConfig(**wrong))
 
@@ -362,21 +371,34 @@ def moved_by(optimizer: PoseOptimizer, progress: float) -> tuple:
     return tuple(optimizer.refined_camera_to_worlds(by_terms).requires_grad for by_terms in (False, True))
 
 
-def test_matches_move_poses_before_photographs_do():
+def test_terms_move_poses_before_photographs_do():
     optimizer = make(start=0.4, warmup=0.2)
-    optimizer.terms_until = 0.8
+    optimizer.terms["pull"] = Pull(until=0.8)
     moved = {progress: moved_by(optimizer, progress) for progress in (0.0, 0.4, 0.5, 0.9)}
     assert moved == {0.0: (False, True), 0.4: (False, False), 0.5: (True, True), 0.9: (True, False)}, (
         "at 0.4 the rate of the warm-up is 0"
     )
     assert [optimizer.rate_factor(progress) for progress in (0.0, 0.5, 0.9)] == pytest.approx([1.0, 0.5, 1.0])
-    trusted = make_trusted(terms_until=0.8)
-    moved = {progress: moved_by(trusted, progress) for progress in (0.0, 0.5, 0.9)}
-    assert moved == {0.0: (False, False), 0.5: (True, True), 0.9: (True, False)}, "matches have made this start"
+    losses: dict = {}
+    optimizer.set_progress(0.5)
+    optimizer.get_loss_dict(losses)
+    (gradient,) = torch.autograd.grad(losses["pull"], optimizer.pose_adjustment)
+    assert float(losses["pull"]) == pytest.approx(1.5 * float(random_poses().square().sum()))
+    assert bool(gradient.any())
     optimizer.set_progress(0.0)
     optimizer.fall_back(0.0)
-    assert not optimizer.refined_camera_to_worlds(by_terms=True).requires_grad
-    off = make(mode="off")
-    off.terms_until = 1.0
-    off.set_progress(0.0)
-    assert not off.pulled
+    assert moved_by(optimizer, 0.0) == (False, False)
+
+
+def test_terms_are_left_out_where_they_have_nothing_to_say():
+    for optimizer in (make_trusted(), make_trusted(False, mode="off")):
+        optimizer.terms["pull"] = Pull(until=0.8)
+        optimizer.set_progress(0.5)
+        losses: dict = {}
+        optimizer.get_loss_dict(losses)
+        assert losses == {}, "a trusted start is their optimum already"
+    paused = make_trusted(False)
+    paused.terms["pull"], paused.paused = Pull(until=0.8), True
+    paused.set_progress(0.5)
+    paused.get_loss_dict(losses)
+    assert losses == {}

@@ -12,7 +12,8 @@ from hashpose_ns.cameras.alignment import Similarity, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig, perturb_poses
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.matches.epipolar import MatchTermConfig, epipolar_distances, match_loss
+from hashpose_ns.matches.config import MatchTermConfig
+from hashpose_ns.matches.epipolar import MatchTerm, epipolar_distances, match_loss
 from hashpose_ns.matches.matches import Matches
 
 N, FOCALS = 6, torch.tensor([400.0, 410.0, 420.0, 430.0, 440.0, 450.0])
@@ -118,13 +119,15 @@ def test_cameras_come_back_in_spite_of_wrong_matches(noise, wrong, left):
     matches = make_matches(make_poses(), wrong=wrong)
     matches = Matches(matches.images, matches.points.float(), matches.focals)
     optimizer = PoseOptimizer(PoseOptimizerConfig(), N, "cpu", turned(poses, noise), poses)
-    optimizer.terms_until = 1.0
+    optimizer.terms["match_loss"] = MatchTerm(matches, MatchTermConfig(weight=1.0))
     optimizer.set_progress(0.0)
     adam = torch.optim.Adam(optimizer.parameters(), lr=3e-3)
     decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.01 ** (1 / 250))
     for _ in range(250):
         adam.zero_grad()
-        match_loss(matches, optimizer.refined_camera_to_worlds(by_terms=True), MatchTermConfig()).backward()
+        losses: dict = {}
+        optimizer.get_loss_dict(losses)
+        losses["match_loss"].backward()
         adam.step()
         decay.step()
     before = pose_errors(turned(poses, noise), poses).rotation_deg.mean()
@@ -154,15 +157,13 @@ def test_the_term_fades_and_its_settings_are_checked():
     assert [term.weight_at(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [2.0, 1.0, 0.0, 0.0]
     assert MatchTermConfig(fade=0.0).weight_at(0.0) == 0.0
     for wrong in ({"weight": -1.0}, {"per_step": 0}, {"scale": 0.0}, {"fade": 1.5}):
-        with pytest.raises(HashPoseError, match="pipeline.model.matches"):
+        with pytest.raises(HashPoseError, match="matches.term"):
             MatchTermConfig(**wrong).validate()
 
 
-def test_what_travels_to_the_model():
-    matches = make_matches(make_poses())
-    metadata: dict = {}
-    assert Matches.of(metadata) is None
-    matches.into(metadata)
-    assert Matches.of(metadata) is matches
-    Matches(matches.images[:0], matches.points[:0], matches.focals).into(metadata)
-    assert Matches.of(metadata) is None, "no match is no term"
+def test_the_term_is_the_weighted_loss():
+    poses, matches = turned(make_poses(), 0.05), make_matches(make_poses())
+    config = MatchTermConfig(weight=2.0, fade=0.5, per_step=len(matches))
+    term = MatchTerm(matches, config)
+    assert float(term(poses, 0.25)) == pytest.approx(float(match_loss(matches, poses, config)))
+    assert (term.until, MatchTerm(matches, MatchTermConfig(weight=0.0)).until) == (0.5, 0.0)
