@@ -198,6 +198,16 @@ class PoseOptimizer(CameraOptimizer):
         """Whether any camera is elsewhere than where refinement started."""
         return self.config.mode != "off" and bool(self.pose_adjustment.any())
 
+    def doubtful_cameras(self) -> Set[int]:
+        """Cameras that may be far from where they belong: all of them, but from a trusted start only those that it left
+        at their initial poses while it moved others."""
+        if not self.is_trusted:
+            return set(range(self.num_cameras))
+        if not self.rebased:
+            return set()
+        moved = (self.base_camera_to_worlds != self.initial_camera_to_worlds).flatten(1).any(dim=1).tolist()
+        return {index for index in range(self.num_cameras) if not moved[index]}
+
     @torch.no_grad()
     def rebase(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], trusted: bool) -> None:
         """Has refinement start at other poses than the initial ones. Frozen cameras stay at theirs.

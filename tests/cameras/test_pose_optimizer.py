@@ -402,3 +402,13 @@ def test_terms_are_left_out_where_they_have_nothing_to_say():
     paused.set_progress(0.5)
     paused.get_loss_dict(losses)
     assert losses == {}
+
+
+def test_a_trusted_start_leaves_in_doubt_whom_it_could_not_place():
+    far, given = make_trusted(False), make_trusted()
+    placed = random_poses()
+    placed[[0, 3]] = random_poses(seed=5)[[0, 3]]
+    some = make_trusted()
+    some.rebase(placed, trusted=True)
+    assert far.doubtful_cameras() == set(range(N)) and given.doubtful_cameras() == set()
+    assert some.doubtful_cameras() == {1, 2, 4}
