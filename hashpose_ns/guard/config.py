@@ -26,6 +26,10 @@ class GuardConfig:
     training is the field's. Empty never looks."""
     fallback_rate: float = 0.1
     """Factor on the poses' learning rate each time that cameras have gone back, but for the last."""
+    keep_trusted: bool = False
+    """At the last look, leave poses that began at trusted ones where they are if they fit no worse.
+    What is left to gain there, tenths of a degree, is less than held-out pixels can tell from nothing. For fields that
+    are finer than what matches see."""
     steps: int = 0
     """Steps that the judging field is trained on both sets of poses; it then takes half as many on each. 0 takes 5 % of
     training's, at least 200 and at most 2000."""

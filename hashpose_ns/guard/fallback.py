@@ -52,7 +52,7 @@ def fall_back_unless_helped(
     matched: Optional[MatchedImages] = None,
 ) -> str:
     """Judges the refined poses in the middle of training; if they fit held-out pixels worse than those training started
-    from, and at the last look also if they fit no better, cameras return there.
+    from, and at the last look also if they fit no better (but see `GuardConfig.keep_trusted`), cameras return there.
 
     With errors of tenths of a pixel, refinement at rates that are made for large ones does more harm than good, and
     held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are.
@@ -71,7 +71,8 @@ def fall_back_unless_helped(
         return "poses are where they started"
     verdict = judge_refinement(scene, config, since_base=True, matched=matched)
     found = in_words(verdict)
-    no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
+    kept = config.keep_trusted and optimizer.is_trusted
+    no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first)) and not kept
     if verdict.verdict != "hurt" and not (last and no_better):
         return found
     rate = 0.0 if last else config.fallback_rate
