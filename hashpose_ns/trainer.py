@@ -162,6 +162,9 @@ class HashPoseTrainer(Trainer):
             self.config.pipeline.run_folder = self.base_dir
             self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
+            for strategy in self.strategies:
+                if isinstance(strategy, StartFromMatches) and strategy.images is not None:
+                    self.pipeline.pose_panel.show_matches(strategy.images, strategy.said)
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())

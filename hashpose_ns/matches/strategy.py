@@ -30,6 +30,10 @@ class StartFromMatches(PoseStrategy):
         self.config = config
         self.start: Optional[MatchedStart] = None
         """What was found, in the process that began the training."""
+        self.images: Optional[MatchedImages] = None
+        """Matches, in that process."""
+        self.said = ""
+        """What came of them, in one sentence without its full stop."""
 
     def validate(self) -> None:
         self.config.features.validate()
@@ -38,7 +42,7 @@ class StartFromMatches(PoseStrategy):
         if self.config.start == "off" or resumed:
             return
         try:
-            images = matched_images(scene, self.config)
+            self.images = images = matched_images(scene, self.config)
         except NoMatches as reason:
             if self.config.start == "always":
                 raise HashPoseError(f"Training cannot start at poses from matches, because {reason}.") from reason
@@ -46,25 +50,30 @@ class StartFromMatches(PoseStrategy):
             return
         initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()
         self.start = start_from_matches(images, initial.numpy(), self.config, known=are_known(initial))
-        say(f"matches: {in_words(self.start)}")
+        self.said = in_words(self.start)
+        say(f"matches: {self.said}")
         if self.start.trusted:
             scene.poses.rebase(torch.from_numpy(self.start.camera_to_worlds), trusted=True)
 
 
-def matched_images(scene: PosedScene, config: MatchConfig) -> MatchedImages:
+def matched_images(scene: PosedScene, config: MatchConfig, only_cached: bool = False) -> MatchedImages:
     """The matches between a scene's training images.
 
+    Args:
+        scene: images, their cameras, and initial poses, by which pairs of many images are chosen.
+        config: settings.
+        only_cached: whether to take what the user's cache has, and compute nothing.
+
     Raises:
-        NoMatches: there can be none.
+        NoMatches: there can be none, or with `only_cached` there are none.
     """
     outputs = scene.train_outputs
     files = [Path(name) for name in outputs.image_filenames]
     masks = [Path(name) for name in outputs.mask_filenames] if outputs.mask_filenames is not None else None
     initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()
     known = initial.numpy() if are_known(initial) else None
-    return find_matches(
-        files, outputs.cameras, masks, pairs_to_match(known, len(files), config.features), config.features
-    )
+    pairs = pairs_to_match(known, len(files), config.features)
+    return find_matches(files, outputs.cameras, masks, pairs, config.features, only_cached)
 
 
 def are_known(camera_to_worlds: torch.Tensor) -> bool:
