@@ -23,7 +23,8 @@ from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
-from hashpose_ns.matches.strategy import StartFromMatches
+from hashpose_ns.matches.features import MatchedImages
+from hashpose_ns.matches.strategy import StartFromMatches, in_words
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
@@ -110,7 +111,8 @@ class HashPoseTrainerConfig(TrainerConfig):
 
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
-        return [StartFromMatches(self.matches), FallBack(self.guard), Recovery(self.recovery), Settle()]
+        start = StartFromMatches(self.matches)
+        return [start, FallBack(self.guard, lambda: start.images), Recovery(self.recovery), Settle()]
 
 
 @exits_on_user_error
@@ -162,9 +164,7 @@ class HashPoseTrainer(Trainer):
             self.config.pipeline.run_folder = self.base_dir
             self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
-            for strategy in self.strategies:
-                if isinstance(strategy, StartFromMatches) and strategy.images is not None:
-                    self.pipeline.pose_panel.show_matches(strategy.images, strategy.said)
+            self._show_matches()
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
@@ -315,12 +315,23 @@ class HashPoseTrainer(Trainer):
         CONSOLE.print("Guard: judging the initial and the refined poses by held-out pixels ...")
         try:
             with self.train_lock:
-                report = run_guard(self.scene, self.config.guard)
+                report = run_guard(self.scene, self.config.guard, self._matched())
             report.write(self.base_dir)
             report.print()
             self.pipeline.pose_panel.show_verdict(report)
         except (HashPoseError, RuntimeError) as error:  # such as memory that is not there
             CONSOLE.print(f"Guard: no verdict. {one_line(error)}", soft_wrap=True)
+
+    def _matched(self) -> Optional[MatchedImages]:
+        """Matches between the training images, where training has them."""
+        return next((each.images for each in self.strategies if isinstance(each, StartFromMatches)), None)
+
+    def _show_matches(self) -> None:
+        """Hands matches, and what came of them, to the viewer's panel."""
+        for each in self.strategies:
+            if isinstance(each, StartFromMatches) and each.images is not None:
+                said = in_words(each.start) if each.start is not None else ""  # where training is resumed
+                self.pipeline.pose_panel.show_matches(each.images, said)
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from hashpose_ns.atomic import whole_file
@@ -237,7 +237,7 @@ def _normalised(descriptors: np.ndarray) -> Float[Tensor, "num_keypoints 128"]:
 
 def nearest_both_ways(
     first: Float[Tensor, "num_first 128"], second: Float[Tensor, "num_second 128"]
-) -> Int[np.ndarray, "num_matches 2"]:
+) -> Integer[np.ndarray, "num_matches 2"]:
     """Keypoints that are each other's nearest, by the ratio test; COLMAP's rules, as one matrix product, which takes a
     tenth of the time of its CPU matcher.
 
