@@ -296,6 +296,7 @@ def test_the_trainer_hands_its_matches_to_the_panel_and_the_cache_does_later(tmp
     for name in ("pixels", "matches"):
         pairs = zip(getattr(run.live._matches.images, name), getattr(strategy.images, name))
         assert all(np.array_equal(one, other) for one, other in pairs)
+    run.advance(1)
     run.end()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     with pytest.raises(NoMatches, match="not in the cache"):
