@@ -13,6 +13,7 @@ from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.model import HashPoseModelConfig
 from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
@@ -54,6 +55,11 @@ def _guard() -> GuardConfig:
     return GuardConfig(mode="report", fallback_at=(0.3, 0.55))
 
 
+def _matches() -> MatchConfig:
+    """Where poses are somebody's own: a start from matches, if they can be believed."""
+    return MatchConfig(start="auto")
+
+
 hashpose = MethodSpecification(
     config=_trainer(
         "hashpose",
@@ -68,6 +74,7 @@ hashpose = MethodSpecification(
         steps_per_save=2000,
         steps_per_eval_all_images=30_000,
         guard=_guard(),
+        matches=_matches(),
     ),
     description="Captures with imperfect poses: refines cameras and a hash-grid field together.",
 )
@@ -172,6 +179,7 @@ def _small_trainer(
         steps_per_eval_all_images=100_000,
         recovery=recovery,
         guard=_guard(),
+        matches=_matches(),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Callable, Optional
 from torch.optim import Optimizer
 
 from hashpose_ns.errors import HashPoseError, one_line
-from hashpose_ns.guard.compare import in_words, judge_refinement
+from hashpose_ns.guard.compare import DOUBTS, in_words, judge_refinement
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.report import back_sentence
 from hashpose_ns.guard.verdict import can_decide
@@ -55,7 +55,8 @@ def fall_back_unless_helped(
     from, and at the last look also if they fit no better, cameras return there.
 
     With errors of tenths of a pixel, refinement at rates that are made for large ones does more harm than good, and
-    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are.
+    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are; so do those that
+    started from matches, unless these fit worse.
 
     Args:
         scene: in training; of it, only poses are touched.
@@ -71,9 +72,17 @@ def fall_back_unless_helped(
         return "poses are where they started"
     verdict = judge_refinement(scene, config, since_base=True, matched=matched)
     found = in_words(verdict)
-    no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
-    if verdict.verdict != "hurt" and not (last and no_better):
+    if optimizer.rebased:
+        # What matches gave is tenths of a degree off. Pixels may not see that it gets better, matches see when it gets
+        # worse.
+        back = verdict.verdict == "hurt" or verdict.matches_contradict
+    else:
+        no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
+        back = verdict.verdict == "hurt" or (last and no_better)
+    if not back:
         return found
+    if verdict.matches_contradict and verdict.doubt is None:
+        found = f"{found}, and {DOUBTS['matches']}"
     rate = 0.0 if last else config.fallback_rate
     optimizer.fall_back(rate)
     for moment in moments(adam, optimizer.pose_adjustment):
