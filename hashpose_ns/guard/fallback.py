@@ -72,16 +72,15 @@ def fall_back_unless_helped(
         return "poses are where they started"
     verdict = judge_refinement(scene, config, since_base=True, matched=matched)
     found = in_words(verdict)
+    no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
     if optimizer.rebased:
         # What matches gave is tenths of a degree off. Pixels may not see that it gets better, matches see when it gets
         # worse.
-        back = verdict.verdict == "hurt" or verdict.matches_contradict
-    else:
-        no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
-        back = verdict.verdict == "hurt" or (last and no_better)
+        no_better = no_better and verdict.matches_lean
+    back = verdict.verdict == "hurt" or verdict.matches_contradict or (last and no_better)
     if not back:
         return found
-    if verdict.matches_contradict and verdict.doubt is None:
+    if verdict.matches_lean and verdict.doubt is None:
         found = f"{found}, and {DOUBTS['matches']}"
     rate = 0.0 if last else config.fallback_rate
     optimizer.fall_back(rate)

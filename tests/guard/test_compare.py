@@ -232,6 +232,7 @@ def refining(pipeline, true_poses):
 
     def begin(initial: torch.Tensor, refined: torch.Tensor):
         optimizer.initial_camera_to_worlds.copy_(initial)
+        optimizer.base_camera_to_worlds.copy_(initial)
         for index, pose in enumerate(refined):
             optimizer.set_refined(index, pose)
         optimizer.set_progress(0.5)
@@ -242,6 +243,7 @@ def refining(pipeline, true_poses):
     pipeline.model.set_training_length(20)
     yield begin
     optimizer.initial_camera_to_worlds.copy_(true_poses)
+    optimizer.base_camera_to_worlds.copy_(true_poses)
     optimizer.load_state_dict({**optimizer.state_dict(), "fallen_back": torch.ones(())})
     optimizer.held.clear()
     with torch.no_grad():
