@@ -18,7 +18,7 @@ from torch import Tensor
 from hashpose_ns.atomic import whole_file
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.datamanager import leave_out_points
-from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
+from hashpose_ns.errors import HashPoseError, background_errors_in_a_line, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
@@ -185,7 +185,7 @@ class HashPoseTrainer(Trainer):
         """Around setup and training: a signal ends it with a checkpoint and the exit code that shells give, a failure
         before the first step is done takes the run's folder back."""
         try:
-            with self.stop_signals:
+            with self.stop_signals, background_errors_in_a_line():
                 try:
                     yield
                 except Stopped as stopped:
