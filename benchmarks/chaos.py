@@ -153,7 +153,7 @@ class Chaos:
         self.seconds = time.monotonic() - begin
         self.end = last_state(self.work / "whole")
         self.export(self.work / "whole").wait(0)
-        self.poses = json.loads((self.work / "export" / "poses.json").read_text())
+        self.poses = self.exported()
 
     def train(self, output: Path, *more: Any, file_limit: Optional[int] = None) -> Process:
         """Starts training."""
@@ -168,6 +168,12 @@ class Chaos:
         shutil.rmtree(self.work / "export", ignore_errors=True)
         arguments = ["json", "--load-config", output / FOLDER / "config.yml", "--output-dir", self.work / "export"]
         return start(cli.entrypoint, *arguments)
+
+    def exported(self) -> Dict[str, Any]:
+        """What the last export wrote, but for the run's name."""
+        content = json.loads((self.work / "export" / "poses.json").read_text())
+        del content["run"]
+        return content
 
     def round(self, seed: str) -> str:
         """One round; what was done.
@@ -246,7 +252,7 @@ class Chaos:
         elif command == "json":
             output = self.export(output).wait(0, 1)
             if "Error:" not in output:
-                exported = json.loads((self.work / "export" / "poses.json").read_text())
+                exported = self.exported()
                 used = torch.load(sorted((run / CHECKPOINTS).glob("step-*.ckpt"))[-1])["step"]
                 if used == STEPS - 1 and path.name != "config.yml" and exported != self.poses:
                     raise Failed(f"{done}: exported other poses")

@@ -36,7 +36,7 @@ from hashpose_ns.runs.files import (
 )
 from hashpose_ns.runs.folder import RunFolder, claimed
 from hashpose_ns.runs.history import PoseHistory, is_recorded
-from hashpose_ns.stopping import Stopped, StopSignals
+from hashpose_ns.stopping import Stopped, StopSignals, exit_on_interrupt
 from hashpose_ns.viewer.config import ViewerConfig
 from nerfstudio.configs import base_config
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
@@ -63,6 +63,19 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Puts lost cameras back during training."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
     """The live viewer: who can reach it, and what it shows."""
+
+    def __post_init__(self) -> None:
+        if self.data is not None:  # the configuration that ns-train has chosen, and not one of those it chooses from
+            self._is_chosen()
+
+    def set_timestamp(self) -> None:
+        """As nerfstudio does, as the first thing with the configuration that it has chosen."""
+        self._is_chosen()
+        super().set_timestamp()
+
+    def _is_chosen(self) -> None:
+        if self.machine.num_devices * self.machine.num_machines == 1:  # of several processes nerfstudio takes care
+            exit_on_interrupt()
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         """Restores a configuration, and if it is that of a run (from its config.yml) tells the pipeline which."""

@@ -383,6 +383,16 @@ def test_a_run_that_is_stopped_before_the_first_step_leaves_nothing(scene, ns_tr
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    "moment", ["nerfstudio.configs.experiment_config.CONSOLE.rule", "nerfstudio.scripts.train._set_random_seed"]
+)
+def test_ctrl_c_while_nerfstudio_prints_or_launches_is_no_traceback(scene, ns_train, monkeypatch, tmp_path, moment):
+    monkeypatch.setattr(moment, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    outcome = ns_train("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene)
+    assert outcome.code == 130 and "Traceback" not in outcome.output, outcome.output[-3000:]
+    assert "Stopped by SIGINT before training began." in outcome.output
+
+
 # -- numbers that stop being numbers -----------------------------------------------------------------------------------
 
 
