@@ -20,6 +20,7 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
+        self.signum = signum
         self.name = signal.Signals(signum).name
         self.exit_code = 128 + signum
         """What a shell reports for a process that the signal ended."""
@@ -80,8 +81,8 @@ class StopSignals:
 
 
 def exit_on_interrupt() -> None:
-    """From here on Ctrl-C ends the process in a line and with exit code 130, unless `StopSignals` do better. For the start
-    of training, where nerfstudio lets the exception that Python raises end in a traceback, or swallows it."""
+    """From here on Ctrl-C ends the process in a line and with exit code 130, unless `StopSignals` do better. For the
+    start of training, where nerfstudio lets the exception that Python raises end in a traceback, or swallows it."""
     if threading.current_thread() is threading.main_thread():
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _exit)
