@@ -119,9 +119,12 @@ def start(entrypoint: Callable[[], None], *arguments: Any, file_limit: Optional[
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
         code = 1
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            code = 130  # nerfstudio still reads its command line, and nothing of hashpose has run
+        else:
+            traceback.print_exc()
     finally:
         os._exit(code)
 
