@@ -46,9 +46,10 @@ SAMPLERS = {
 }
 LOSSES = {"mse": nn.MSELoss, "smooth-l1": nn.SmoothL1Loss}
 
-FORMAT = 2
-"""Version of a checkpoint's format: 1 has no version in it; 2 has `format` and `camera_optimizer.fallen_back`. What
-brings earlier ones up to date is `hashpose_ns.pipeline.migrate`."""
+FORMAT = 3
+"""Version of a checkpoint's format: 1 has no version in it; 2 has `format` and `camera_optimizer.fallen_back`; 3 has
+`camera_optimizer.base_camera_to_worlds` and `.trusted`. What brings earlier ones up to date is
+`hashpose_ns.pipeline.migrate`."""
 
 
 @dataclass

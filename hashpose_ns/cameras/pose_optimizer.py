@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
+from typing import Callable, Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hashpose_ns.cameras.lie import exp_map_SE3, log_map_SE3
@@ -18,6 +18,9 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimize
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils import poses as pose_utils
+
+PoseTerm = Callable[[Float[Tensor, "num_cameras 3 4"]], Float[Tensor, ""]]
+"""A term of the loss: from all refined poses to a number."""
 
 
 @dataclass
@@ -95,6 +98,11 @@ class PoseOptimizer(CameraOptimizer):
 
     config: PoseOptimizerConfig
     initial_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    """The poses that came in: given, perturbed or unknown."""
+    base_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    """Where refinement starts, and what corrections correct: the initial poses, or better ones that matches gave."""
+    trusted: Bool[Tensor, ""]
+    """Whether matches say that the start is right to a fraction of a degree."""
     reference_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
     trainable: Tensor
     fallen_back: Float[Tensor, ""]
@@ -119,11 +127,18 @@ class PoseOptimizer(CameraOptimizer):
         trainable = torch.ones(num_cameras, dtype=torch.bool)
         trainable[frozen_indices(config.frozen_cameras, self.image_names)] = False
         self.register_buffer("initial_camera_to_worlds", initial_camera_to_worlds.clone().float().to(device))
+        self.register_buffer("base_camera_to_worlds", self.initial_camera_to_worlds.clone())
+        self.register_buffer("trusted", torch.zeros((), dtype=torch.bool, device=device))
         self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
         self.register_buffer("trainable", trainable.to(device), persistent=False)
         self.register_buffer("fallen_back", torch.ones((), device=device))
-        # The same as a number: it is asked for every step, and reading a GPU's buffer waits for it.
+        # The same as numbers: they are asked for every step, and reading a GPU's buffer waits for it.
         self.rate_scale = 1.0
+        self.is_trusted = False
+        self.rebased = False
+        """Whether refinement starts at other poses than the initial ones."""
+        self.terms: Dict[str, PoseTerm] = {}
+        """What else the loss says of the refined poses, by name."""
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
         self.active = config.mode != "off"
         """Whether poses receive gradients now, see `set_progress`. Standing still means no gradient at all: Adam's
@@ -143,15 +158,38 @@ class PoseOptimizer(CameraOptimizer):
 
     def _restore(self) -> None:
         self.rate_scale = float(self.fallen_back)
+        self.is_trusted = bool(self.trusted)
+        self.rebased = not torch.equal(self.base_camera_to_worlds, self.initial_camera_to_worlds)
 
     @property
     def has_moved(self) -> bool:
-        """Whether any camera is elsewhere than training started."""
+        """Whether any camera is elsewhere than its initial pose."""
+        return self.rebased or self.is_corrected
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether any camera is elsewhere than where refinement started."""
         return bool(self.pose_adjustment.any())
 
     @torch.no_grad()
+    def rebase(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], trusted: bool) -> None:
+        """Has refinement start at other poses than the initial ones. Frozen cameras stay at theirs.
+
+        Args:
+            camera_to_worlds: rigid poses, OpenGL axes.
+            trusted: whether they are right to a fraction of a degree.
+        """
+        start = camera_to_worlds.to(self.initial_camera_to_worlds)
+        self.base_camera_to_worlds.copy_(
+            torch.where(self.trainable[:, None, None], start, self.initial_camera_to_worlds)
+        )
+        self.trusted.fill_(trusted)
+        self.pose_adjustment.zero_()
+        self._restore()
+
+    @torch.no_grad()
     def fall_back(self, rate: float) -> None:
-        """Puts all cameras that nobody holds back to their initial poses.
+        """Puts all cameras that nobody holds back to where refinement started.
 
         Args:
             rate: factor on their learning rate from then on; 0 keeps them there.
@@ -186,10 +224,19 @@ class PoseOptimizer(CameraOptimizer):
     def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
         """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""
         if self.config.mode == "off":
-            return self._identity().repeat(self.num_cameras, 1, 1)
-        twists = self._moving_twists()
-        corrections = corrections_to_world(exp_map_SE3(twists), self.initial_camera_to_worlds, self.config.side)
+            return self._to_base() if self.rebased else self._identity().repeat(self.num_cameras, 1, 1)
+        corrections = self._corrections_of_base()
+        if self.rebased:
+            corrections = pose_utils.multiply(corrections, self._to_base())
         return self._but_frozen(corrections)
+
+    def _corrections_of_base(self) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions D of the world with refined = D * base, of the learned corrections alone."""
+        return corrections_to_world(exp_map_SE3(self._moving_twists()), self.base_camera_to_worlds, self.config.side)
+
+    def _to_base(self) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions of the world from the initial poses to where refinement starts."""
+        return pose_utils.multiply(self.base_camera_to_worlds, pose_utils.inverse(self.initial_camera_to_worlds))
 
     def _identity(self) -> Float[Tensor, "3 4"]:
         return torch.eye(3, 4, device=self.initial_camera_to_worlds.device)
@@ -215,15 +262,15 @@ class PoseOptimizer(CameraOptimizer):
 
     @torch.no_grad()
     def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
-        """Puts a camera somewhere: its correction becomes the twist that takes the initial pose there.
+        """Puts a camera somewhere: its correction becomes the twist that takes it there from where it started.
 
         Args:
             index: a training camera that is refined.
             camera_to_world: rigid pose, OpenGL axes.
         """
-        initial, target = self.initial_camera_to_worlds[index].double(), camera_to_world.double()
-        motion = pose_utils.multiply(target, pose_utils.inverse(initial))
-        frame = correction_frame(initial, self.config.side)
+        start, target = self.base_camera_to_worlds[index].double(), camera_to_world.double()
+        motion = pose_utils.multiply(target, pose_utils.inverse(start))
+        frame = correction_frame(start, self.config.side)
         if frame is not None:
             motion = pose_utils.multiply(pose_utils.multiply(pose_utils.inverse(frame), motion), frame)
         self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
@@ -245,7 +292,7 @@ class PoseOptimizer(CameraOptimizer):
 
     def apply_to_raybundle(self, raybundle: RayBundle) -> None:
         """Moves rays of training cameras, generated from the initial poses, to the refined poses, in place."""
-        if self.config.mode == "off":
+        if self.config.mode == "off" and not self.rebased:
             return
         assert raybundle.camera_indices is not None
         move_rays(raybundle, self.world_corrections(), raybundle.camera_indices[..., 0])
@@ -256,15 +303,21 @@ class PoseOptimizer(CameraOptimizer):
         return camera.camera_to_worlds
 
     def get_loss_dict(self, loss_dict: dict) -> None:
-        """Adds the squared penalties, where they are switched on."""
+        """Adds the squared penalties, where they are switched on, and the other terms."""
         if self.config.mode == "off":
             return
+        self._add_terms(loss_dict)
         if self.config.trans_l2_penalty or self.config.rot_l2_penalty:
             squares = self._moving_twists().square()
             loss_dict["camera_opt_regularizer"] = (
                 self.config.trans_l2_penalty * squares[:, :3].sum(-1).mean()
                 + self.config.rot_l2_penalty * squares[:, 3:].sum(-1).mean()
             )
+
+    def _add_terms(self, loss_dict: dict) -> None:
+        if self.active and not self.paused:
+            for name, term in self.terms.items():
+                loss_dict[name] = term(self.refined_camera_to_worlds())
 
     def get_metrics_dict(self, metrics_dict: dict) -> None:
         """Pose errors are reported by the pipeline, from `cameras/alignment.py`."""

@@ -23,6 +23,15 @@ class PoseStrategy:
     def validate(self) -> None:
         """Raises HashPoseError if a setting is out of range."""
 
+    def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
+        """Called once, before the optimizers are made.
+
+        Args:
+            scene: images and poses; the field is not trained.
+            resumed: whether a checkpoint is loaded afterwards, poses and all.
+            say: tells the user what was done.
+        """
+
     def before_step(self, scene: PosedScene, adam: Optimizer, step: int, say: Say) -> None:
         """Called before a training step.
 
