@@ -48,13 +48,13 @@ class ExportColmap(ExportWithPoints):
 
     def check(self, exported: ExportedCameras) -> None:
         """As for every export, and images, names and intrinsics."""
-        from hashpose_ns.export.colmap import check_names, colmap_cameras_of
+        from hashpose_ns.export.colmap import check_colmap_names, colmap_cameras_of
         from hashpose_ns.export.images import check_images
 
         super().check(exported)
         check_images(exported, self.images, self.output_dir)
         if self.update is None:
-            check_names(exported.names, self.format)
+            check_colmap_names(exported.names, self.format)
             if self.images != "undistorted":
                 colmap_cameras_of(exported.cameras)
 
@@ -85,11 +85,11 @@ class ExportColmap(ExportWithPoints):
         Raises:
             HashPoseError: as `load`, and if the model is broken or not the run's.
         """
-        from hashpose_ns.export.colmap import check_names
+        from hashpose_ns.export.colmap import check_colmap_names
         from hashpose_ns.export.update import named_as_in, read_colmap_model, update_poses
 
         model = read_colmap_model(directory)
-        check_names([image.name for image in model.images.values()], self.format)
+        check_colmap_names([image.name for image in model.images.values()], self.format)
 
         def check(exported: ExportedCameras) -> None:
             update_poses(model, exported, directory)
