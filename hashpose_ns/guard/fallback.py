@@ -55,8 +55,8 @@ def fall_back_unless_helped(
     from, and at the last look also if they fit no better, cameras return there.
 
     With errors of tenths of a pixel, refinement at rates that are made for large ones does more harm than good, and
-    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are; so do those that
-    started from matches, unless these fit worse.
+    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are. From a trusted start they
+    go back also where matches fit them worse.
 
     Args:
         scene: in training; of it, only poses are touched.
@@ -73,14 +73,13 @@ def fall_back_unless_helped(
     verdict = judge_refinement(scene, config, since_base=True, matched=matched)
     found = in_words(verdict)
     no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
-    if optimizer.rebased:
-        # What matches gave is tenths of a degree off. Pixels may not see that it gets better, matches see when it gets
-        # worse.
-        no_better = no_better and verdict.matches_lean
-    back = verdict.verdict == "hurt" or verdict.matches_contradict or (last and no_better)
-    if not back:
+    if config.keep_rebased and optimizer.rebased:
+        no_better = False
+    # Matches contradict whatever pixels say where a trusted start has been left for the worse.
+    left = optimizer.is_trusted and verdict.matches_contradict
+    if verdict.verdict != "hurt" and not left and not (last and no_better):
         return found
-    if verdict.matches_lean and verdict.doubt is None:
+    if left and verdict.doubt is None:
         found = f"{found}, and {DOUBTS['matches']}"
     rate = 0.0 if last else config.fallback_rate
     optimizer.fall_back(rate)

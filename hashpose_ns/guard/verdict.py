@@ -49,10 +49,6 @@ class HeldOutErrors:
 WORSE_MATCHES = 0.095
 """Mean log ratio of cameras' distances from epipolar lines, a tenth more, from which matches contradict. Poses that
 were fitted to the matches are up to a twentieth nearer to them than the true ones."""
-
-LEANING_MATCHES = 0.03
-"""The same, from which matches decide where pixels cannot."""
-
 Doubt = Literal["coarse", "converging", "strays", "matches"]
 """Held-out pixels are explained no better than by a shrunk photograph; cameras mostly turned towards each other or
 apart; most of all turning is that of cameras that moved far without fitting clearly better; matches between the images
@@ -84,8 +80,6 @@ class Verdict:
     fit worse are among `hurt_cameras` instead."""
     matches_contradict: bool = False
     """Whether matches fit the second poses clearly worse, whatever pixels say."""
-    matches_lean: bool = False
-    """Whether they fit them worse at all, by more than chance."""
 
     @property
     def hurt_cameras(self) -> List[int]:
@@ -155,7 +149,6 @@ def decide(
     strays, doubtful = strayed[~clearly_better], strayed[~clearly_better & ~clearly_worse]
     log_ratio = float(log_ratios.mean())
     contradicted = matches is not None and contradict(matches)
-    leaning = matches is not None and contradict(matches, LEANING_MATCHES)
     verdict: Literal["helped", "hurt", "undecided"] = "undecided"
     doubt: Optional[Doubt] = None
     if p_helped < ALPHA / 2 and log_ratio <= -LEAST_GAIN:
@@ -181,19 +174,13 @@ def decide(
         doubt,
         doubtful.tolist(),
         contradicted,
-        leaning,
     )
 
 
-def contradict(matches: Disagreement, least: float = WORSE_MATCHES) -> bool:
-    """Whether matches fit the second poses clearly worse, by cameras.
-
-    Args:
-        matches: how they fit both sets.
-        least: mean log ratio that is worse.
-    """
+def contradict(matches: Disagreement) -> bool:
+    """Whether matches fit the second poses clearly worse, by cameras."""
     log_ratios = matches.log_ratios
-    if not can_decide(len(log_ratios)) or log_ratios.mean() < least:
+    if not can_decide(len(log_ratios)) or log_ratios.mean() < WORSE_MATCHES:
         return False
     return wilcoxon_p(log_ratios, "greater") < ALPHA / 2
 
