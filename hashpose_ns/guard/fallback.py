@@ -55,8 +55,8 @@ def fall_back_unless_helped(
     from, and at the last look also if they fit no better, cameras return there.
 
     With errors of tenths of a pixel, refinement at rates that are made for large ones does more harm than good, and
-    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are. From a trusted start they
-    go back also where matches fit them worse.
+    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are. From a trusted start
+    they go back also where matches fit them worse.
 
     Args:
         scene: in training; of it, only poses are touched.
