@@ -79,7 +79,7 @@ def start_from_matches(
     structure = dataclasses.replace(structure, placed=structure.placed & evidence.determined)
     if int(structure.placed.sum()) < 2:
         return _refused(camera_to_worlds, before, None, evidence, evidence.reason_for_doubt() or "")
-    tried = _in_frame_of(camera_to_worlds, structure, known)
+    tried = in_frame_of(camera_to_worlds, structure, known)
     reason = evidence.reason_for_doubt()
     if reason is not None and config.start != "always":
         return _refused(camera_to_worlds, before, tried, evidence, reason)
@@ -123,10 +123,17 @@ def _from_given(
     return structure_from_given(images, camera_to_worlds, [angle for angle in ANGLES if angle <= reach])
 
 
-def _in_frame_of(
+def in_frame_of(
     given: Float[np.ndarray, "num_images 3 4"], structure: Structure, known: bool
 ) -> Float[np.ndarray, "num_images 3 4"]:
-    """The placed cameras moved by the similarity that brings them nearest to the given ones; the others as given."""
+    """Poses of a structure in the frame of given ones: the placed cameras moved by the similarity that brings them
+    nearest, the others as they were given.
+
+    Args:
+        given: poses, OpenGL axes.
+        structure: of the same images.
+        known: whether the given poses say anything. If not, the frame is one that a forward-facing capture may have.
+    """
     placed = structure.placed
     found = torch.from_numpy(structure.camera_to_worlds[placed])
     tried = given.copy()
