@@ -10,6 +10,7 @@ import torch
 from hashpose_ns.cameras.alignment import rotation_angle
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.matches.config import MatchConfig
+from hashpose_ns.matches.epipolar import MatchTerm
 from hashpose_ns.matches.features import MatchedImages, NoMatches, find_matches, pairs_to_match
 from hashpose_ns.matches.start import MatchedStart, start_from_matches
 from hashpose_ns.photometry.scene import PosedScene
@@ -20,7 +21,8 @@ ALIKE = 1e-3
 
 
 class StartFromMatches(PoseStrategy):
-    """Finds matches between the training images, and has training start at poses that they give.
+    """Finds matches between the training images, has training start at poses that they give, and matches pull poses in
+    training where there is no such start.
 
     Args:
         config: settings.
@@ -28,24 +30,32 @@ class StartFromMatches(PoseStrategy):
 
     def __init__(self, config: MatchConfig) -> None:
         self.config = config
+        self.images: Optional[MatchedImages] = None
+        """Matches between the training images, where there are any and they are wanted."""
         self.start: Optional[MatchedStart] = None
         """What was found, in the process that began the training."""
 
     def validate(self) -> None:
         self.config.features.validate()
+        self.config.term.validate()
 
     def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
-        if self.config.start == "off" or resumed:
+        if self.config.start == "off":
             return
         try:
-            images = matched_images(scene, self.config)
+            self.images = matched_images(scene, self.config)
         except NoMatches as reason:
-            if self.config.start == "always":
+            if self.config.start == "always" and not resumed:
                 raise HashPoseError(f"Training cannot start at poses from matches, because {reason}.") from reason
             say(f"matches: training starts at the poses as they are, because {reason}")
             return
+        matches = self.images.flat()
+        if len(matches):
+            scene.poses.terms["match_loss"] = MatchTerm(matches, self.config.term)
+        if resumed:
+            return
         initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()
-        self.start = start_from_matches(images, initial.numpy(), self.config, known=are_known(initial))
+        self.start = start_from_matches(self.images, initial.numpy(), self.config, known=are_known(initial))
         say(f"matches: {in_words(self.start)}")
         if self.start.trusted:
             scene.poses.rebase(torch.from_numpy(self.start.camera_to_worlds), trusted=True)
