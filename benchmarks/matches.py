@@ -65,6 +65,8 @@ class Args(Output):
     """Seeds, as hashpose-bench takes them: their number, a list, or a range."""
     jobs: int = 1
     """Runs at a time."""
+    nice: int = 19
+    """How much others' processes go first: 19 lets all of them."""
     settings: tuple[str, ...] = ()
     """What `hashpose-bench run --set` is to be told."""
 
@@ -141,14 +143,14 @@ def prepare(suite: suites.Suite, cells: list[str], data: Path, scenes: Path) -> 
 
 
 def run(suite: suites.Suite, cells: list[str], rows: list[str], args: Args) -> int:
-    """Has hashpose-bench do what is missing, at the lowest priority. Returns its exit code."""
+    """Has hashpose-bench do what is missing. Returns its exit code."""
     words = ["run", "--suite", str(suite_file(suite.name)), "--data", str(args.work / "scenes")]
     words += ["--output-dir", str(args.work / "runs"), "--jobs", str(args.jobs), "--no-report"]
     words += ["--scenes", *cells, "--presets", *rows, "--seeds", *args.seeds]
     words += ["--set", *args.settings] if args.settings else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "hashpose_ns.bench.cli", *words]
-    return subprocess.run(command, env=environment, preexec_fn=lambda: os.nice(19)).returncode
+    return subprocess.run(command, env=environment, preexec_fn=lambda: os.nice(args.nice)).returncode
 
 
 def suite_file(name: str) -> Path:

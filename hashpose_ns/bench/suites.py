@@ -4,10 +4,10 @@ Settings are flags, written as after `ns-train METHOD`. A run has those of its l
 
     base method < scenario < scale < suite < scene < preset < `--set`
 
-Scenario, scale and suite can tell families of methods apart (`families`: hash grids, MLPs, nerfacto, structure from motion) and single methods
-(`methods`); a scale also scenarios (`scenarios`), as short training wants other rates on other data. The preset comes
-after all of them: what defines it is what it states. What a preset does not state, such as the sizes of a base method,
-a scale can shrink.
+Scenario, scale and suite can tell families of methods apart (`families`: hash grids, MLPs, nerfacto, structure from
+motion) and single methods (`methods`); a scale also scenarios (`scenarios`), as short training wants other rates on
+other data. The preset comes after all of them: what defines it is what it states. What a preset does not state, such as
+the sizes of a base method, a scale can shrink.
 
 Nothing heavy is imported here: `hashpose-bench list` answers at once.
 """

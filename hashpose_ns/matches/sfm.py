@@ -57,7 +57,7 @@ class Structure:
     """Which cameras the matches determine."""
     points: Float[np.ndarray, "num_points 3"]
     """Triangulated points."""
-    tracks: List[Int[np.ndarray, "length 2"]]
+    tracks: List[Int[np.ndarray, "_length 2"]]
     """Of each point: the images it is seen in, and as which keypoint."""
     reprojection: float
     """Mean distance of observations from where points are seen, in pixels."""
@@ -370,9 +370,7 @@ def structure_incremental(images: MatchedImages) -> Optional[Structure]:
     )
 
 
-def _largest(
-    images: MatchedImages, library: Any, mapped: Callable[[Path, str], Dict[int, Any]]
-) -> Optional[Structure]:
+def _largest(images: MatchedImages, library: Any, mapped: Callable[[Path, str], Dict[int, Any]]) -> Optional[Structure]:
     """The largest of the models that one of COLMAP's mappers makes of a database, given it and a folder to work in."""
     with tempfile.TemporaryDirectory(prefix="hashpose-sfm-") as folder:
         database = Path(folder) / "matches.db"
@@ -425,7 +423,7 @@ def _write_database(library: Any, images: MatchedImages, path: Path) -> None:
 
 def epipolar_errors(
     images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"]
-) -> List[Float[np.ndarray, "num_matches"]]:
+) -> List[Float[np.ndarray, "_num_matches"]]:
     """Symmetric distance of every match from its epipolar lines, in pixels; infinite where the match would lie behind
     a camera or a pose is not finite.
 

@@ -116,7 +116,15 @@ def wall(folder: Path, blank: int = 0) -> Path:
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).convert("RGB").save(folder / name)
         matrix = np.concatenate([pose, [[0, 0, 0, 1]]]).tolist()
         frames.append({"file_path": name, "transform_matrix": matrix})
-    meta = {"camera_model": "OPENCV", "w": SIZE, "h": SIZE, "fl_x": FOCAL, "fl_y": FOCAL, "cx": SIZE / 2, "cy": SIZE / 2}
+    meta = {
+        "camera_model": "OPENCV",
+        "w": SIZE,
+        "h": SIZE,
+        "fl_x": FOCAL,
+        "fl_y": FOCAL,
+        "cx": SIZE / 2,
+        "cy": SIZE / 2,
+    }
     (folder / "transforms.json").write_text(json.dumps({**meta, "frames": frames}))
     return folder
 
