@@ -100,6 +100,7 @@ def find_matches(
     masks: Optional[Sequence[Path]],
     pairs: Int[np.ndarray, "num_pairs 2"],
     config: FeatureConfig,
+    only_cached: bool = False,
 ) -> MatchedImages:
     """Keypoints and verified matches, from the user's cache where the same was asked before.
 
@@ -109,9 +110,10 @@ def find_matches(
         masks: an image for each, dark where nothing is to be looked at, as nerfstudio has them.
         pairs: which images to match.
         config: settings.
+        only_cached: whether nothing is to be computed.
 
     Raises:
-        NoMatches: pycolmap is missing, or an image cannot be used.
+        NoMatches: pycolmap is missing, or an image cannot be used; with `only_cached`, nothing is cached.
     """
     config.validate()
     library = pycolmap()
@@ -119,6 +121,8 @@ def find_matches(
     cached = _read(key, len(filenames))
     if cached is not None:
         return cached
+    if only_cached:
+        raise NoMatches("they are not in the cache")
     found = _find(library, filenames, cameras, masks, pairs, config)
     _write(key, found)
     return found
