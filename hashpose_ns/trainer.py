@@ -23,6 +23,7 @@ from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
+from hashpose_ns.matches.report import read_matches
 from hashpose_ns.matches.strategy import StartFromMatches
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
@@ -162,6 +163,9 @@ class HashPoseTrainer(Trainer):
             self.config.pipeline.run_folder = self.base_dir
             self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
+            for strategy in self.strategies:
+                if isinstance(strategy, StartFromMatches) and strategy.report is not None:
+                    strategy.report.write(self.base_dir)
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
@@ -443,6 +447,9 @@ class HashPoseTrainer(Trainer):
             )
         run = path.parent.parent
         self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)
+        matches = read_matches(run)
+        if matches is not None:
+            matches.write(self.base_dir)
         self.pose_history = PoseHistory(
             *(self.base_dir / HISTORY_FILE, run / HISTORY_FILE, self._start_step),
             num_cameras=self.pipeline.model.camera_optimizer.num_cameras,

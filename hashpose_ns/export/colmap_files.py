@@ -10,6 +10,7 @@ from typing import Any, Dict, Tuple
 
 import numpy as np
 
+from hashpose_ns.stopping import keeps_handlers
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 
 OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
@@ -22,7 +23,8 @@ def camera_models() -> Dict[int, Tuple[str, int]]:
     pycolmap is installed those that it knows."""
     models = {model.model_id: (model.model_name, model.num_params) for model in colmap_utils.CAMERA_MODELS}
     try:
-        import pycolmap
+        with keeps_handlers():
+            import pycolmap
     except ImportError:
         return models
     for name, model in pycolmap.CameraModelId.__members__.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Dict, List, Literal, Optional
+from typing import Dict, List, Literal, Optional, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from hashpose_ns.cameras.alignment import align_poses
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.matches.gate import Evidence, Support, believed, support
+from hashpose_ns.matches.report import MatchedCamera, MatchesReport
 from hashpose_ns.matches.sfm import ANGLES, Structure, structure_from_given, structure_from_none
 
 Verdict = Literal["given", "matches", "refused"]
@@ -41,6 +42,10 @@ class MatchedStart:
     """What structure from motion gave, believed or not; None if that is nothing."""
     evidence: Dict[str, float]
     """What the verdict rests on."""
+    deviations: Optional[Float[np.ndarray, "num_images"]] = None
+    """Standard deviations of the rotations in `tried`, in degrees; infinite where matches say nothing."""
+    structure: Optional[Structure] = None
+    """Points and cameras that matches gave, in a frame of their own, where they are believed."""
 
     @property
     def trusted(self) -> bool:
@@ -88,15 +93,16 @@ def start_from_matches(
         sentence = (
             f"the given poses agree with {100 * before.share:.0f} % of the matches, to {before.median:.2f} pixels"
         )
+        everyone = np.ones(len(camera_to_worlds), dtype=bool)
         return MatchedStart(
-            camera_to_worlds.copy(), "given", sentence, np.ones(len(camera_to_worlds), dtype=bool), tried, numbers
+            camera_to_worlds.copy(), "given", sentence, everyone, tried, numbers, evidence.deviations, structure
         )
     placed = structure.placed
     sentence = (
         f"{int(placed.sum())} of {len(placed)} cameras placed by matches, of which {100 * after.share:.0f} % agree, to "
         f"{after.median:.2f} pixels"
     )
-    return MatchedStart(tried, "matches", sentence, placed, tried, numbers)
+    return MatchedStart(tried, "matches", sentence, placed, tried, numbers, evidence.deviations, structure)
 
 
 def _attempts(config: MatchConfig, known: bool) -> List[str]:
@@ -165,4 +171,47 @@ def _refused(
     reason: str,
 ) -> MatchedStart:
     numbers = {**(evidence.numbers() if evidence is not None else {}), **before.numbers("given_")}
-    return MatchedStart(given.copy(), "refused", reason, np.zeros(len(given), dtype=bool), tried, numbers)
+    nobody = np.zeros(len(given), dtype=bool)
+    deviations = evidence.deviations if evidence is not None else None
+    return MatchedStart(given.copy(), "refused", reason, nobody, tried, numbers, deviations)
+
+
+def matches_report(
+    start: MatchedStart,
+    images: MatchedImages,
+    given: Float[np.ndarray, "num_images 3 4"],
+    names: Sequence[str],
+    seconds: float,
+) -> MatchesReport:
+    """What was found, for files and readers.
+
+    Args:
+        start: where refinement starts.
+        images: what it was found from.
+        given: the poses that were given, OpenGL axes.
+        names: of the images.
+        seconds: how long it took.
+    """
+    counts = np.zeros(images.num_images, dtype=np.int64)
+    for (first, second), match in zip(images.pairs.tolist(), images.matches):
+        counts[[first, second]] += len(match)
+    before = support(images, given).of_camera
+    after = support(images, start.tried).of_camera if start.tried is not None else np.full(len(before), np.nan)
+    deviations = start.deviations if start.deviations is not None else np.full(len(before), np.nan)
+
+    def number(value: float) -> Optional[float]:
+        return round(float(value), 5) if np.isfinite(value) else None
+
+    cameras = [
+        MatchedCamera(
+            name=name,
+            placed=bool(start.placed[index]),
+            matches=int(counts[index]),
+            agreeing_given=number(before[index]),
+            agreeing_found=number(after[index]),
+            deviation_deg=number(deviations[index]),
+        )
+        for index, name in enumerate(names)
+    ]
+    evidence = {name: value for name, value in start.evidence.items() if np.isfinite(value)}
+    return MatchesReport(start.verdict, start.sentence, evidence, cameras, round(seconds, 3))
