@@ -179,11 +179,11 @@ def matched_cameras(
         known: whether poses were given.
     """
     exported = exported_cameras(capture, align="none")
-    placed = torch.from_numpy(start.placed)
+    placed = np.array([camera.placed for camera in report.cameras])
     how = "aligned to the given poses" if known else "arbitrary in place, orientation and scale, as none was given"
     poses = exported.camera_to_worlds
     if exported.start_camera_to_worlds is not None and known:
-        poses = torch.where(placed[:, None, None], poses, exported.start_camera_to_worlds)
+        poses = torch.where(torch.from_numpy(placed)[:, None, None], poses, exported.start_camera_to_worlds)
     moved = CONFIRMED if start.verdict == "given" else PLACED
     lines = [f"matches  {report.verdict}: {report.sentence}"]
     if report.left:
@@ -197,7 +197,7 @@ def matched_cameras(
         camera_to_worlds=poses,
         start_camera_to_worlds=exported.start_camera_to_worlds if known else None,
         movement=exported.movement if known else None,
-        refined_by=[moved if is_placed else LEFT for is_placed in start.placed],
+        refined_by=[moved if is_placed else LEFT for is_placed in placed],
         frame=dataclasses.replace(exported.frame, how=how, arbitrary=not known),
         num_left_out=0,
         origin=Origin(
@@ -210,7 +210,7 @@ def matched_cameras(
         ),
     )
     exported = dataclasses.replace(exported, points=_points(exported, start, images))
-    return exported if known else _only(exported, np.flatnonzero(start.placed))
+    return exported if known else _only(exported, np.flatnonzero(placed))
 
 
 def _points(exported: ExportedCameras, start: MatchedStart, images: MatchedImages) -> Optional[ExportedPoints]:

@@ -23,6 +23,7 @@ from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
+from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.matches.report import read_matches
 from hashpose_ns.matches.strategy import StartFromMatches
 from hashpose_ns.optim.schedules import ScheduleConfig
@@ -111,7 +112,8 @@ class HashPoseTrainerConfig(TrainerConfig):
 
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
-        return [StartFromMatches(self.matches), FallBack(self.guard), Recovery(self.recovery), Settle()]
+        start = StartFromMatches(self.matches)
+        return [start, FallBack(self.guard, lambda: start.images), Recovery(self.recovery), Settle()]
 
 
 @exits_on_user_error
@@ -316,12 +318,16 @@ class HashPoseTrainer(Trainer):
         CONSOLE.print("Guard: judging the initial and the refined poses by held-out pixels ...")
         try:
             with self.train_lock:
-                report = run_guard(self.scene, self.config.guard)
+                report = run_guard(self.scene, self.config.guard, self._matched())
             report.write(self.base_dir)
             report.print()
             self.pipeline.pose_panel.show_verdict(report)
         except (HashPoseError, RuntimeError) as error:  # such as memory that is not there
             CONSOLE.print(f"Guard: no verdict. {one_line(error)}", soft_wrap=True)
+
+    def _matched(self) -> Optional[MatchedImages]:
+        """Matches between the training images, where training has them."""
+        return next((each.images for each in self.strategies if isinstance(each, StartFromMatches)), None)
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""

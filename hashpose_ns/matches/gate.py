@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Dict, List, Optional, Set
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.matches.sfm import FLIP, Structure, epipolar_errors
@@ -16,8 +16,15 @@ PIXELS = 2.0
 """A match agrees with poses up to this distance from its epipolar lines."""
 DETERMINED = 1.0
 """Degrees: a camera whose standard deviation is larger is not determined by matches."""
-MOST = 0.8
+MOST = 0.7
 """Fraction of the cameras that must be determined."""
+CONFIRMING = 20
+"""Matches of a camera that must agree with it where it is, to confirm it."""
+SHARED = 15
+"""Agreeing matches that two images must share to count as neighbours."""
+NEIGHBORS = 3
+"""Others that a camera must share agreeing matches with, each of which has as many. Cameras that hang on two others, or
+on a few that hang together, go wherever false matches of repeated or symmetric parts take them."""
 AGREEING = 0.7
 """Fraction of the matches that must agree."""
 
@@ -34,6 +41,14 @@ class Support:
     """The same as an angle, in radians."""
     of_camera: Float[np.ndarray, "num_images"]
     """Fraction of each camera's matches that agree; NaN where it has none."""
+    agreeing: Int[np.ndarray, "num_images"]
+    """How many of each camera's matches agree."""
+
+    @property
+    def confirms(self) -> bool:
+        """Whether enough matches agree for most cameras to be confirmed by them. Poses that are wrong by degrees agree
+        with one match in ten."""
+        return bool((self.agreeing >= CONFIRMING).mean() >= MOST) and self.share >= AGREEING
 
     def as_good_as(self, other: Support) -> bool:
         """Whether these poses explain matches no worse than poses that were fitted to them."""
@@ -64,6 +79,7 @@ def support(images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_imag
         median=median,
         median_angle=median / float(images.focals.mean()),
         of_camera=np.where(all_ > 0, agreeing / np.maximum(all_, 1), np.nan),
+        agreeing=agreeing.astype(np.int64),
     )
 
 
@@ -84,11 +100,15 @@ class Evidence:
     """Mean distance of observations from where points are seen, in pixels."""
 
     @classmethod
-    def of(cls, images: MatchedImages, structure: Structure, seen: Support) -> Evidence:
+    def of(cls, images: MatchedImages, structure: Structure) -> Evidence:
         """Collects it."""
         return cls(
-            support=seen,
-            deviations=pose_deviations(images, structure)[0],
+            support=support(images, structure.camera_to_worlds),
+            deviations=np.where(
+                in_core(images, structure.camera_to_worlds),
+                pose_deviations(images, structure, DETERMINED)[0],
+                np.inf,
+            ),
             tracks=structure.three_view_tracks().astype(float),
             turns_agree=_turns_agree(images, structure.camera_to_worlds),
             reprojection=structure.reprojection,
@@ -126,6 +146,31 @@ class Evidence:
 def believed(evidence: Evidence) -> bool:
     """Whether there is no reason for doubt."""
     return evidence.reason_for_doubt() is None
+
+
+def in_core(
+    images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"]
+) -> Bool[np.ndarray, "num_images"]:
+    """Cameras that hang together: the largest set in which each has `NEIGHBORS` others (all others, of fewer cameras)
+    with which it shares `SHARED` matches and most of all that there are (the k-core of that graph).
+
+    Args:
+        images: keypoints and verified matches.
+        camera_to_worlds: poses by which matches agree.
+    """
+    neighbors: List[Set[int]] = [set() for _ in range(images.num_images)]
+    for (first, second), errors in zip(images.pairs.tolist(), epipolar_errors(images, camera_to_worlds)):
+        agreeing = int((errors < PIXELS).sum())
+        if agreeing >= SHARED and agreeing > len(errors) / 2:
+            neighbors[first].add(second)
+            neighbors[second].add(first)
+    least = min(NEIGHBORS, images.num_images - 1)
+    left = set(range(images.num_images))
+    while True:
+        going = {index for index in left if len(neighbors[index] & left) < least}
+        if not going:
+            return np.isin(np.arange(images.num_images), sorted(left))
+        left -= going
 
 
 def _turns_agree(images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Dict, List, Literal, Optional, Sequence
+from typing import Dict, List, Literal, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from hashpose_ns.cameras.alignment import align_poses
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages
-from hashpose_ns.matches.gate import Evidence, Support, believed, support
+from hashpose_ns.matches.gate import CONFIRMING, Evidence, Support, believed, support
 from hashpose_ns.matches.report import MatchedCamera, MatchesReport
 from hashpose_ns.matches.sfm import ANGLES, Structure, structure_from_given, structure_from_none
 
@@ -68,35 +68,31 @@ def start_from_matches(
         known: whether the given poses say anything.
     """
     before = support(images, camera_to_worlds)
-    structure, after, evidence = None, None, None
+    tries: List[Tuple[Structure, Evidence]] = []
     for attempt in _attempts(config, known):
         found = _from_none(images) if attempt == "none" else _from_given(images, camera_to_worlds, before)
         if found is None:
             continue
-        seen = support(images, found.camera_to_worlds)
-        if after is None or seen.share > after.share:
-            structure, after = found, seen
-            evidence = Evidence.of(images, structure, after)
-        if evidence is not None and believed(evidence) and seen.share > CLEAR:
+        tries.append((found, Evidence.of(images, found)))
+        if believed(tries[-1][1]) and tries[-1][1].support.share > CLEAR:
             break
-    if structure is None or after is None or evidence is None:
+    if not tries:
         return _refused(camera_to_worlds, before, None, None, "matches between the images determine no cameras")
+    structure, evidence = max(tries, key=lambda each: (believed(each[1]), each[1].support.share))
+    after = evidence.support
     structure = dataclasses.replace(structure, placed=structure.placed & evidence.determined)
-    if int(structure.placed.sum()) < 2:
-        return _refused(camera_to_worlds, before, None, evidence, evidence.reason_for_doubt() or "")
-    tried = _in_frame_of(camera_to_worlds, structure, known)
-    reason = evidence.reason_for_doubt()
-    if reason is not None and config.start != "always":
-        return _refused(camera_to_worlds, before, tried, evidence, reason)
+    enough = int(structure.placed.sum()) >= 3
+    tried = _in_frame_of(camera_to_worlds, structure, known) if enough else None
     numbers = {**evidence.numbers(), **before.numbers("given_")}
-    if known and before.as_good_as(after):
-        sentence = (
-            f"the given poses agree with {100 * before.share:.0f} % of the matches, to {before.median:.2f} pixels"
-        )
-        everyone = np.ones(len(camera_to_worlds), dtype=bool)
+    if known and before.confirms and before.as_good_as(after):
+        sentence = f"{100 * before.share:.0f} % of the matches agree with them, to {before.median:.2f} pixels"
+        everything = np.ones(len(camera_to_worlds), dtype=bool)
         return MatchedStart(
-            camera_to_worlds.copy(), "given", sentence, everyone, tried, numbers, evidence.deviations, structure
+            camera_to_worlds.copy(), "given", sentence, everything, tried, numbers, evidence.deviations, structure
         )
+    reason = evidence.reason_for_doubt()
+    if tried is None or (reason is not None and config.start != "always"):
+        return _refused(camera_to_worlds, before, tried, evidence, reason or "matches determine no cameras")
     placed = structure.placed
     sentence = (
         f"{int(placed.sum())} of {len(placed)} cameras placed by matches, of which {100 * after.share:.0f} % agree, to "
@@ -195,7 +191,10 @@ def matches_report(
     counts = np.zeros(images.num_images, dtype=np.int64)
     for (first, second), match in zip(images.pairs.tolist(), images.matches):
         counts[[first, second]] += len(match)
-    before = support(images, given).of_camera
+    of_given = support(images, given)
+    before, placed = of_given.of_camera, start.placed
+    if start.verdict == "given":
+        placed = placed & (of_given.agreeing >= CONFIRMING)
     after = support(images, start.tried).of_camera if start.tried is not None else np.full(len(before), np.nan)
     deviations = start.deviations if start.deviations is not None else np.full(len(before), np.nan)
 
@@ -205,7 +204,7 @@ def matches_report(
     cameras = [
         MatchedCamera(
             name=name,
-            placed=bool(start.placed[index]),
+            placed=bool(placed[index]),
             matches=int(counts[index]),
             agreeing_given=number(before[index]),
             agreeing_found=number(after[index]),

@@ -30,6 +30,8 @@ class StartFromMatches(PoseStrategy):
 
     def __init__(self, config: MatchConfig) -> None:
         self.config = config
+        self.images: Optional[MatchedImages] = None
+        """Matches between the training images, where there are any and they are wanted."""
         self.start: Optional[MatchedStart] = None
         """What was found, in the process that began the training."""
         self.report: Optional[MatchesReport] = None
@@ -39,20 +41,22 @@ class StartFromMatches(PoseStrategy):
         self.config.features.validate()
 
     def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
-        if self.config.start == "off" or resumed:
+        if self.config.start == "off":
             return
         begin = time.perf_counter()
         try:
-            images = matched_images(scene, self.config)
+            self.images = matched_images(scene, self.config)
         except NoMatches as reason:
-            if self.config.start == "always":
+            if self.config.start == "always" and not resumed:
                 raise HashPoseError(f"Training cannot start at poses from matches, because {reason}.") from reason
             say(f"matches: training starts at the poses as they are, because {reason}")
             return
+        if resumed:
+            return
         initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()
-        self.start = start_from_matches(images, initial.numpy(), self.config, known=are_known(initial))
+        self.start = start_from_matches(self.images, initial.numpy(), self.config, known=are_known(initial))
         seconds = time.perf_counter() - begin
-        self.report = matches_report(self.start, images, initial.numpy(), scene.poses.image_names, seconds)
+        self.report = matches_report(self.start, self.images, initial.numpy(), scene.poses.image_names, seconds)
         say(f"matches: {in_words(self.start)}")
         if self.start.trusted:
             scene.poses.rebase(torch.from_numpy(self.start.camera_to_worlds), trusted=True)
