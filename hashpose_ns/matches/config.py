@@ -32,6 +32,33 @@ class FeatureConfig:
 
 
 @dataclass
+class MatchTermConfig:
+    """The term of matches in the training loss."""
+
+    weight: float = 1e-3
+    """Weight of the term at the start of training, beside the photometric loss; 0 leaves it out."""
+    fade: float = 0.5
+    """Fraction of training at which the term has faded out. It falls linearly from the start."""
+    per_step: int = 4096
+    """Matches that are drawn for a step; all of them where there are no more."""
+    scale: float = 0.5
+    """Distance in pixels from which matches pull less the further they are away, as wrong ones are."""
+
+    def validate(self) -> None:
+        """Raises HashPoseError where a setting is out of range."""
+        if self.weight < 0 or self.per_step < 1 or self.scale <= 0:
+            raise HashPoseError(
+                "matches.term.weight must not be negative, .per-step must be at least 1 and .scale above 0."
+            )
+        if not 0 <= self.fade <= 1:
+            raise HashPoseError(f"matches.term.fade is a fraction of training, not {self.fade}.")
+
+    def weight_at(self, progress: float) -> float:
+        """The term's weight at a fraction of training."""
+        return self.weight * max(1.0 - progress / self.fade, 0.0) if self.fade > 0 else 0.0
+
+
+@dataclass
 class MatchConfig:
     """What matches between the training images are used for. They take pycolmap."""
 
@@ -43,3 +70,5 @@ class MatchConfig:
     are unknown (`initial-poses identity`), and where it fails from them."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """How matches are found."""
+    term: MatchTermConfig = field(default_factory=MatchTermConfig)
+    """How matches pull poses while the field is young, where the start is not trusted."""

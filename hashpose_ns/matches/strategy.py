@@ -11,6 +11,7 @@ import torch
 from hashpose_ns.cameras.alignment import rotation_angle
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.matches.config import MatchConfig
+from hashpose_ns.matches.epipolar import MatchTerm
 from hashpose_ns.matches.features import MatchedImages, NoMatches, find_matches, pairs_to_match
 from hashpose_ns.matches.report import MatchesReport
 from hashpose_ns.matches.start import MatchedStart, matches_report, start_from_matches
@@ -22,7 +23,8 @@ ALIKE = 1e-3
 
 
 class StartFromMatches(PoseStrategy):
-    """Finds matches between the training images, and has training start at poses that they give.
+    """Finds matches between the training images, has training start at poses that they give, and matches pull poses in
+    training where there is no such start.
 
     Args:
         config: settings.
@@ -39,6 +41,7 @@ class StartFromMatches(PoseStrategy):
 
     def validate(self) -> None:
         self.config.features.validate()
+        self.config.term.validate()
 
     def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
         if self.config.start == "off":
@@ -51,6 +54,9 @@ class StartFromMatches(PoseStrategy):
                 raise HashPoseError(f"Training cannot start at poses from matches, because {reason}.") from reason
             say(f"matches: training starts at the poses as they are, because {reason}")
             return
+        matches = self.images.flat()
+        if len(matches):
+            scene.poses.terms["match_loss"] = MatchTerm(matches, self.config.term)
         if resumed:
             return
         initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()

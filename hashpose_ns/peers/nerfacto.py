@@ -55,9 +55,9 @@ class NerfactoPoseOptimizer(PoseOptimizer):
 
     config: NerfactoPoseOptimizerConfig
 
-    def _corrections_of_base(self) -> Float[Tensor, "num_cameras 3 4"]:
+    def _corrections_of_base(self, by_terms: bool) -> Float[Tensor, "num_cameras 3 4"]:
         """Rigid motions D of the world with refined = D * base, of the learned corrections alone."""
-        corrections = exp_map_SO3xR3(self._moving_twists())
+        corrections = exp_map_SO3xR3(self._moving_twists(by_terms))
         rotations, translations = corrections[..., :3], corrections[..., 3]
         centers = self.base_camera_to_worlds[..., 3]
         # Summed by hand: mixed precision would round a matrix product.
@@ -77,7 +77,7 @@ class NerfactoPoseOptimizer(PoseOptimizer):
         self.pose_adjustment[index] = torch.cat([target[:, 3] - base[:, 3], rotation]).to(self.pose_adjustment)
 
     def get_loss_dict(self, loss_dict: dict) -> None:
-        """Adds nerfstudio's penalty."""
+        """Adds nerfstudio's penalty, and the other terms."""
         if self.config.mode != "off":
             self._add_terms(loss_dict)
             translations, rotations = self._moving_twists().split(3, dim=-1)

@@ -52,7 +52,7 @@ def steps_at(fractions: Sequence[float], total_steps: int) -> Set[int]:
 
 
 class Recovery(PoseStrategy):
-    """Looks for lost cameras at some fractions of training and moves them.
+    """Looks for lost cameras at some fractions of training and moves them. Those that start at trusted poses are none.
 
     Args:
         config: settings.
@@ -65,7 +65,9 @@ class Recovery(PoseStrategy):
         self.config.validate()
 
     def before_step(self, scene: PosedScene, adam: Optimizer, step: int, say: Say) -> None:
-        if step not in steps_at(self.config.at, scene.total_steps) or scene.poses.rate_scale == 0:
+        if step not in steps_at(self.config.at, scene.total_steps):
+            return
+        if scene.poses.rate_scale == 0 or not scene.poses.doubtful_cameras():
             return
         moved = recover_cameras(scene, self.config)
         for moment in moments(adam, scene.poses.pose_adjustment):
