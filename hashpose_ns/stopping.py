@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import signal
@@ -91,6 +92,27 @@ def exit_on_interrupt() -> None:
 def _exit(signum: int, frame: Any) -> None:
     print("Stopped by SIGINT before training began.", file=sys.stderr)
     sys.exit(128 + signum)
+
+
+@contextmanager
+def keeps_handlers() -> Iterator[None]:
+    """What signals do to the process is after the block what it was before. pycolmap's import has them print a stack
+    trace first, behind Python's back, so `signal.getsignal` knows nothing of it. Works in any thread."""
+    try:
+        sigaction = ctypes.CDLL(None).sigaction
+    except (OSError, AttributeError, TypeError):  # Windows
+        yield
+        return
+    before = {}
+    for signum in signal.valid_signals():
+        handler = ctypes.create_string_buffer(1024)  # larger than any system's struct sigaction
+        if sigaction(int(signum), None, handler) == 0:
+            before[int(signum)] = handler
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            sigaction(number, handler, None)
 
 
 def stops_cleanly(function: FunctionT) -> FunctionT:

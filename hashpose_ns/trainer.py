@@ -24,6 +24,7 @@ from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages
+from hashpose_ns.matches.report import read_matches
 from hashpose_ns.matches.strategy import StartFromMatches, in_words
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
@@ -340,8 +341,10 @@ class HashPoseTrainer(Trainer):
         return next((each.images for each in self.strategies if isinstance(each, StartFromMatches)), None)
 
     def _show_matches(self) -> None:
-        """Hands matches, and what came of them, to the viewer's panel."""
+        """Hands matches, and what came of them, to the viewer's panel and to the run's folder."""
         for each in self.strategies:
+            if isinstance(each, StartFromMatches) and each.report is not None:
+                each.report.write(self.base_dir)
             if isinstance(each, StartFromMatches) and each.images is not None:
                 said = in_words(each.start) if each.start is not None else ""  # where training is resumed
                 self.pipeline.pose_panel.show_matches(each.images, said)
@@ -470,6 +473,9 @@ class HashPoseTrainer(Trainer):
             )
         run = path.parent.parent
         self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)
+        matches = read_matches(run)
+        if matches is not None:
+            matches.write(self.base_dir)
         self.pose_history = PoseHistory(
             *(self.base_dir / HISTORY_FILE, run / HISTORY_FILE, self._start_step),
             num_cameras=self.pipeline.model.camera_optimizer.num_cameras,

@@ -34,7 +34,7 @@ def write_colmap_model(
 
     Images with the same intrinsics share one COLMAP camera. Rotations are made orthonormal before they become
     quaternions. Image ids count from 1 in the order given. Where it is known which images show a point, the point gets
-    a track: its observations are its own projections.
+    a track: its observations are where it was seen, or its own projections where nobody knows.
 
     Args:
         directory: an existing folder.
@@ -141,10 +141,13 @@ def _observations(
     """For each image, where it shows points, and which, in rising order."""
     if points is None or points.seen_by is None:
         return [(np.zeros((0, 2)), np.zeros(0, dtype=np.int64))] * len(camera_to_worlds)
-    opengl = flip_axes(camera_to_worlds)
     point, image = torch.from_numpy(points.seen_by).long().unbind(dim=1)
-    pixels, visible = project(cameras, image, opengl[image], torch.from_numpy(points.xyz)[point])
-    rows = torch.nonzero(visible)[:, 0].numpy()
+    if points.pixels is not None:
+        pixels, rows = torch.from_numpy(points.pixels), np.arange(len(point))
+    else:
+        opengl = flip_axes(camera_to_worlds)
+        pixels, visible = project(cameras, image, opengl[image], torch.from_numpy(points.xyz)[point])
+        rows = torch.nonzero(visible)[:, 0].numpy()
     rows = rows[np.lexsort((point.numpy()[rows], image.numpy()[rows]))]
     ends = np.cumsum(np.bincount(image.numpy()[rows], minlength=len(camera_to_worlds)))[:-1]
     return list(zip(np.split(pixels.numpy()[rows], ends), np.split(point.numpy()[rows], ends)))

@@ -12,6 +12,7 @@ import numpy as np
 
 from hashpose_ns.data.colmap_files import OBSERVATION, walk_cameras, walk_images, walk_points
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.stopping import keeps_handlers
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 
 
@@ -21,7 +22,8 @@ def camera_models() -> Dict[int, Tuple[str, int]]:
     pycolmap is installed those that it knows."""
     models = {model.model_id: (model.model_name, model.num_params) for model in colmap_utils.CAMERA_MODELS}
     try:
-        import pycolmap
+        with keeps_handlers():
+            import pycolmap
     except ImportError:
         return models
     for name, model in pycolmap.CameraModelId.__members__.items():

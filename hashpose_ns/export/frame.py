@@ -16,7 +16,7 @@ from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
 from hashpose_ns.data.checks import check_transform, one_way
 from hashpose_ns.data.source import SourceCameras, source_cameras
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.photometry.scene import PosedImages
 from nerfstudio.data.dataparsers.base_dataparser import (
     DataParser,
     DataparserOutputs,
@@ -38,7 +38,7 @@ class GivenPoses:
     """Of the dataparser, for the training images."""
 
     @classmethod
-    def of(cls, scene: PosedScene) -> GivenPoses:
+    def of(cls, scene: PosedImages) -> GivenPoses:
         """Those of a run.
 
         Raises:

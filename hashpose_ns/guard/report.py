@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.matches.report import read_matches
 from hashpose_ns.runs.files import GUARD_FILE, last_step, write_json
 
 VERSION = 1
@@ -73,6 +74,8 @@ class GuardReport:
     """How long it took."""
     doubtful_cameras: List[str] = field(default_factory=list)
     """Names of cameras that moved far and do not clearly fit better for it."""
+    matches: Optional[Dict[str, str]] = None
+    """`verdict` and `sentence` of what matches said of where training started; None if they were not asked."""
     version: int = VERSION
     """Of the file's format."""
 
@@ -91,7 +94,7 @@ class GuardReport:
         }
 
     def write(self, run_folder: Path) -> Path:
-        """Writes guard.json atomically.
+        """Writes guard.json atomically, with what matches said of the start, by the report that lies beside it.
 
         Returns:
             The file.
@@ -99,9 +102,12 @@ class GuardReport:
         Raises:
             HashPoseError: the folder cannot be written.
         """
-        path = run_folder / GUARD_FILE
+        path, matches = run_folder / GUARD_FILE, read_matches(run_folder)
+        content = dataclasses.asdict(self)
+        if matches is not None:
+            content["matches"] = {"verdict": matches.verdict, "sentence": matches.sentence}
         try:
-            write_json(path, dataclasses.asdict(self))
+            write_json(path, content)
         except OSError as error:
             raise HashPoseError(f"The guard's report {path} cannot be written ({error.strerror}).") from error
         return path

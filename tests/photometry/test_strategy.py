@@ -34,7 +34,7 @@ def scene() -> PosedScene:
     poses.set_progress(0.5)
     dataset = SimpleNamespace()
     with unchecked():
-        return PosedScene(None, None, poses, dataset, dataset, None, None, TestTimeOptimization(0, 0, 1, 0.0), TOTAL)
+        return PosedScene(poses, dataset, dataset, None, None, None, None, TestTimeOptimization(0, 0, 1, 0.0), TOTAL)
 
 
 @pytest.fixture
