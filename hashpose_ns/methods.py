@@ -14,6 +14,7 @@ from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.model import HashPoseModelConfig
 from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
@@ -50,9 +51,14 @@ def _trainer(method_name: str, steps: int, pipeline: HashPosePipelineConfig, opt
     )
 
 
-def _guard(keep_trusted: bool = False) -> GuardConfig:
+def _guard(keep_rebased: bool = False) -> GuardConfig:
     """Where poses are somebody's own: a verdict at the end, and a way back for those that do not get better."""
-    return GuardConfig(mode="report", fallback_at=(0.3, 0.55), keep_trusted=keep_trusted)
+    return GuardConfig(mode="report", fallback_at=(0.3, 0.55), keep_rebased=keep_rebased)
+
+
+def _matches() -> MatchConfig:
+    """Where poses are somebody's own: a start from matches, if they can be believed."""
+    return MatchConfig(start="auto")
 
 
 hashpose = MethodSpecification(
@@ -69,6 +75,7 @@ hashpose = MethodSpecification(
         steps_per_save=2000,
         steps_per_eval_all_images=30_000,
         guard=_guard(),
+        matches=_matches(),
     ),
     description="Captures with imperfect poses: refines cameras and a hash-grid field together.",
 )
@@ -174,6 +181,7 @@ def _small_trainer(
         steps_per_eval_all_images=100_000,
         recovery=recovery,
         guard=guard,
+        matches=_matches(),
     )
 
 
@@ -207,7 +215,7 @@ object_ = MethodSpecification(
         DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
         {"encoding": _cooled(4e-2, 4e-3), "decoder": _cooled(5e-3, 1e-3), "camera_opt": _cooled(8e-3, 1.2e-3)},
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
-        _guard(keep_trusted=True),
+        _guard(keep_rebased=True),
         camera_optimizer=PoseOptimizerConfig(
             side="orbit",
             start=0.03,

@@ -34,7 +34,7 @@ def scene() -> PosedScene:
     poses.set_progress(0.5)
     dataset = SimpleNamespace()
     with unchecked():
-        return PosedScene(None, None, poses, dataset, dataset, None, None, TestTimeOptimization(0, 0, 1, 0.0), TOTAL)
+        return PosedScene(poses, dataset, dataset, None, None, None, None, TestTimeOptimization(0, 0, 1, 0.0), TOTAL)
 
 
 @pytest.fixture
@@ -103,19 +103,21 @@ def test_a_guard_that_cannot_judge_changes_nothing(scene, adam, monkeypatch):
     assert len(said) == 4
 
 
-@pytest.mark.parametrize("keep_trusted", [False, True])
+@pytest.mark.parametrize("contradict", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("verdict", ["helped", "undecided", "hurt"])
-def test_poses_from_a_trusted_start_may_stay_where_they_fit_no_worse(scene, adam, monkeypatch, keep_trusted, verdict):
+def test_poses_that_started_from_matches_stay_if_they_fit_no_worse(scene, adam, monkeypatch, contradict, keep, verdict):
     seen = torch.full((8,), 1e-3)
-    found = Verdict(verdict, 0.0, 0.5, 0.5, seen, seen, torch.ones(8), None, [])
+    found = Verdict(verdict, 0.0, 0.5, 0.5, seen, seen, torch.ones(8), None, [], contradict)
     monkeypatch.setattr(fallback, "judge_refinement", lambda *_, **__: found)
-    scene.poses.rebase(scene.poses.initial_camera_to_worlds.clone(), trusted=True)
+    start = scene.poses.initial_camera_to_worlds.clone()
+    start[0, 0, 3] += 0.1
+    scene.poses.rebase(start, trusted=True)
     with torch.no_grad():
         scene.poses.pose_adjustment.fill_(1e-3)
-    FallBack(GuardConfig(mode="report", fallback_at=(0.5,), keep_trusted=keep_trusted)).before_step(
-        scene, adam, 50, lambda said: None
-    )
-    stays = verdict == "helped" or (verdict == "undecided" and keep_trusted)
+    guard = FallBack(GuardConfig(mode="report", fallback_at=(0.5,), keep_rebased=keep))
+    guard.before_step(scene, adam, 50, lambda said: None)
+    stays = not contradict and (verdict == "helped" or (verdict == "undecided" and keep))
     assert scene.poses.is_corrected == stays and (scene.poses.rate_scale > 0) == stays
 
 
