@@ -155,7 +155,9 @@ class PosePanel(ViewerControl):
         self._submit(lambda actions: actions.hold(index, held), f"{self.live.names[index]} {done}.")
 
     def _reset(self, index: int) -> None:
-        done = f"{self.live.names[index]} is back at its initial pose."
+        state = self.live.state
+        where = "where training started" if state is not None and state.rebased else "at its initial pose"
+        done = f"{self.live.names[index]} is back {where}."
         self._submit(lambda actions: actions.reset(index), done)
 
     def _turn(self, index: int, degrees: float) -> None:
