@@ -23,6 +23,7 @@ from hashpose_ns.data.fingerprint import fingerprint
 from hashpose_ns.errors import one_line
 from hashpose_ns.matches.config import FeatureConfig
 from hashpose_ns.matches.matches import Matches
+from hashpose_ns.stopping import keeps_handlers
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -39,13 +40,14 @@ class NoMatches(Exception):
 
 
 def pycolmap() -> Any:
-    """The library, with its log switched off.
+    """The library, with its log switched off, and signals left alone.
 
     Raises:
         NoMatches: it is not installed, or too old.
     """
     try:
-        import pycolmap as library
+        with keeps_handlers():
+            import pycolmap as library
     except ImportError as error:
         raise NoMatches("pycolmap is not installed (pip install 'hashpose[matches]')") from error
     version = getattr(library, "__version__", "0")
