@@ -152,7 +152,7 @@ def _find(
             kept = usable[row, column] & np.isfinite(on_plane).all(axis=1)
             pixels.append(places[kept])
             points.append(on_plane[kept])
-            descriptors.append(_normalised(np.asarray(described.data).reshape(len(places), -1)[kept]))
+            descriptors.append(_normalised(np.asarray(described.data).reshape(len(places), 128)[kept]))
         lenses = [_lens(library, cameras, index) for index in range(len(filenames))]
         centers = np.stack([cameras.cx.reshape(-1).numpy(), cameras.cy.reshape(-1).numpy()], axis=1).astype(float)
         sizes = np.stack([cameras.fx.reshape(-1).numpy(), cameras.fy.reshape(-1).numpy()], axis=1).astype(float)
