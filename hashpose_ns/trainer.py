@@ -18,7 +18,7 @@ from torch import Tensor
 from hashpose_ns.atomic import whole_file
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.datamanager import leave_out_points
-from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
+from hashpose_ns.errors import HashPoseError, background_errors_in_a_line, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
@@ -40,7 +40,7 @@ from hashpose_ns.runs.files import (
 )
 from hashpose_ns.runs.folder import RunFolder, claimed
 from hashpose_ns.runs.history import PoseHistory, is_recorded
-from hashpose_ns.stopping import Stopped, StopSignals
+from hashpose_ns.stopping import Stopped, StopSignals, exit_on_interrupt
 from hashpose_ns.viewer.config import ViewerConfig
 from nerfstudio.configs import base_config
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
@@ -69,6 +69,19 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Matches between the training images."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
     """The live viewer: who can reach it, and what it shows."""
+
+    def __post_init__(self) -> None:
+        if self.data is not None:  # the configuration that ns-train has chosen, and not one of those it chooses from
+            self._is_chosen()
+
+    def set_timestamp(self) -> None:
+        """As nerfstudio does, as the first thing with the configuration that it has chosen."""
+        self._is_chosen()
+        super().set_timestamp()
+
+    def _is_chosen(self) -> None:
+        if self.machine.num_devices * self.machine.num_machines == 1:  # of several processes nerfstudio takes care
+            exit_on_interrupt()
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         """Restores a configuration, and if it is that of a run (from its config.yml) tells the pipeline which."""
@@ -193,7 +206,7 @@ class HashPoseTrainer(Trainer):
         """Around setup and training: a signal ends it with a checkpoint and the exit code that shells give, a failure
         before the first step is done takes the run's folder back."""
         try:
-            with self.stop_signals:
+            with self.stop_signals, background_errors_in_a_line():
                 try:
                     yield
                 except Stopped as stopped:

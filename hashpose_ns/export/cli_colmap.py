@@ -35,9 +35,9 @@ class ColmapFormat(Written):
         self._check_model(exported)
 
     def _check_model(self, exported: ExportedCameras) -> None:
-        from hashpose_ns.export.colmap import check_names, colmap_cameras_of
+        from hashpose_ns.export.colmap import check_colmap_names, colmap_cameras_of
 
-        check_names(exported.names, self.format)
+        check_colmap_names(exported.names, self.format)
         if self.images != "undistorted":
             colmap_cameras_of(exported.cameras)
 
@@ -110,11 +110,11 @@ class ExportColmap(ColmapFormat, ExportWithPoints):
         Raises:
             HashPoseError: as `load`, and if the model is broken or not the run's.
         """
-        from hashpose_ns.export.colmap import check_names
+        from hashpose_ns.export.colmap import check_colmap_names
         from hashpose_ns.export.update import named_as_in, read_colmap_model, update_poses
 
         model = read_colmap_model(directory)
-        check_names([image.name for image in model.images.values()], self.format)
+        check_colmap_names([image.name for image in model.images.values()], self.format)
 
         def check(exported: ExportedCameras) -> None:
             update_poses(model, exported, directory)

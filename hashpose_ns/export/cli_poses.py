@@ -27,10 +27,10 @@ class TrajectoryFormat(Written):
 
     def check(self, exported: ExportedCameras) -> None:
         """As for every export, and names and times of the images."""
-        from hashpose_ns.export.trajectories import check_names
+        from hashpose_ns.data.names import check_names
 
         super().check(exported)
-        check_names(exported.names)
+        check_names(exported.names, "export with `hashpose-export json` instead")
         self.times(exported)
 
     def write(self, exported: ExportedCameras) -> None:

@@ -159,7 +159,8 @@ def back_sentence(rate: float) -> str:
 
 def listed(names: List[str], most: int = 8) -> str:
     """Names of cameras, without the folder that all their images are in."""
-    common = os.path.commonpath([os.path.dirname(name) for name in names])
+    folders = [os.path.dirname(name) for name in names]
+    common = os.path.commonpath(folders) if len({os.path.isabs(folder) for folder in folders}) == 1 else ""
     short = [os.path.relpath(name, common) if common else name for name in names[:most]]
     return ", ".join(short) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -170,11 +171,11 @@ def read_report(path: Path) -> GuardReport:
     Raises:
         HashPoseError: it is not there, or no such report.
     """
+    import msgspec
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        cameras = [CameraReport(**camera) for camera in content.pop("cameras")]
-        return GuardReport(cameras=cameras, **content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), GuardReport)
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
         raise HashPoseError(f"The guard's report {path} cannot be read; make it anew with hashpose-guard.") from error
 
 

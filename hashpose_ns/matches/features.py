@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
@@ -72,6 +74,8 @@ class MatchedImages:
     rotations: Float[np.ndarray, "num_pairs 3 3"]
     """Of each pair: the second camera from the first one as the essential matrix has it, OpenCV axes; NaN where it
     cannot be told."""
+    seconds: float = math.nan
+    """CPU time that finding them took, in the process that did."""
 
     @property
     def num_images(self) -> int:
@@ -136,6 +140,7 @@ def _find(
 ) -> MatchedImages:
     from rich.progress import Progress
 
+    begin = time.process_time()
     options = library.FeatureExtractionOptions()
     options.use_gpu, options.num_threads = False, max(torch.get_num_threads(), 1)
     options.max_image_size = config.max_image_size
@@ -183,6 +188,7 @@ def _find(
         pairs=np.array(verified, dtype=np.int64).reshape(-1, 2),
         matches=matches,
         rotations=np.array(rotations, dtype=np.float64).reshape(-1, 3, 3),
+        seconds=time.process_time() - begin,
     )
 
 
@@ -353,6 +359,7 @@ def _read(key: str, num_images: int) -> Optional[MatchedImages]:
             pairs=arrays["pairs"],
             matches=matches,
             rotations=arrays["rotations"],
+            seconds=float(arrays["seconds"]) if "seconds" in arrays else math.nan,
         )
         _check(found, num_images)
         return found
@@ -390,6 +397,7 @@ def _write(key: str, found: MatchedImages) -> None:
                 matches=np.concatenate(found.matches) if found.matches else np.zeros((0, 2), dtype=np.int64),
                 counts=np.array([len(match) for match in found.matches], dtype=np.int64),
                 rotations=found.rotations,
+                seconds=np.array(found.seconds),
             )
     except OSError as error:
         CONSOLE.print(f"Matches are not kept for the next time: {one_line(error)}.", soft_wrap=True, markup=False)

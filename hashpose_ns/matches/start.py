@@ -82,7 +82,7 @@ def start_from_matches(
     after = evidence.support
     structure = dataclasses.replace(structure, placed=structure.placed & evidence.determined)
     enough = int(structure.placed.sum()) >= 3
-    tried = _in_frame_of(camera_to_worlds, structure, known) if enough else None
+    tried = in_frame_of(camera_to_worlds, structure, known) if enough else None
     numbers = {**evidence.numbers(), **before.numbers("given_")}
     if known and before.confirms and before.as_good_as(after):
         sentence = f"{100 * before.share:.0f} % of the matches agree with them, to {before.median:.2f} pixels"
@@ -125,10 +125,17 @@ def _from_given(
     return structure_from_given(images, camera_to_worlds, [angle for angle in ANGLES if angle <= reach])
 
 
-def _in_frame_of(
+def in_frame_of(
     given: Float[np.ndarray, "num_images 3 4"], structure: Structure, known: bool
 ) -> Float[np.ndarray, "num_images 3 4"]:
-    """The placed cameras moved by the similarity that brings them nearest to the given ones; the others as given."""
+    """Poses of a structure in the frame of given ones: the placed cameras moved by the similarity that brings them
+    nearest, the others as they were given.
+
+    Args:
+        given: poses, OpenGL axes.
+        structure: of the same images.
+        known: whether the given poses say anything. If not, the frame is one that a forward-facing capture may have.
+    """
     placed = structure.placed
     found = torch.from_numpy(structure.camera_to_worlds[placed])
     tried = given.copy()
