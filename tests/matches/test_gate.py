@@ -171,7 +171,6 @@ def refusals() -> dict[str, MatchedImages]:
         "nothing": no_pairs,
         "two parts that nothing ties together": two_parts,
         "five matches a pair": few,
-        "no match is right": matched(true, per_image=50, false=1.0),
     }
 
 
