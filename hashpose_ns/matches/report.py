@@ -139,6 +139,7 @@ class MatchesReport:
 def read_matches(folder: Path) -> Optional[MatchesReport]:
     """The report in a run's folder; None if there is none, or none that can be read: it costs only its numbers."""
     try:
-        return MatchesReport.of_json(json.loads((folder / MATCHES_FILE).read_text(encoding="utf-8")))
+        content = json.loads((folder / MATCHES_FILE).read_text(encoding="utf-8"))
+        return MatchesReport.of_json(content) if isinstance(content, dict) else None
     except (OSError, ValueError, RecursionError):  # a HashPoseError is a ValueError
         return None
