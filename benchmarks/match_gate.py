@@ -142,6 +142,12 @@ def errors(poses: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
     return {name: round(value, 5) for name, value in found.items() if name.startswith(("rotation", "center"))}
 
 
+def placed_errors(poses: Any, placed: Any, reference: torch.Tensor) -> dict[str, float] | None:
+    """Errors among the cameras that matches place; None for fewer than 3."""
+    index = torch.from_numpy(placed).nonzero().flatten()
+    return errors(torch.from_numpy(poses)[index], reference[index]) if len(index) >= 3 else None
+
+
 def run(case: Case, data: Path) -> dict[str, Any]:
     """One case: what is true, and what the gate saw and said."""
     with tempfile.TemporaryDirectory() as folder:
@@ -166,6 +172,8 @@ def run(case: Case, data: Path) -> dict[str, Any]:
         "before": errors(given, reference) if case.noise >= 0 else None,
         "sfm": errors(tried, reference) if bool(torch.isfinite(tried).all()) else None,
         "start": errors(torch.from_numpy(start.camera_to_worlds), reference),
+        "placed": int(start.placed.sum()),
+        "start_placed": placed_errors(start.camera_to_worlds, start.placed, reference),
         "verdict": start.verdict,
         "sentence": start.sentence,
         "evidence": start.evidence,
@@ -183,7 +191,9 @@ def main(args: Args) -> None:
                 continue
             rows.append(run(case, args.data))
             row = rows[-1]
-            before, sfm = (row[key]["rotation_deg_mean"] if row[key] else float("nan") for key in ("before", "sfm"))
+            before, sfm = (
+                row[key]["rotation_deg_mean"] if row[key] else float("nan") for key in ("before", "start_placed")
+            )
             print(
                 f"{row['name']:34s} {before:7.3f} -> {sfm:8.3f}  {row['verdict']:9s} {json.dumps(row['evidence'])}",
                 flush=True,
