@@ -56,7 +56,7 @@ def test_matches_are_where_the_true_cameras_see_the_same_points(distorted):
     plain = dataclasses.replace(cameras, distortion_params=None)
     other = find_matches(files, plain, None, all_pairs(COUNT), FeatureConfig())
     bent = np.concatenate(epipolar_errors(other, poses))
-    assert np.median(bent) > 3 * np.median(errors)
+    assert np.median(bent) > 2 * np.median(errors)  # of matches that bent points have left
     # the same as tensors
     flat = found.flat()
     assert len(flat) == sum(map(len, found.matches)) and flat.num_images == COUNT
