@@ -14,6 +14,7 @@ import json
 import math
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,17 @@ class Args(Output):
     """Held-out photographs of the chair that are looked for without a start."""
     others: int = 10
     """Pictures of each other scene."""
-    parts: tuple[str, ...] = ("protocol", "without start", "others", "capture")
-    """What to measure."""
+    searches: tuple[tuple[str, int], ...] = (
+        ("regions", 64),
+        ("regions", 1),
+        ("random", 64),
+        ("random", 1),
+        ("points", 64),
+        ("points", 1),
+    )
+    """Pixels that are compared, and hypotheses, that the protocol is run with."""
+    parts: tuple[str, ...] = ("capture", "without start", "protocol", "others")
+    """What to measure. The record is written after each of them, and keeps what it holds of the others."""
 
 
 def errors(pose: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
@@ -87,8 +97,8 @@ def shares(found: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def protocol(search: Search, args: Args) -> list[dict[str, Any]]:
-    """iNeRF's protocol by strategies and hypotheses, at equal rays."""
+def protocol(search: Search, args: Args, done: Callable[[list], None]) -> None:
+    """iNeRF's protocol by strategies and hypotheses, at equal rays; `done` is told of what there is so far."""
     scene, rows = search.scene, []
     truth = scene.aligned_held_out_poses()
     indices = evenly_spaced(len(truth), args.images)
@@ -98,28 +108,27 @@ def protocol(search: Search, args: Args) -> list[dict[str, Any]]:
         starts += [(index, disturbed(truth[index], generator)) for _ in range(args.starts)]
     before = [errors(start, truth[index]) for index, start in starts]
     rows.append({"rays from": "(the starts)", "hypotheses": None, **shares(before)})
-    for hypotheses in (64, 1):
-        for strategy in ("regions", "points", "random"):
-            config = SearchConfig(strategy=strategy, hypotheses=hypotheses, rays=args.rays)  # type: ignore[arg-type]
-            localizer, found, verdicts = Localizer(scene, config), [], []
-            begin = clock()
-            for index, start in starts:
-                result = localizer.localize(scene.held_out, [index], [Start(start)])[0]
-                found.append(errors(result.pose, truth[index]))
-                verdicts.append(search.acceptance.found(result))
-            right = [each["degrees"] < 5 and each["distance"] < 0.2 for each in found]
-            rows.append(
-                {
-                    "rays from": strategy,
-                    "hypotheses": hypotheses,
-                    **shares(found),
-                    "called found": sum(verdicts),
-                    "found and wrong": sum(verdict and not good for verdict, good in zip(verdicts, right)),
-                    "seconds an image": (clock() - begin) / len(starts),
-                }
-            )
-            show("iNeRF's protocol", rows[-1:])
-    return rows
+    for strategy, hypotheses in args.searches:
+        config = SearchConfig(strategy=strategy, hypotheses=hypotheses, rays=args.rays)  # type: ignore[arg-type]
+        localizer, found, verdicts = Localizer(scene, config), [], []
+        begin = clock()
+        for index, start in starts:
+            result = localizer.localize(scene.held_out, [index], [Start(start)])[0]
+            found.append(errors(result.pose, truth[index]))
+            verdicts.append(search.acceptance.found(result))
+        right = [each["degrees"] < 5 and each["distance"] < 0.2 for each in found]
+        rows.append(
+            {
+                "rays from": strategy,
+                "hypotheses": hypotheses,
+                **shares(found),
+                "called found": sum(verdicts),
+                "found and wrong": sum(verdict and not good for verdict, good in zip(verdicts, right)),
+                "seconds an image": (clock() - begin) / len(starts),
+            }
+        )
+        show("iNeRF's protocol", rows[-1:])
+        done(rows)
 
 
 def without_start(search: Search, args: Args) -> dict[str, Any]:
@@ -223,30 +232,34 @@ def capture(search: Search, args: Args) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     """Measures what runs were given for."""
-    record: dict[str, Any] = {"rays": args.rays}
+    record: dict[str, Any] = {}
+    if args.output is not None and args.output.exists():
+        record = json.loads(args.output.read_text())["measured"]
+
+    def write(name: str, content: Any) -> None:
+        record[name] = content
+        write_record(args.output, measured=record)
+
     chair = None if args.chair is None else Search(args.chair, SearchConfig(rays=args.rays))
     fox = None if args.fox is None else Search(args.fox, SearchConfig(rays=args.rays))
     fern, chairs, foxes = args.data / "fern_480" / "images", args.data / "chair_400" / "test", args.data / "fox_270"
+    record["rays"] = args.rays
     for name, search in (("chair", chair), ("fox", fox)):
         if search is not None:
             limits = search.acceptance
             record[f"{name}: training residuals"] = {"median": limits.typical, "limit": limits.limit}
     if fox is not None and "capture" in args.parts:
-        record["fox, 10 left out"] = capture(fox, args)
+        write("fox, 10 left out", capture(fox, args))
         show("fox", [record["fox, 10 left out"]], leave_out=["each"])
     if chair is not None and "without start" in args.parts:
-        record["chair, no start"] = without_start(chair, args)
+        write("chair, no start", without_start(chair, args))
         show("chair, no start", [record["chair, no start"]], leave_out=["each"])
-    if "others" in args.parts:
-        record["other scenes"] = []
-        if chair is not None:
-            record["other scenes"] += others(chair, "chair", [fern, foxes / "images"], args)
-        if fox is not None:
-            record["other scenes"] += others(fox, "fox", [chairs, fern], args)
     if chair is not None and "protocol" in args.parts:
-        record["protocol"] = protocol(chair, args)
-        show("iNeRF's protocol on chair", record["protocol"])
-    write_record(args.output, **record)
+        protocol(chair, args, lambda rows: write("protocol", rows))
+    if chair is not None and "others" in args.parts:
+        write("other scenes, chair", others(chair, "chair", [fern, foxes / "images"], args))
+    if fox is not None and "others" in args.parts:
+        write("other scenes, fox", others(fox, "fox", [chairs, fern], args))
 
 
 if __name__ == "__main__":

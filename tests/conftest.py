@@ -71,14 +71,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder / "chair" / "hashpose-blender" / "run", arguments, output, steps, steps_per_save)
 
 
-@pytest.fixture(scope="session")
-def trained_on_true_poses():
-    """A pipeline on the chair at 32x32, trained with poses that stand still; tests must leave it as it is."""
-    from small_pipeline import trained_pipeline
-
-    return trained_pipeline()
-
-
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """No checks of types: for stand-ins, and for what the package itself says to wrong ones."""

@@ -58,7 +58,7 @@ class LocalizedImage:
     start_residual: Optional[float]
     """Residual of the given pose."""
     agreement: float
-    """Share of the last hypotheses that ended at this pose."""
+    """Share of the last hypotheses, weighted by how well they explain the photograph, that ended at this pose."""
     kept_start: bool
     """Whether nothing was found that scores better than the given pose, which stays then."""
     rotation_std_deg: float

@@ -44,6 +44,9 @@ ROUNDS = (Round(1, 0.35, 4, 1.0), Round(4, 0.25, 4, 0.7), Round(16, 0.2, 2, 0.4)
 MOST_RAYS = 512
 """Rays of a hypothesis in a step, at most: where hypotheses are few, there are more steps instead."""
 
+SMALLEST = 32
+"""Shorter side, in pixels, that an image is not reduced below."""
+
 LAST_RATE = 0.3
 """The rate at the end of a round, over that at its beginning."""
 
@@ -115,7 +118,8 @@ class Localization:
     start_residual: Optional[float]
     """The same share from the given start, if there was one."""
     agreement: float
-    """Share of the last hypotheses that ended where the best one did; 1 where there was one only."""
+    """Share of the last four hypotheses, weighted by how well they explain the photograph, that are where the best one
+    is; 1 where there was one only."""
     kept_start: bool
     """Whether nothing was found that scores better than the given start."""
 
@@ -133,20 +137,20 @@ class Acceptance:
     """Above this, a photograph is not explained."""
 
     def found(self, localization: Localization) -> bool:
-        """Whether a photograph's place was found: the field explains it about as well as what it was trained on, or
-        not quite so but several hypotheses ended there."""
+        """Whether a photograph's place was found: the field explains it about as well as what it was trained on, and
+        no other hypothesis explains it as well from elsewhere, or it is explained better still."""
         limit = self.limit if localization.agreement >= AGREEMENT else self.limit * ALONE
         return localization.residual <= limit
 
 
-SPREADS = 4.0
+SPREADS = 3.0
 """Deviations of the logarithm of the training images' residuals, above their median, up to which one is accepted."""
 
-LEAST_RATIO, LARGEST = 4.0, 0.5
-"""A residual is accepted up to this many medians at least, and up to this share of the variance at most."""
+LEAST_RATIO, LEAST, LARGEST = 4.0, 0.02, 0.5
+"""The limit is this many medians at least, and between these shares of the variance."""
 
 AGREEMENT, ALONE = 0.5, 0.6
-"""Share of the last hypotheses that has to agree; otherwise the limit is this fraction of it."""
+"""Agreement from which on the limit holds; below, it is this fraction of it."""
 
 TRAINING_IMAGES = 24
 """Training images that the limit comes from."""
@@ -173,7 +177,7 @@ def acceptance(scene: PosedScene) -> Acceptance:
     spread = 1.4826 * float((logs - median).abs().median())
     ratio = max(math.exp(SPREADS * spread), LEAST_RATIO)
     typical = float(median.exp())
-    return Acceptance(typical, min(typical * ratio, max(LARGEST, 1.5 * typical)))
+    return Acceptance(typical, min(max(typical * ratio, LEAST), LARGEST))
 
 
 # -- the search --------------------------------------------------------------------------------------------------------
@@ -189,17 +193,21 @@ class _Query:
         self.sources: dict[int, ImagePixels] = {}
         self.seed = config.seed
 
+    def reduced(self, reduction: int) -> ImagePixels:
+        """The photograph with that many pixels averaged along an edge, or fewer where it is small."""
+        return self.whole.reduced(min(reduction, min(self.whole.image.shape[:2]) // SMALLEST))
+
     def source(self, reduction: int, rays: int) -> ImagePixels:
         """What a round draws from."""
         if reduction not in self.sources:
-            small = self.whole.reduced(reduction)
+            small = self.reduced(reduction)
             region = self.region if small.factor == 1 else shrunk(self.region, small.factor)
             self.sources[reduction] = small if bool(region.all()) else small.within(region, rays)
         return self.sources[reduction]
 
     def judged(self, reduction: int, rays: int, device: torch.device) -> Pixels:
         """Random pixels of the whole picture, always the same ones."""
-        return self.whole.reduced(reduction).draw(rays, torch.Generator().manual_seed(self.seed)).to(device)
+        return self.reduced(reduction).draw(rays, torch.Generator().manual_seed(self.seed)).to(device)
 
     def losses(
         self, scene: PosedScene, poses: Float[Tensor, "count 3 4"], reduction: int, rays: int
@@ -265,7 +273,6 @@ class Localizer:
         queries = [_Query(self.scene, dataset, index, self.config) for index in indices]
         known = list(starts or [Start()] * len(queries))
         hypotheses = [self.hypotheses(query, start) for query, start in zip(queries, known)]
-        losses: List[Tensor] = []
         agreements = [1.0] * len(queries)
         for number, stage in enumerate(ROUNDS):
             count = max(self.config.hypotheses // stage.divisor, 1)
@@ -280,8 +287,7 @@ class Localizer:
             hypotheses = [poses[order] for poses, order in zip(hypotheses, orders)]
             losses = [values[order] for values, order in zip(judged, orders)]
             if 1 < count <= 4:
-                agreements = [self._agreement(poses) for poses in hypotheses]
-        del losses
+                agreements = [self._agreement(*pair) for pair in zip(hypotheses, losses)]
         return [
             self._result(query, poses[0], start.pose, agreement)
             for query, poses, start, agreement in zip(queries, hypotheses, known, agreements)
@@ -360,14 +366,15 @@ class Localizer:
         )
         return list(found.split(counts))
 
-    def _agreement(self, poses: Float[Tensor, "count 3 4"]) -> float:
-        """Share of the other poses that are where the first is: within 5 degrees, and a twentieth of the distance."""
-        if len(poses) < 2:
-            return 1.0
-        relative = poses[1:, :, :3].mT @ poses[0, :, :3]
+    def _agreement(self, poses: Float[Tensor, "count 3 4"], losses: Float[Tensor, "count"]) -> float:
+        """Share of the weight, which falls with the fourth power of the loss (Loc-NeRF), that lies where the first pose
+        is: within 5 degrees, and a twentieth of the distance."""
+        relative = poses[:, :, :3].mT @ poses[0, :, :3]
         cosines = (relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-        near = (poses[1:, :, 3] - poses[0, :, 3]).norm(dim=-1) < 0.05 * self.distance
-        return float(((cosines > math.cos(math.radians(5.0))) & near).float().mean())
+        near = (poses[:, :, 3] - poses[0, :, 3]).norm(dim=-1) < 0.05 * self.distance
+        near &= cosines > math.cos(math.radians(5.0))
+        weights = (losses[0].clamp(min=1e-9) / losses.clamp(min=1e-9)) ** 4
+        return float((weights * near).sum() / weights.sum())
 
     def _result(
         self, query: _Query, pose: Float[Tensor, "3 4"], start: Optional[Float[Tensor, "3 4"]], agreement: float

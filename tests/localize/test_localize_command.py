@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import roma
 import torch
+from ball_world import FOCAL, SIZE, ball_picture, ball_world, looking_in
 from PIL import Image
-from scenes import chair_frames, chair_image
+from scenes import chair_frames, colmap_scene
 
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.localize import api
@@ -19,35 +22,39 @@ from hashpose_ns.localize.api import Search, localize
 from hashpose_ns.localize.cli import entrypoint
 from hashpose_ns.localize.photographs import Lens, Photographs, lens_of, photograph_files
 from hashpose_ns.localize.starts import KnownStarts
-from hashpose_ns.photometry.localize import SearchConfig
+from hashpose_ns.photometry.localize import SearchConfig, whole_image
 from nerfstudio.data.utils import colmap_parsing_utils as colmap
 
-FEW = ("--hypotheses", 16, "--rays", 12_000, "--overlay-size", 32)
-SIZE = 32
+FEW = ("--hypotheses", 16, "--rays", 6_000, "--overlay-size", 16, "--batch", 4)
+QUICK = SearchConfig(hypotheses=16, rays=6_000)
+VIEWS = looking_in(6, seed=5)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A run that has learned a ball exactly, in a frame that drifted, and the map from there to the input's frame."""
+    return ball_world(tmp_path_factory.mktemp("ball") / "data", drift=True)
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """Two held-out images of the chair, at the size of training, in a folder and a sub-folder."""
-    folder = tmp_path / "photographs"
-    for number, name in ((2, "a.png"), (7, "more/b.png")):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        chair_image(chair_frames("test")[1][number], SIZE).save(path)
-    return folder
+def photographs(tmp_path: Path, world) -> Path:
+    """Pictures from two of `VIEWS` in a folder and a sub-folder, the second at another size."""
+    ball_picture(world[0], VIEWS[0], tmp_path / "photographs" / "a.png")
+    ball_picture(world[0], VIEWS[1], tmp_path / "photographs" / "more" / "b.png", 2 * SIZE)
+    return tmp_path / "photographs"
 
 
-def noise(path: Path, size: int = SIZE) -> Path:
+def noise(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST).save(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.NEAREST).save(path)
     return path
 
 
 @pytest.fixture
-def command(tmp_path: Path, in_process, monkeypatch, trained_on_true_poses):
-    """The command on the trained chair, which stands in for a run on disk."""
-    monkeypatch.setattr(api, "load_trained_pipeline", lambda *args, **kwargs: trained_on_true_poses)
+def command(tmp_path: Path, in_process, monkeypatch, world):
+    """The command on the ball's run, which stands in for a run on disk."""
+    monkeypatch.setattr(api, "load_trained_pipeline", lambda *args, **kwargs: SimpleNamespace(scene=world[0]))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yml").touch()
 
@@ -61,9 +68,10 @@ def command(tmp_path: Path, in_process, monkeypatch, trained_on_true_poses):
     return run
 
 
-def true_poses(*numbers: int) -> torch.Tensor:
-    frames = chair_frames("test")[1]
-    return torch.tensor([frames[number]["transform_matrix"] for number in numbers], dtype=torch.float64)[:, :3]
+@pytest.fixture
+def truth(world) -> torch.Tensor:
+    """`VIEWS` in the frame of the input."""
+    return world[1].apply_to_poses(VIEWS)
 
 
 def degrees(poses, truth) -> list[float]:
@@ -75,7 +83,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_photographs_are_found_and_written_in_every_format(tmp_path, command, photographs):
+def test_photographs_are_found_and_written_in_every_format(tmp_path, command, photographs, truth):
     noise(photographs / "noise.png")
     done = command("--images", photographs, *FEW)
     assert done.code == 0, done.output
@@ -96,7 +104,8 @@ def test_photographs_are_found_and_written_in_every_format(tmp_path, command, ph
     content = json.loads((folder / "poses.json").read_text())
     assert [image["name"] for image in content["images"]] == ["a.png", "more/b.png"]
     found = torch.tensor([image["camera_to_world"] for image in content["images"]], dtype=torch.float64)
-    assert max(degrees(found, true_poses(2, 7))) < 5
+    assert max(degrees(found, truth[:2])) < 1.5
+    assert float((found[:, :, 3] - truth[:2, :, 3]).norm(dim=-1).max()) < 0.1
     for image in content["images"]:
         assert 0 < image["residual"] <= image["limit"] and image["start_residual"] is None
         assert 0 < image["rotation_std_deg"] < 30 and 0 < image["translation_std"] < 2
@@ -105,8 +114,8 @@ def test_photographs_are_found_and_written_in_every_format(tmp_path, command, ph
     matrices = torch.tensor([frame["transform_matrix"] for frame in frames["frames"]], dtype=torch.float64)
     torch.testing.assert_close(matrices[:, :3], found, rtol=0, atol=1e-9)
     assert (folder / frames["frames"][1]["file_path"]).resolve() == (photographs / "more" / "b.png").resolve()
-    angle = chair_frames("test")[0]
-    assert frames["w"] == SIZE and frames["fl_x"] == pytest.approx(0.5 * SIZE / math.tan(0.5 * angle), rel=1e-4)
+    lenses = [(frame["w"], frame["fl_x"]) for frame in frames["frames"]]
+    assert lenses == [(SIZE, pytest.approx(FOCAL)), (2 * SIZE, pytest.approx(2 * FOCAL))]
 
     flip = np.array([1.0, -1.0, -1.0])
     for image in colmap.read_images_binary(folder / "sparse/0/images.bin").values():
@@ -121,25 +130,25 @@ def test_photographs_are_found_and_written_in_every_format(tmp_path, command, ph
     assert again.code == 1 and "--overwrite True" in again.output
 
 
-def test_a_rough_start_is_refined_and_its_file_may_have_other_images(tmp_path, command, photographs):
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3] = true_poses(2)[0]
-    turn = torch.eye(4, dtype=torch.float64)
-    turn[:3, :3] = roma.rotvec_to_rotmat(torch.deg2rad(torch.tensor([12.0, -9.0, 6.0], dtype=torch.float64)))
+def test_a_rough_start_is_refined_and_its_file_may_have_other_images(tmp_path, command, photographs, truth):
+    rough = torch.eye(4, dtype=torch.float64)
+    rough[:3] = truth[0]
+    rough[:3, :3] = rough[:3, :3] @ roma.rotvec_to_rotmat(torch.tensor([0.02, 0.03, -0.04], dtype=torch.float64))
+    rough[:3, 3] += 0.2
     frames = [
-        {"file_path": "./somewhere/a.png", "transform_matrix": (turn @ pose).tolist()},
+        {"file_path": "./somewhere/a.png", "transform_matrix": rough.tolist()},
         {"file_path": "c.png", "transform_matrix": [[math.nan] * 4] * 4},
     ]
     start = tmp_path / "rough.json"
-    start.write_text(json.dumps({"camera_angle_x": chair_frames("test")[0], "w": 800, "h": 800, "frames": frames}))
+    start.write_text(json.dumps({"fl_x": 10 * FOCAL, "w": 10 * SIZE, "h": 10 * SIZE, "frames": frames}))
     done = command("--images", photographs, "--start", start, *FEW)
     assert done.code == 0, done.output
     by_name = {image["name"]: image for image in json.loads((tmp_path / "found/poses.json").read_text())["images"]}
-    assert by_name["a.png"]["moved"]["rotation_deg"] > 8 and by_name["more/b.png"]["moved"] is None
+    assert by_name["a.png"]["moved"]["rotation_deg"] > 1 and by_name["more/b.png"]["moved"] is None
     assert by_name["a.png"]["residual"] < by_name["a.png"]["start_residual"]
     assert by_name["a.png"]["intrinsics_from"] == "the start file"
     found = torch.tensor([by_name["a.png"]["camera_to_world"]])
-    assert degrees(found, true_poses(2))[0] < 5
+    assert degrees(found, truth)[0] < 1.5
 
 
 def test_nothing_is_written_when_nothing_is_found(tmp_path, command):
@@ -203,7 +212,7 @@ REFUSED = {
     "sixteen bits": (sixteen_bits, "has the pixel format I;16"),
     "another shape": (another_shape, "no shape of the run's images"),
     "masked out": (masked_out, "leaves no pixel"),
-    "mask of another size": (mask_of_another_size, "and its image 32x32"),
+    "mask of another size": (mask_of_another_size, "and its image 48x48"),
     "no mask": (no_mask, "There is no mask of the photograph a.png"),
     "other names": (lambda folder: start_of(frame("q.png", np.eye(4).tolist()), folder), "has none of the 1 images"),
     "broken start": (lambda folder: start_of(frame("a.png", [[math.nan] * 4] * 4), folder), "a.png"),
@@ -234,45 +243,36 @@ def test_a_run_that_is_not_there_is_named(tmp_path, in_process, photographs):
 # -- from Python -------------------------------------------------------------------------------------------------------
 
 
-def test_one_photograph_from_python(trained_on_true_poses, photographs):
-    result = localize(
-        trained_on_true_poses.scene, photographs / "a.png", config=SearchConfig(hypotheses=16, rays=12_000)
-    )
+def test_one_photograph_from_python(world, photographs, truth):
+    scene = world[0]
+    result = localize(scene, photographs / "a.png", config=QUICK)
     assert result.found and result.name == "a.png" and result.start is None
-    assert degrees(result.camera_to_world[None], true_poses(2))[0] < 5
+    assert degrees(result.camera_to_world[None], truth)[0] < 1.5
     wild = SearchConfig(hypotheses=1, rays=1024, lr=3.0)
-    kept = localize(scene, photographs / "a.png", true_poses(2)[0], wild)
-    assert kept.kept_start and torch.equal(kept.camera_to_world, true_poses(2)[0]) and kept.moved == (0.0, 0.0)
+    kept = localize(scene, photographs / "a.png", truth[0], wild)
+    assert kept.kept_start and kept.moved == (0.0, 0.0)
+    torch.testing.assert_close(kept.camera_to_world, truth[0], rtol=0, atol=1e-12)
     with pytest.raises(HashPoseError, match="is a folder"):
         localize(scene, photographs)
 
 
-def test_poses_go_to_the_learned_frame_and_back(trained_on_true_poses):
-    optimizer = trained_on_true_poses.model.camera_optimizer
-    try:
-        with torch.no_grad():
-            optimizer.pose_adjustment[:] = torch.tensor([0.3, -0.2, 0.1, 0.05, 0.2, -0.1])  # the whole scene drifts
-        search = Search(trained_on_true_poses.scene, SearchConfig())
-        learned = optimizer.refined_camera_to_worlds().detach()[:3]
-        given = search.to_input(learned)
-        reference = optimizer.reference_camera_to_worlds[:3].double()
-        torch.testing.assert_close(given, reference, rtol=0, atol=1e-5)
-        torch.testing.assert_close(search.to_learned(given), learned, rtol=0, atol=1e-5)
-        assert (learned - reference).abs().max() > 0.1
-    finally:
-        optimizer.pose_adjustment.data.zero_()
+def test_poses_go_to_the_learned_frame_and_back(world):
+    scene, to_input = world
+    search, learned = Search(scene, QUICK), VIEWS.float()
+    given = search.to_input(learned)
+    torch.testing.assert_close(given, to_input.apply_to_poses(VIEWS), rtol=0, atol=1e-4)
+    torch.testing.assert_close(search.to_learned(given), learned, rtol=0, atol=1e-5)
 
 
 # -- photographs and their lenses --------------------------------------------------------------------------------------
 
 
-def test_lenses_come_from_the_run_the_start_file_or_exif(tmp_path, trained_on_true_poses):
-    scene = trained_on_true_poses.scene
-    focal = float(scene.train_outputs.cameras.fx[0])  # of 100 pixels
+def test_lenses_come_from_the_run_the_start_file_or_exif(tmp_path, world):
+    scene = world[0]
     big = tmp_path / "big.png"
     Image.new("RGB", (250, 250)).save(big)
     lens = lens_of(big, scene)
-    assert lens.fx == pytest.approx(2.5 * focal) and lens.cx == pytest.approx(125) and lens.origin == "the run"
+    assert lens.fx == pytest.approx(250 / SIZE * FOCAL) and lens.cx == pytest.approx(125) and lens.origin == "the run"
     said = lens_of(big, scene, {"fl_x": 100.0, "w": 500, "h": 500, "cx": 240.0, "k1": 0.1})
     assert (said.fx, said.fy, said.cx, said.cy) == (50.0, 50.0, 120.0, 125.0) and said.distortion[0] == 0.1
     with pytest.raises(HashPoseError, match="another shape"):
@@ -293,20 +293,20 @@ def test_a_camera_on_its_side_has_its_focal_lengths_exchanged():
     assert (turned.cx, turned.cy, turned.distortion) == (240.0, 320.0, (0.1, 0.2, 0.0, 0.0, 0.0, 0.0))
 
 
-def test_large_photographs_are_looked_at_at_the_size_of_training(tmp_path, trained_on_true_poses):
-    scene = trained_on_true_poses.scene
-    frame = chair_frames("test")[1][0]
-    chair_image(frame, 96).save(tmp_path / "big.png")
-    chair_image(frame, 16, white=True).save(tmp_path / "small.png")
+def test_large_photographs_are_looked_at_at_the_size_of_training(tmp_path, world):
+    scene = world[0]
+    with_alpha = Image.new("RGBA", (96, 96), (255, 0, 0, 0))
+    with_alpha.paste((0, 0, 255, 255), (0, 0, 48, 96))
+    with_alpha.save(tmp_path / "big.png")
+    Image.new("L", (16, 16), 51).save(tmp_path / "small.png")
     paths = [tmp_path / "big.png", tmp_path / "small.png"]
     dataset = Photographs(scene, paths, [lens_of(path, scene) for path in paths])
-    assert dataset[0]["image"].shape == (32, 32, 3) and dataset[1]["image"].shape == (16, 16, 3)
-    assert dataset.cameras.fx.flatten().tolist() == pytest.approx(
-        [float(scene.train_outputs.cameras.fx[0]) * size / 100 for size in (32, 16)]
-    )
+    assert dataset[0]["image"].shape == (SIZE, SIZE, 4) and dataset[1]["image"].shape == (16, 16, 3)
+    assert dataset.cameras.fx.flatten().tolist() == pytest.approx([FOCAL, FOCAL * 16 / SIZE])
     assert dataset.full_cameras([0]).width.tolist() == [[96]]
-    white = np.asarray(chair_image(frame, 32, white=True), dtype=np.float32) / 255.0
-    assert np.abs(dataset[0]["image"].numpy() - white).mean() < 0.02
+    whole = whole_image(scene, dataset, 0, "big.png").image
+    assert whole[5, 5].tolist() == [0.0, 0.0, 1.0] and whole[5, 40].tolist() == [1.0, 1.0, 1.0]
+    torch.testing.assert_close(dataset[1]["image"], torch.full((16, 16, 3), 0.2))
 
 
 def test_files_are_found_once_and_named_by_their_folder(tmp_path):
@@ -319,13 +319,9 @@ def test_files_are_found_once_and_named_by_their_folder(tmp_path):
     assert names == ["1.png", "b/2.JPG"]
 
 
-def test_starts_in_colmaps_frame_follow_the_inputs_transform(tmp_path, trained_on_true_poses):
-    from dataclasses import replace
-
-    from scenes import colmap_scene
-
+def test_starts_in_colmaps_frame_follow_the_inputs_transform(tmp_path, world):
     folder = colmap_scene(tmp_path / "model", num_images=4)
-    given = Search(trained_on_true_poses.scene, SearchConfig()).given
+    given = Search(world[0], QUICK).given
     names = ["frame_01.png", "other.png"]
     files = [tmp_path / name for name in names]
     plain = KnownStarts.read(folder, files, names, given)

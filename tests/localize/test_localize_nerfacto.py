@@ -38,7 +38,7 @@ def nerfacto_run(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = copy.deepcopy(method_configs["nerfacto"])
     config.experiment_name, config.timestamp, config.output_dir = "chair", "run", tmp_path / "runs"
-    config.machine.device_type, config.vis, config.max_num_iterations = "cpu", "tensorboard", 30
+    config.machine.device_type, config.vis, config.max_num_iterations = "cpu", "tensorboard", 3
     config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 0
     config.data = config.pipeline.datamanager.data = nerfstudio_scene(tmp_path / "chair", num_images=10, size=24)
     config.pipeline.datamanager.dataparser.downscale_factor = 1
@@ -56,8 +56,6 @@ def nerfacto_run(tmp_path: Path, monkeypatch) -> Path:
 
 
 def test_a_photograph_is_looked_for_in_a_run_of_nerfacto(tmp_path, nerfacto_run, in_process):
-    with pytest.raises(HashPoseError, match="has no refined poses"):
-        load_trained_pipeline(nerfacto_run)
     pipeline = load_trained_pipeline(nerfacto_run, any_method=True)
     scene = scene_of(pipeline)
     assert isinstance(scene.renderer, ImageRenderer)
@@ -83,14 +81,14 @@ def test_a_photograph_is_looked_for_in_a_run_of_nerfacto(tmp_path, nerfacto_run,
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3] = turn @ given[0]
     start.write_text(json.dumps({"frames": [{"file_path": "photo.png", "transform_matrix": matrix.tolist()}]}))
-    search = Search(scene, SearchConfig(hypotheses=4, rays=4096))
+    search = Search(scene, SearchConfig())
     learned = search.to_learned(given)[0]
     photograph = search.photographs([tmp_path / "photo.png"], _nothing())
     assert image_error(scene.renderer, photograph, 0, learned) < 0.3
     done = in_process(
         entrypoint,
         *("--load-config", nerfacto_run, "--output-dir", tmp_path / "found", "--images", tmp_path / "photo.png"),
-        *("--start", start, "--hypotheses", 4, "--rays", 4096, "--overlay-size", 16),
+        *("--start", start, "--hypotheses", 1, "--rays", 1024, "--overlay-size", 8),
     )
     # some steps make no field: what counts is that the search runs to its end and gives a verdict
     assert "Where the photographs were taken" in done.output, done.output[-2000:]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import roma
 import torch
+from ball_world import SIZE, BallRenderer, ball_picture, ball_world, looking_in
+from PIL import Image
 from scipy import ndimage
 
 from hashpose_ns.cameras.lie import exp_map_SE3
 from hashpose_ns.cameras.pose_optimizer import corrections_to_world
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.localize.photographs import Photographs, lens_of
 from hashpose_ns.photometry.align import optimize_cameras
 from hashpose_ns.photometry.interest import interest_points, interest_region, pixels_of_interest
 from hashpose_ns.photometry.localize import (
+    LEAST,
     Acceptance,
     Localization,
     Localizer,
@@ -25,15 +30,37 @@ from hashpose_ns.photometry.localize import (
     check_visible,
 )
 from hashpose_ns.photometry.pixels import ImagePixels, posed_cameras
+from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.utils import poses as pose_utils
 
-FEW = dict(hypotheses=16, rays=12_000)
+FEW = dict(hypotheses=16, rays=6_000, images=5)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> PosedScene:
+    """A run that has learned a ball exactly."""
+    return ball_world(tmp_path_factory.mktemp("ball") / "data")[0]
+
+
+@pytest.fixture(scope="module")
+def photographs(scene, tmp_path_factory) -> Photographs:
+    """Five pictures of the ball from `VIEWS`, and noise."""
+    folder = tmp_path_factory.mktemp("photographs")
+    paths = [ball_picture(scene, pose, folder / f"{number}.png") for number, pose in enumerate(VIEWS)]
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.NEAREST).save(folder / "noise.png")
+    paths.append(folder / "noise.png")
+    return Photographs(scene, paths, [lens_of(path, scene) for path in paths])
 
 
 def apart(pose, truth) -> tuple[float, float]:
     """Degrees between two poses, and the distance of their centres."""
     angle = roma.rotmat_geodesic_distance(pose[:, :3].double(), truth[:, :3].double())
     return math.degrees(float(angle)), float((pose[:, 3] - truth[:, 3]).norm())
+
+
+VIEWS = looking_in(6, seed=5).float()[[0, 1, 2, 5]]
+NOISE = len(VIEWS)
 
 
 def turned_about_origin(pose, *degrees):
@@ -106,83 +133,86 @@ def test_a_turn_about_a_pivot_leaves_it_where_the_camera_sees_it():
     assert torch.equal(origin, corrections_to_world(exp_map_SE3(twist), pose, "orbit"))
 
 
-@pytest.mark.parametrize("loss", ["mse", "huber"])
-def test_losses_of_colours_bring_a_camera_home(trained_on_true_poses, loss):
-    scene = trained_on_true_poses.scene
-    truth = scene.aligned_held_out_poses()[3]
-    start = turned_about_origin(truth, 5.0, -4.0, 3.0)
-    cameras = posed_cameras(scene.held_out, start[None], scene.device, [3])
+@pytest.mark.parametrize("loss", ["training", "mse", "huber"])
+@pytest.mark.parametrize("side", ["orbit", "camera", "world"])
+def test_losses_of_colours_bring_a_camera_home(scene, photographs, loss, side):
+    start = turned_about_origin(VIEWS[0], 5.0, -4.0, 3.0)
+    cameras = posed_cameras(photographs, start[None], scene.device, [0])
     found = optimize_cameras(
-        scene.renderer, cameras, [ImagePixels(scene.held_out, 3)], "orbit", 50, 192, 0.01,
-        last_rate=0.2, loss=loss, unit=4.0,
+        scene.renderer, cameras, [ImagePixels(photographs, 0)], side, 60, 128, 0.02,
+        last_rate=0.05, loss=loss, unit=1.6,
     )[0]  # fmt: skip
-    assert apart(start, truth)[0] > 6 and apart(found, truth)[0] < 3.5
+    # about its own centre, a camera loses the ball from sight before it is where it was
+    limit = 4.0 if side == "camera" else 0.8
+    assert apart(start, VIEWS[0])[0] > 6 and apart(found, VIEWS[0])[0] < limit
 
 
 # -- the search --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", ["regions", "random"])
-def test_photographs_are_found_from_a_rough_start(trained_on_true_poses, strategy):
-    scene = trained_on_true_poses.scene
-    truth = scene.aligned_held_out_poses()[[2, 7]]
-    starts = [turned_about_origin(truth[0], 20.0, -15.0, 10.0), turned_about_origin(truth[1], -20.0, 5.0, 15.0)]
+def test_photographs_are_found_from_a_rough_start(scene, photographs, strategy):
+    starts = [turned_about_origin(VIEWS[0], 20.0, -15.0, 10.0), turned_about_origin(VIEWS[1], -20.0, 5.0, 15.0)]
     localizer = Localizer(scene, SearchConfig(strategy=strategy, **FEW))
-    found = localizer.localize(scene.held_out, [2, 7], [Start(pose) for pose in starts])
+    found = localizer.localize(photographs, [0, 1], [Start(pose) for pose in starts])
     limits = acceptance(scene)
-    for localization, start, true in zip(found, starts, truth):
+    for localization, start, true in zip(found, starts, VIEWS):
         assert apart(start, true)[0] > 24
-        assert apart(localization.pose, true)[0] < 5 and apart(localization.pose, true)[1] < 0.4
+        assert apart(localization.pose, true)[0] < 1.5 and apart(localization.pose, true)[1] < 0.05
         assert localization.residual < localization.start_residual and not localization.kept_start
         assert limits.found(localization)
 
 
-def test_photographs_are_found_without_a_start_and_noise_is_not(trained_on_true_poses, monkeypatch):
-    scene = trained_on_true_poses.scene
-    truth = scene.aligned_held_out_poses()[5]
-    shown = scene.held_out.get_data
-
-    def with_noise(index, **kwargs):
-        data = dict(shown(index, **kwargs))
-        if index == 6:
-            picture = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(0))
-            data["image"] = picture.repeat_interleave(8, 0).repeat_interleave(8, 1)
-        else:
-            data["image"] = scene.renderer.composite(data["image"])
-        return data
-
-    monkeypatch.setattr(scene.held_out, "get_data", with_noise)
-    found, noise = Localizer(scene, SearchConfig(**FEW)).localize(scene.held_out, [5, 6])
+def test_photographs_are_found_without_a_start_and_noise_is_not(scene, photographs):
+    indices = [*range(len(VIEWS)), NOISE]
+    *found, noise = Localizer(scene, SearchConfig(**FEW)).localize(photographs, indices)
     limits = acceptance(scene)
-    assert apart(found.pose, truth)[0] < 5 and limits.found(found) and found.start_residual is None
-    assert not limits.found(noise) and noise.residual > 2 * found.residual
-    assert 0 < limits.typical < limits.limit < 1
+    for localization, true in zip(found, VIEWS):
+        assert apart(localization.pose, true)[0] < 1.5 and limits.found(localization)
+        assert localization.start_residual is None and localization.agreement > 0.5
+    assert not limits.found(noise) and noise.residual > 0.5
 
 
-def test_no_start_is_made_worse(trained_on_true_poses):
-    scene = trained_on_true_poses.scene
-    truth = scene.aligned_held_out_poses()[1]
+def test_photographs_found_at_once_are_found_alone(scene, photographs):
+    localizer = Localizer(scene, SearchConfig(**FEW))
+    together = localizer.localize(photographs, [2, 3])
+    alone = [localizer.localize(photographs, [index])[0] for index in (2, 3)]
+    for both, one in zip(together, alone):
+        assert apart(both.pose, one.pose)[0] < 0.5 and both.residual == pytest.approx(one.residual, abs=2e-3)
+
+
+def test_the_limit_follows_how_well_training_images_are_explained(scene):
+    exact = acceptance(scene)
+    assert exact.typical < 1e-3 and exact.limit == LEAST
+
+    class Blurred(BallRenderer):
+        def colors(self, rays, **kwargs):
+            return 0.5 * super().colors(rays) + 0.25
+
+    worse = acceptance(replace(scene, renderer=Blurred()))
+    assert worse.typical > 0.1 and worse.typical < worse.limit <= 0.5
+
+
+def test_no_start_is_made_worse(scene, photographs):
     wild = SearchConfig(hypotheses=1, rays=1024, lr=3.0)
-    found = Localizer(scene, wild).localize(scene.held_out, [1], [Start(truth)])[0]
-    assert found.kept_start and torch.equal(found.pose, truth) and found.residual == found.start_residual
+    found = Localizer(scene, wild).localize(photographs, [1], [Start(VIEWS[1])])[0]
+    assert found.kept_start and torch.equal(found.pose, VIEWS[1]) and found.residual == found.start_residual
 
 
-def test_proposals_take_part(trained_on_true_poses):
-    scene = trained_on_true_poses.scene
-    truth = scene.aligned_held_out_poses()[4]
+def test_proposals_take_part(scene, photographs):
     asked = []
 
     def from_matches(of, dataset, index):
-        asked.append((of is scene, dataset is scene.held_out, index))
-        return truth[None]
+        asked.append((of is scene, dataset is photographs, index))
+        return VIEWS[2][None]
 
     localizer = Localizer(scene, SearchConfig(hypotheses=1, rays=2048), sources=[from_matches])
     localizer.training = localizer.training[:2]
-    found = localizer.localize(scene.held_out, [4])[0]
-    assert asked == [(True, True, 4)] and apart(found.pose, truth)[0] < 5
+    found = localizer.localize(photographs, [2])[0]
+    assert asked == [(True, True, 2)] and apart(found.pose, VIEWS[2])[0] < 3.0
     same = Localizer(scene, SearchConfig(hypotheses=1, rays=2048))
     same.training = same.training[:2]
-    given = same.localize(scene.held_out, [4], [Start(candidates=truth[None])])[0]
+    given = same.localize(photographs, [2], [Start(candidates=VIEWS[2][None])])[0]
     torch.testing.assert_close(given.pose, found.pose)
 
 
