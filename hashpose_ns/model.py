@@ -46,9 +46,10 @@ SAMPLERS = {
 }
 LOSSES = {"mse": nn.MSELoss, "smooth-l1": nn.SmoothL1Loss}
 
-FORMAT = 2
-"""Version of a checkpoint's format: 1 has no version in it; 2 has `format` and `camera_optimizer.fallen_back`. What
-brings earlier ones up to date is `hashpose_ns.pipeline.migrate`."""
+FORMAT = 3
+"""Version of a checkpoint's format: 1 has no version in it; 2 has `format` and `camera_optimizer.fallen_back`; 3 has
+`camera_optimizer.base_camera_to_worlds` and `.trusted`. What brings earlier ones up to date is
+`hashpose_ns.pipeline.migrate`."""
 
 
 @dataclass
@@ -262,6 +263,7 @@ class HashPoseModel(PoseRefiningModel):
             )
         self.populate_poses()
         self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
+        self._follow_start()
         self.field = config.field.setup(
             warp=config.scene,
             aabb=self._grid_box(TrainingCameras.of(self.kwargs.get("metadata", {}))),
@@ -300,8 +302,19 @@ class HashPoseModel(PoseRefiningModel):
         super().set_training_length(total_steps)
         self.curriculum.total_steps = total_steps
 
+    def _follow_start(self) -> None:
+        """Has the curriculum follow the start, which is trusted or not."""
+        config = self.config.curriculum
+        self.follows_trusted = self.camera_optimizer.is_trusted
+        if self.follows_trusted:
+            config = dataclasses.replace(config, window=self.config.camera_optimizer.trusted.window)
+        config.validate()
+        self.curriculum.config = config
+
     def update_to_step(self, step: int) -> None:
         """Sets everything that depends on the step of training."""
+        if self.camera_optimizer.is_trusted != self.follows_trusted:
+            self._follow_start()
         super().update_to_step(step)
         self.curriculum.total_steps = self.total_steps
         self.field.step = step

@@ -274,11 +274,16 @@ def migrate(state: Dict[str, Tensor]) -> None:
     """
     if "camera_optimizer.initial_camera_to_worlds" not in state:  # of another method, which loading refuses
         return
-    if "format" not in state:  # version 1
-        state["format"] = torch.tensor(FORMAT)
-        state.setdefault("camera_optimizer.fallen_back", torch.ones(()))
-    if int(state["format"]) > FORMAT:
+    version = int(state.get("format", 1))
+    if version > FORMAT:
         raise HashPoseError("The checkpoint was written by a newer version of hashpose; update with pip.")
+    if version < 2:
+        state.setdefault("camera_optimizer.fallen_back", torch.ones(()))
+    if version < 3:
+        initial = state["camera_optimizer.initial_camera_to_worlds"]
+        state.setdefault("camera_optimizer.base_camera_to_worlds", initial.clone())
+        state.setdefault("camera_optimizer.trusted", torch.tensor(False))
+    state["format"] = torch.tensor(FORMAT)
 
 
 def _errors(

@@ -22,6 +22,9 @@ from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
+from hashpose_ns.matches.config import MatchConfig
+from hashpose_ns.matches.features import MatchedImages
+from hashpose_ns.matches.strategy import StartFromMatches
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
@@ -61,6 +64,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Judges without ground truth whether refinement helped."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """Puts lost cameras back during training."""
+    matches: MatchConfig = field(default_factory=MatchConfig)
+    """Matches between the training images."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
     """The live viewer: who can reach it, and what it shows."""
 
@@ -106,7 +111,8 @@ class HashPoseTrainerConfig(TrainerConfig):
 
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
-        return [FallBack(self.guard), Recovery(self.recovery), Settle()]
+        start = StartFromMatches(self.matches)
+        return [start, FallBack(self.guard, lambda: start.images), Recovery(self.recovery), Settle()]
 
 
 @exits_on_user_error
@@ -230,9 +236,12 @@ class HashPoseTrainer(Trainer):
         super()._train_complete_viewer()
 
     def setup_optimizers(self) -> Optimizers:
-        """Gives the schedules the length of training and the model's factors."""
+        """Gives the schedules the length of training and the model's factors, which depend on where poses start."""
         model = self.pipeline.model
         model.set_training_length(self.total_steps)
+        resumed = self.config.load_dir is not None or self.config.load_checkpoint is not None
+        for strategy in self.strategies:
+            strategy.prepare(self.pipeline.scene, resumed, lambda said: CONSOLE.print(said, soft_wrap=True))
         factors = model.rate_factors()
         config = {}
         param_groups = self.pipeline.get_param_groups()
@@ -305,12 +314,16 @@ class HashPoseTrainer(Trainer):
         CONSOLE.print("Guard: judging the initial and the refined poses by held-out pixels ...")
         try:
             with self.train_lock:
-                report = run_guard(self.scene, self.config.guard)
+                report = run_guard(self.scene, self.config.guard, self._matched())
             report.write(self.base_dir)
             report.print()
             self.pipeline.pose_panel.show_verdict(report)
         except (HashPoseError, RuntimeError) as error:  # such as memory that is not there
             CONSOLE.print(f"Guard: no verdict. {one_line(error)}", soft_wrap=True)
+
+    def _matched(self) -> Optional[MatchedImages]:
+        """Matches between the training images, where training has them."""
+        return next((each.images for each in self.strategies if isinstance(each, StartFromMatches)), None)
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""

@@ -10,9 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
+from hashpose_ns.cameras.trusted import TrustedStartConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
+from hashpose_ns.matches.config import MatchTermConfig
+from hashpose_ns.matches.epipolar import MatchTerm
+from hashpose_ns.matches.matches import Matches
 from hashpose_ns.model import HashPoseModel, HashPoseModelConfig
 from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import GroupedAdam
@@ -65,12 +69,19 @@ def make_model(
         camera_optimizer=PoseOptimizerConfig(**(camera_optimizer or {})),
         **settings,
     )
-    poses = make_poses()
     return config.setup(
         scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
         num_train_data=N,
-        metadata=training_metadata(poses, half_extent=(0.4, 0.3)),
+        metadata=training_metadata(make_poses(), half_extent=(0.4, 0.3)),
     )
+
+
+def match_term() -> MatchTerm:
+    """Matches of no use but for their number."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.combinations(torch.arange(N)).repeat(10, 1)
+    matches = Matches(images, torch.randn(len(images), 2, 2, generator=generator), torch.full((N,), 21.0))
+    return MatchTerm(matches, MatchTermConfig(weight=0.5, fade=0.4, per_step=20))
 
 
 def make_rays(count: int = 60, poses=None) -> RayBundle:
@@ -399,14 +410,67 @@ def test_operations_notices_waits():
 @pytest.mark.parametrize("scene, sampler", [("none", "uniform"), ("contraction", "piecewise")])
 @pytest.mark.parametrize("side", ["world", "orbit"])
 def test_a_training_step_waits_for_nothing(scene, sampler, side):
-    model = make_model(scene=scene, sampler=sampler, background_color="white", camera_optimizer={"side": side})
+    model = make_model(
+        scene=scene,
+        sampler=sampler,
+        background_color="white",
+        camera_optimizer={"side": side},
+    )
+    model.camera_optimizer.terms["match_loss"] = match_term()
+    model.update_to_step(0)
+    model.camera_optimizer.active = True  # photographs move poses as well
     rays = TrainingRays(make_cameras(make_poses()))
     adam = GroupedAdam(model.parameters(), lr=1e-3, fused=True)
     pixels = torch.randint(12, (60, 3), generator=torch.Generator().manual_seed(2)) % torch.tensor([N, 12, 12])
     before = model.camera_optimizer.pose_adjustment.detach().clone()
     with Operations() as operations:
         outputs = model(rays(pixels))
-        model.get_loss_dict(outputs, {"image": torch.rand(60, 4), "indices": pixels})["rgb_loss"].backward()
+        losses = model.get_loss_dict(outputs, {"image": torch.rand(60, 4), "indices": pixels})
+        (losses["rgb_loss"] + losses["match_loss"]).backward()
         adam.step()
     assert not torch.equal(model.camera_optimizer.pose_adjustment, before)
     assert operations.waits == [] and "_fused_adam_" in operations.names
+
+
+# -- matches and trusted starts ----------------------------------------------------------------------------------------
+
+
+def losses_at(model: HashPoseModel, step: int) -> dict:
+    model.set_training_length(100)
+    model.update_to_step(step)
+    torch.manual_seed(step)
+    rays = make_rays()
+    return model.get_loss_dict(model(rays), {"image": torch.rand(60, 4), "indices": rays.camera_indices})
+
+
+def test_the_term_of_matches_is_in_the_loss_until_it_has_faded():
+    model = make_model(camera_optimizer={"start": 0.1, "warmup": 0.0})
+    model.camera_optimizer.terms["match_loss"] = match_term()
+    losses = {step: losses_at(model, step) for step in (0, 20, 40)}
+    assert ["match_loss" in losses[step] for step in losses] == [True, True, False]
+    (by_matches,) = torch.autograd.grad(losses[0]["match_loss"], model.camera_optimizer.pose_adjustment)
+    assert bool(by_matches.any()), "at step 0 photographs do not move poses"
+    model.eval()
+    assert "match_loss" not in losses_at(model, 0)
+
+
+def test_rays_and_samples_are_the_same_with_and_without_matches():
+    models = [make_model(), make_model()]
+    models[1].camera_optimizer.terms["match_loss"] = match_term()
+    assert torch.equal(*(losses_at(model, 0)["rgb_loss"] for model in models))
+
+
+def test_the_curriculum_follows_the_start():
+    settings = {
+        "curriculum": {"window": (0.2, 0.6)},
+        "camera_optimizer": {"trusted": TrustedStartConfig(window=(0.0, 0.1))},
+    }
+    near, resumed = make_model(**settings), make_model(**settings)
+    near.update_to_step(0)
+    assert near.curriculum.config.window == (0.2, 0.6)
+    near.camera_optimizer.rebase(make_poses(), trusted=True)
+    near.update_to_step(0)
+    assert near.curriculum.config.window == (0.0, 0.1)
+    resumed.load_state_dict(near.state_dict())
+    resumed.restore_progress()
+    assert resumed.curriculum.config.window == (0.0, 0.1)

@@ -5,19 +5,36 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Literal, Optional, Sequence, Set, Tuple, Type, Union
+from typing import Dict, Literal, Optional, Protocol, Sequence, Set, Tuple, Type, Union
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hashpose_ns.cameras.lie import exp_map_SE3, log_map_SE3
 from hashpose_ns.cameras.settling import Settling, SettlingConfig
+from hashpose_ns.cameras.trusted import TrustedStartConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils import poses as pose_utils
+
+
+class PoseTerm(Protocol):
+    """A term of the loss that looks at poses alone."""
+
+    @property
+    def until(self) -> float:
+        """Fraction of training at which it has faded out."""
+
+    def __call__(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], progress: float) -> Float[Tensor, ""]:
+        """The term.
+
+        Args:
+            camera_to_worlds: all refined poses, OpenGL axes.
+            progress: fraction of training.
+        """
 
 
 @dataclass
@@ -41,6 +58,8 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     poses put them, shifts bring them there, and turns made before that lead astray."""
     settling: SettlingConfig = field(default_factory=SettlingConfig)
     """Lowers the rate of poses that have arrived, and in the end stops them."""
+    trusted: TrustedStartConfig = field(default_factory=TrustedStartConfig)
+    """In place of `start`, `warmup` and others where training starts at trusted poses."""
     frozen_cameras: Tuple[str, ...] = ()
     """Cameras that keep their initial pose exactly: image file names (with or without folder) or indices into the
     training images."""
@@ -95,6 +114,11 @@ class PoseOptimizer(CameraOptimizer):
 
     config: PoseOptimizerConfig
     initial_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    """The poses that came in: given, perturbed or unknown."""
+    base_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
+    """Where refinement starts, and what corrections correct: the initial poses, or better ones that matches gave."""
+    trusted: Bool[Tensor, ""]
+    """Whether matches say that the start is right to a fraction of a degree: then `config.trusted` is the schedule."""
     reference_camera_to_worlds: Float[Tensor, "num_cameras 3 4"]
     trainable: Tensor
     fallen_back: Float[Tensor, ""]
@@ -119,15 +143,27 @@ class PoseOptimizer(CameraOptimizer):
         trainable = torch.ones(num_cameras, dtype=torch.bool)
         trainable[frozen_indices(config.frozen_cameras, self.image_names)] = False
         self.register_buffer("initial_camera_to_worlds", initial_camera_to_worlds.clone().float().to(device))
+        self.register_buffer("base_camera_to_worlds", self.initial_camera_to_worlds.clone())
+        self.register_buffer("trusted", torch.zeros((), dtype=torch.bool, device=device))
         self.register_buffer("reference_camera_to_worlds", reference_camera_to_worlds.clone().float().to(device))
         self.register_buffer("trainable", trainable.to(device), persistent=False)
         self.register_buffer("fallen_back", torch.ones((), device=device))
-        # The same as a number: it is asked for every step, and reading a GPU's buffer waits for it.
+        # The same as numbers: they are asked for every step, and reading a GPU's buffer waits for it.
         self.rate_scale = 1.0
+        self.is_trusted = False
+        self.rebased = False
+        """Whether refinement starts at other poses than the initial ones."""
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
         self.active = config.mode != "off"
-        """Whether poses receive gradients now, see `set_progress`. Standing still means no gradient at all: Adam's
+        """Whether photographs move poses now, see `set_progress`. Standing still means no gradient at all: Adam's
         moments would remember zeros."""
+        self.terms: Dict[str, PoseTerm] = {}
+        """What else the loss says of the refined poses, by name."""
+        self.progress = 0.0
+        """How far training is, see `set_progress`."""
+        self.pulled = False
+        """Whether they move poses now. They do so before photographs, and not from a trusted start: it is their optimum
+        already, and steps from a few matches at a time would only shake it."""
         self.turns = True
         """Whether rotations receive gradients now. Before, theirs are zero, as shifts are part of the same parameter;
         Adam remembers that, and for some 50 steps turns up to twice as fast as its rate says."""
@@ -138,20 +174,60 @@ class PoseOptimizer(CameraOptimizer):
         self.settling = Settling(config.settling, num_cameras).to(device) if config.settling.decay != 1 else None
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
             raise HashPoseError("camera-optimizer.start and .warmup are fractions of training; their sum is at most 1.")
+        config.trusted.validate()
         if not 0 <= config.rotation_start < 1:
             raise HashPoseError("camera-optimizer.rotation-start is a fraction of training, below 1.")
 
     def _restore(self) -> None:
         self.rate_scale = float(self.fallen_back)
+        self.is_trusted = bool(self.trusted)
+        self.rebased = not torch.equal(self.base_camera_to_worlds, self.initial_camera_to_worlds)
+
+    @property
+    def schedule(self) -> Union[PoseOptimizerConfig, TrustedStartConfig]:
+        """Whose `start` and `warmup` hold."""
+        return self.config.trusted if self.is_trusted else self.config
 
     @property
     def has_moved(self) -> bool:
-        """Whether any camera is elsewhere than training started."""
-        return bool(self.pose_adjustment.any())
+        """Whether any camera is elsewhere than its initial pose."""
+        return self.rebased or self.is_corrected
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether any camera is elsewhere than where refinement started."""
+        return self.config.mode != "off" and bool(self.pose_adjustment.any())
+
+    def doubtful_cameras(self) -> Set[int]:
+        """Cameras that may be far from where they belong: all of them, but from a trusted start only those that it left
+        at their initial poses while it moved others."""
+        if not self.is_trusted:
+            return set(range(self.num_cameras))
+        if not self.rebased:
+            return set()
+        moved = (self.base_camera_to_worlds != self.initial_camera_to_worlds).flatten(1).any(dim=1).tolist()
+        return {index for index in range(self.num_cameras) if not moved[index]}
+
+    @torch.no_grad()
+    def rebase(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], trusted: bool) -> None:
+        """Has refinement start at other poses than the initial ones. Frozen cameras stay at theirs.
+
+        Args:
+            camera_to_worlds: rigid poses, OpenGL axes.
+            trusted: whether they are right to a fraction of a degree.
+        """
+        start = camera_to_worlds.to(self.initial_camera_to_worlds)
+        self.base_camera_to_worlds.copy_(
+            torch.where(self.trainable[:, None, None], start, self.initial_camera_to_worlds)
+        )
+        self.trusted.fill_(trusted)
+        if self.config.mode != "off":
+            self.pose_adjustment.zero_()
+        self._restore()
 
     @torch.no_grad()
     def fall_back(self, rate: float) -> None:
-        """Puts all cameras that nobody holds back to their initial poses.
+        """Puts all cameras that nobody holds back to where refinement started.
 
         Args:
             rate: factor on their learning rate from then on; 0 keeps them there.
@@ -161,35 +237,59 @@ class PoseOptimizer(CameraOptimizer):
         self.fallen_back *= rate
         self._restore()
         self.active = self.active and rate > 0
+        self.pulled = self.pulled and rate > 0
         if self.settling is not None:
             self.settling.forget()
 
+    @property
+    def terms_until(self) -> float:
+        """Fraction of training at which all terms have faded out; 0 where they are not needed."""
+        return 0.0 if self.is_trusted else max((term.until for term in self.terms.values()), default=0.0)
+
     def set_progress(self, progress: float) -> None:
         """Tells how far training is, as a fraction of it."""
-        self.active = self.config.mode != "off" and self.rate_factor(progress) > 0
+        self.progress = progress
+        moving = self.config.mode != "off" and self.rate_factor(progress) > 0
+        self.active = moving and progress >= self.schedule.start
+        self.pulled = moving and progress < self.terms_until
         self.turns = progress >= self.config.rotation_start
 
     @property
     def free_from(self) -> float:
         """Fraction of training from which poses move at their full rate in all their parameters."""
-        return max(self.config.start + self.config.warmup, self.config.rotation_start)
+        return max(self.schedule.start + self.schedule.warmup, self.config.rotation_start)
 
     def rate_factor(self, progress: float) -> float:
-        """Factor on the poses' learning rate at a fraction of training; 0 before `start`, when they have settled, and
-        where they were put back for good."""
-        if progress < self.config.start:
-            return 0.0
+        """Factor on the poses' learning rate at a fraction of training; 0 before `start` where no terms move them,
+        when they have settled, and where they were put back for good."""
+        schedule = self.schedule
         settled = self.settling.factor if self.settling is not None else 1.0
-        warm = min((progress - self.config.start) / self.config.warmup, 1.0) if self.config.warmup > 0 else 1.0
-        return self.rate_scale * settled * warm
+        factor = self.rate_scale * settled * (self.config.trusted.rate if self.is_trusted else 1.0)
+        if progress < schedule.start:
+            return factor if progress < self.terms_until else 0.0
+        return factor * (min((progress - schedule.start) / schedule.warmup, 1.0) if schedule.warmup > 0 else 1.0)
 
-    def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
-        """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""
+    def world_corrections(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4].
+
+        Args:
+            by_terms: whether they have a gradient when `terms` move poses, in place of when photographs do.
+        """
         if self.config.mode == "off":
-            return self._identity().repeat(self.num_cameras, 1, 1)
-        twists = self._moving_twists()
-        corrections = corrections_to_world(exp_map_SE3(twists), self.initial_camera_to_worlds, self.config.side)
+            return self._to_base() if self.rebased else self._identity().repeat(self.num_cameras, 1, 1)
+        corrections = self._corrections_of_base(by_terms)
+        if self.rebased:
+            corrections = pose_utils.multiply(corrections, self._to_base())
         return self._but_frozen(corrections)
+
+    def _corrections_of_base(self, by_terms: bool) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions D of the world with refined = D * base, of the learned corrections alone."""
+        twists = self._moving_twists(by_terms)
+        return corrections_to_world(exp_map_SE3(twists), self.base_camera_to_worlds, self.config.side)
+
+    def _to_base(self) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions of the world from the initial poses to where refinement starts."""
+        return pose_utils.multiply(self.base_camera_to_worlds, pose_utils.inverse(self.initial_camera_to_worlds))
 
     def _identity(self) -> Float[Tensor, "3 4"]:
         return torch.eye(3, 4, device=self.initial_camera_to_worlds.device)
@@ -200,12 +300,12 @@ class PoseOptimizer(CameraOptimizer):
             return corrections
         return torch.where(self.trainable[:, None, None], corrections, self._identity())
 
-    def _moving_twists(self) -> Float[Tensor, "num_cameras 6"]:
+    def _moving_twists(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 6"]:
         """The corrections, without gradient where poses stand still: all of them, or those that are held."""
         twists: Tensor = self.pose_adjustment
-        if self.paused or not self.active:
+        if self.paused or not (self.pulled if by_terms else self.active):
             return twists.detach()
-        if not self.turns:
+        if not self.turns and not by_terms:
             twists = torch.cat([twists[:, :3], twists[:, 3:].detach()], dim=-1)
         if not self.held:
             return twists
@@ -215,22 +315,26 @@ class PoseOptimizer(CameraOptimizer):
 
     @torch.no_grad()
     def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
-        """Puts a camera somewhere: its correction becomes the twist that takes the initial pose there.
+        """Puts a camera somewhere: its correction becomes the twist that takes it there from where it started.
 
         Args:
             index: a training camera that is refined.
             camera_to_world: rigid pose, OpenGL axes.
         """
-        initial, target = self.initial_camera_to_worlds[index].double(), camera_to_world.double()
-        motion = pose_utils.multiply(target, pose_utils.inverse(initial))
-        frame = correction_frame(initial, self.config.side)
+        start, target = self.base_camera_to_worlds[index].double(), camera_to_world.double()
+        motion = pose_utils.multiply(target, pose_utils.inverse(start))
+        frame = correction_frame(start, self.config.side)
         if frame is not None:
             motion = pose_utils.multiply(pose_utils.multiply(pose_utils.inverse(frame), motion), frame)
         self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
 
-    def refined_camera_to_worlds(self) -> Float[Tensor, "num_cameras 3 4"]:
-        """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes."""
-        return pose_utils.multiply(self.world_corrections(), self.initial_camera_to_worlds)
+    def refined_camera_to_worlds(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
+        """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes.
+
+        Args:
+            by_terms: as for `world_corrections`.
+        """
+        return pose_utils.multiply(self.world_corrections(by_terms), self.initial_camera_to_worlds)
 
     def forward(self, indices: Int[Tensor, "camera_indices"]) -> Float[Tensor, "camera_indices 3 4"]:
         """Camera-frame corrections: initial^-1 * refined, what nerfstudio's viewer multiplies from the right.
@@ -245,7 +349,7 @@ class PoseOptimizer(CameraOptimizer):
 
     def apply_to_raybundle(self, raybundle: RayBundle) -> None:
         """Moves rays of training cameras, generated from the initial poses, to the refined poses, in place."""
-        if self.config.mode == "off":
+        if self.config.mode == "off" and not self.rebased:
             return
         assert raybundle.camera_indices is not None
         move_rays(raybundle, self.world_corrections(), raybundle.camera_indices[..., 0])
@@ -256,15 +360,21 @@ class PoseOptimizer(CameraOptimizer):
         return camera.camera_to_worlds
 
     def get_loss_dict(self, loss_dict: dict) -> None:
-        """Adds the squared penalties, where they are switched on."""
+        """Adds the squared penalties, where they are switched on, and the other terms."""
         if self.config.mode == "off":
             return
+        self._add_terms(loss_dict)
         if self.config.trans_l2_penalty or self.config.rot_l2_penalty:
             squares = self._moving_twists().square()
             loss_dict["camera_opt_regularizer"] = (
                 self.config.trans_l2_penalty * squares[:, :3].sum(-1).mean()
                 + self.config.rot_l2_penalty * squares[:, 3:].sum(-1).mean()
             )
+
+    def _add_terms(self, loss_dict: dict) -> None:
+        if self.pulled and not self.paused:
+            for name, term in self.terms.items():
+                loss_dict[name] = term(self.refined_camera_to_worlds(by_terms=True), self.progress)
 
     def get_metrics_dict(self, metrics_dict: dict) -> None:
         """Pose errors are reported by the pipeline, from `cameras/alignment.py`."""

@@ -81,19 +81,19 @@ def turned(
 def hypotheses(optimizer: PoseOptimizer, index: int, config: RecoveryConfig) -> Float[Tensor, "count 3 4"]:
     """Poses where a camera may be, see `RecoveryConfig.hypotheses`."""
     generator = torch.Generator().manual_seed(index)
-    twists, initial = optimizer.pose_adjustment.detach(), optimizer.initial_camera_to_worlds[index]
+    twists, base = optimizer.pose_adjustment.detach(), optimizer.base_camera_to_worlds[index]
     poses = optimizer.refined_camera_to_worlds().detach()
     # The median absolute deviation is robust to lost cameras; widening covers them.
     reach = WIDENING * MAD_TO_STD * twists.abs().median(dim=0).values
     third = config.hypotheses // 3
     drawn = reach * torch.randn(third, 6, generator=generator).to(twists)
-    around = corrections_to_world(exp_map_SE3(drawn), initial.expand(third, 3, 4), optimizer.config.side)
+    around = corrections_to_world(exp_map_SE3(drawn), base.expand(third, 3, 4), optimizer.config.side)
     others = torch.randperm(len(poses), generator=generator)[:third]
     rest, pivot = config.hypotheses - third - len(others), focus(poses)
     return torch.cat(
-        [pose_utils.multiply(around, initial.expand(third, 3, 4)), poses[others]]
+        [pose_utils.multiply(around, base.expand(third, 3, 4)), poses[others]]
         + [
             turned(pose, pivot, count, config.angle, generator)
-            for pose, count in ((poses[index], rest // 2), (initial, rest - rest // 2))
+            for pose, count in ((poses[index], rest // 2), (base, rest - rest // 2))
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Optional
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,9 +13,11 @@ from hashpose_ns.cameras.alignment import align_poses
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.judge import compare_errors
+from hashpose_ns.guard.matches import disagreement
 from hashpose_ns.guard.movement import movement
 from hashpose_ns.guard.report import CameraReport, GuardReport
 from hashpose_ns.guard.verdict import ALPHA, Verdict, can_decide, decide
+from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.photometry.scene import PosedScene
 
 ALL_RAYS = 50_000
@@ -24,6 +27,7 @@ DOUBTS = {
     "coarse": "show no more than thumbnails of the images would, and wrong poses can agree on a blur",
     "converging": "cameras mostly turned towards each other or apart, which pixels take for a scene at another depth",
     "strays": "most of all turning is that of cameras that moved far and do not fit clearly better for it",
+    "matches": "matches between the images fit them worse",
 }
 """What is said of each reason to doubt that poses got better."""
 
@@ -34,6 +38,7 @@ def compare_poses(
     refined: Float[Tensor, "num_cameras 3 4"],
     steps: int,
     config: GuardConfig,
+    matched: Optional[MatchedImages] = None,
 ) -> Verdict:
     """Judges one set of poses against another.
 
@@ -46,30 +51,38 @@ def compare_poses(
         refined: the same cameras' other poses, up to a similarity.
         steps: as in `compare_errors`.
         config: settings.
+        matched: matches between the training images, where there are any.
     """
     config.validate()
     aligned = align_poses(refined, initial).apply_to_poses(refined)
-    return decide(compare_errors(scene, initial, aligned, steps, config), movement(initial, aligned), config)
+    seen = disagreement(matched, initial, refined) if matched is not None else None
+    return decide(compare_errors(scene, initial, aligned, steps, config), movement(initial, aligned), config, seen)
 
 
-def judge_refinement(scene: PosedScene, config: GuardConfig) -> Verdict:
-    """Judges refined poses, as they are now, against those its training started from.
+def judge_refinement(
+    scene: PosedScene, config: GuardConfig, since_base: bool = False, matched: Optional[MatchedImages] = None
+) -> Verdict:
+    """Judges refined poses, as they are now, against the initial ones.
 
     Args:
         scene: as in `compare_poses`.
         config: settings.
+        since_base: judge them against where refinement started instead, which matches may have moved.
+        matched: matches between the training images, where there are any.
     """
-    refined = scene.poses.refined_camera_to_worlds().detach()
-    steps = config.steps_for(scene.total_steps)
-    return compare_poses(scene, scene.poses.initial_camera_to_worlds, refined, steps, config)
+    poses = scene.poses
+    earlier = poses.base_camera_to_worlds if since_base else poses.initial_camera_to_worlds
+    refined = poses.refined_camera_to_worlds().detach()
+    return compare_poses(scene, earlier, refined, config.steps_for(scene.total_steps), config, matched)
 
 
-def run_guard(scene: PosedScene, config: GuardConfig) -> GuardReport:
-    """Judges refined poses against those its training started from.
+def run_guard(scene: PosedScene, config: GuardConfig, matched: Optional[MatchedImages] = None) -> GuardReport:
+    """Judges refined poses against the initial ones.
 
     Args:
         scene: of a trained run; it is left as it was.
         config: settings.
+        matched: matches between the training images, where there are any.
     Raises:
         HashPoseError: the run refines no poses, or a setting is out of range.
     """
@@ -79,7 +92,7 @@ def run_guard(scene: PosedScene, config: GuardConfig) -> GuardReport:
     from hashpose_ns.photometry.uncertainty import pose_covariances
 
     begin = time.perf_counter()
-    verdict = judge_refinement(scene, config)
+    verdict = judge_refinement(scene, config, matched=matched)
     uncertainty = pose_covariances(scene, max(min(ALL_RAYS // len(verdict.first), 512), 64))
     psnr_initial, psnr_refined = verdict.psnrs()
     gains, hurt = psnr_refined - psnr_initial, verdict.hurt_cameras

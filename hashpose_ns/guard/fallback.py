@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Callable, Optional
+
 from torch.optim import Optimizer
 
 from hashpose_ns.errors import HashPoseError, one_line
@@ -9,6 +11,7 @@ from hashpose_ns.guard.compare import in_words, judge_refinement
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.report import back_sentence
 from hashpose_ns.guard.verdict import can_decide
+from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.optim.schedules import moments
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.photometry.strategy import PoseStrategy, Say, steps_at
@@ -19,10 +22,12 @@ class FallBack(PoseStrategy):
 
     Args:
         config: settings.
+        matches: gives the matches between the training images, or None where there are none.
     """
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardConfig, matches: Callable[[], Optional[MatchedImages]] = lambda: None) -> None:
         self.config = config
+        self.matches = matches
 
     def validate(self) -> None:
         self.config.validate()
@@ -33,13 +38,19 @@ class FallBack(PoseStrategy):
             return
         say("guard: judging the refined poses by held-out pixels ...")
         try:
-            said = fall_back_unless_helped(scene, adam, self.config, last=step == max(steps))
+            said = fall_back_unless_helped(scene, adam, self.config, step == max(steps), self.matches())
         except (HashPoseError, RuntimeError) as error:
             said = f"no verdict. {one_line(error)}"
         say(f"guard: {said}")
 
 
-def fall_back_unless_helped(scene: PosedScene, adam: Optimizer, config: GuardConfig, last: bool) -> str:
+def fall_back_unless_helped(
+    scene: PosedScene,
+    adam: Optimizer,
+    config: GuardConfig,
+    last: bool,
+    matched: Optional[MatchedImages] = None,
+) -> str:
     """Judges the refined poses in the middle of training; if they fit held-out pixels worse than those training started
     from, and at the last look also if they fit no better, cameras return there.
 
@@ -51,13 +62,14 @@ def fall_back_unless_helped(scene: PosedScene, adam: Optimizer, config: GuardCon
         adam: the optimizer of the poses; its moments are reset.
         config: settings.
         last: whether cameras that return are frozen there.
+        matched: matches between the training images, where there are any.
     Returns:
         What was found and done, in words.
     """
     optimizer = scene.poses
-    if not optimizer.has_moved:
+    if not optimizer.is_corrected:
         return "poses are where they started"
-    verdict = judge_refinement(scene, config)
+    verdict = judge_refinement(scene, config, since_base=True, matched=matched)
     found = in_words(verdict)
     no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
     if verdict.verdict != "hurt" and not (last and no_better):

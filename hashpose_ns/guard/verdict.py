@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.guard.matches import Disagreement
 from hashpose_ns.guard.movement import Movement
 
 ALPHA = 0.05
@@ -45,9 +46,14 @@ class HeldOutErrors:
     """Index of each block's image."""
 
 
-Doubt = Literal["coarse", "converging", "strays"]
+WORSE_MATCHES = 0.18
+"""Mean log ratio of cameras' distances from epipolar lines, a fifth more, from which matches contradict. Poses that
+were fitted to the matches are up to a twentieth nearer to them than the true ones."""
+
+Doubt = Literal["coarse", "converging", "strays", "matches"]
 """Held-out pixels are explained no better than by a shrunk photograph; cameras mostly turned towards each other or
-apart; most of all turning is that of cameras that moved far without fitting clearly better."""
+apart; most of all turning is that of cameras that moved far without fitting clearly better; matches between the images
+fit worse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +97,9 @@ def can_decide(num_cameras: int) -> bool:
     return 0.5**num_cameras <= ALPHA / 2
 
 
-def decide(errors: HeldOutErrors, moved: Movement, config: GuardConfig) -> Verdict:
+def decide(
+    errors: HeldOutErrors, moved: Movement, config: GuardConfig, matches: Optional[Disagreement] = None
+) -> Verdict:
     """Tests whether a set of poses, refined from another, is better than it.
 
     Over all: Wilcoxon's signed-rank test of the cameras' log ratios of errors, one-sided each way at ALPHA / 2, and a
@@ -106,6 +114,7 @@ def decide(errors: HeldOutErrors, moved: Movement, config: GuardConfig) -> Verdi
         errors: of held-out pixels at both sets of poses.
         moved: how the second set differs from the first.
         config: what is doubted.
+        matches: how they fit both sets, where there are any.
     Raises:
         ValueError: an error is negative or no number.
     """
@@ -147,12 +156,22 @@ def decide(errors: HeldOutErrors, moved: Movement, config: GuardConfig) -> Verdi
             doubt = "converging"
         elif degrees[strays].sum() > 0.5 * degrees.sum():
             doubt = "strays"
+        elif matches is not None and contradict(matches):
+            doubt = "matches"
         verdict = "helped" if doubt is None else "undecided"
     if p_hurt < ALPHA / 2 and log_ratio >= LEAST_LOSS:
         verdict = "hurt"
     return Verdict(
         verdict, log_ratio, p_helped, p_hurt, first, second, torch.from_numpy(p_worse), doubt, doubtful.tolist()
     )
+
+
+def contradict(matches: Disagreement) -> bool:
+    """Whether matches fit the second poses clearly worse, by cameras."""
+    log_ratios = matches.log_ratios
+    if not can_decide(len(log_ratios)) or log_ratios.mean() < WORSE_MATCHES:
+        return False
+    return wilcoxon_p(log_ratios, "greater") < ALPHA / 2
 
 
 def wilcoxon_p(differences: Float[np.ndarray, "n"], alternative: Literal["less", "greater"]) -> float:

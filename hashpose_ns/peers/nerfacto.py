@@ -55,32 +55,31 @@ class NerfactoPoseOptimizer(PoseOptimizer):
 
     config: NerfactoPoseOptimizerConfig
 
-    def world_corrections(self) -> Float[Tensor, "num_cameras 3 4"]:
-        """Rigid motions D of the world with refined = D * initial, for all training cameras, [N, 3, 4]."""
-        if self.config.mode == "off":
-            return self._identity().repeat(self.num_cameras, 1, 1)
-        corrections = exp_map_SO3xR3(self._moving_twists())
+    def _corrections_of_base(self, by_terms: bool) -> Float[Tensor, "num_cameras 3 4"]:
+        """Rigid motions D of the world with refined = D * base, of the learned corrections alone."""
+        corrections = exp_map_SO3xR3(self._moving_twists(by_terms))
         rotations, translations = corrections[..., :3], corrections[..., 3]
-        centers = self.initial_camera_to_worlds[..., 3]
+        centers = self.base_camera_to_worlds[..., 3]
         # Summed by hand: mixed precision would round a matrix product.
         moved = centers + translations - (rotations * centers[..., None, :]).sum(-1)
-        return self._but_frozen(torch.cat([rotations, moved[..., None]], dim=-1))
+        return torch.cat([rotations, moved[..., None]], dim=-1)
 
     @torch.no_grad()
     def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
-        """Puts a camera somewhere: its correction becomes the turn and the step that take the initial pose there.
+        """Puts a camera somewhere: its correction becomes the turn and the step that take it there from its base.
 
         Args:
             index: a training camera that is refined.
             camera_to_world: rigid pose, OpenGL axes.
         """
-        initial, target = self.initial_camera_to_worlds[index].double(), camera_to_world.double()
-        rotation = roma.rotmat_to_rotvec(roma.special_procrustes(target[:, :3] @ initial[:, :3].T))
-        self.pose_adjustment[index] = torch.cat([target[:, 3] - initial[:, 3], rotation]).to(self.pose_adjustment)
+        base, target = self.base_camera_to_worlds[index].double(), camera_to_world.double()
+        rotation = roma.rotmat_to_rotvec(roma.special_procrustes(target[:, :3] @ base[:, :3].T))
+        self.pose_adjustment[index] = torch.cat([target[:, 3] - base[:, 3], rotation]).to(self.pose_adjustment)
 
     def get_loss_dict(self, loss_dict: dict) -> None:
-        """Adds nerfstudio's penalty."""
+        """Adds nerfstudio's penalty, and the other terms."""
         if self.config.mode != "off":
+            self._add_terms(loss_dict)
             translations, rotations = self._moving_twists().split(3, dim=-1)
             loss_dict["camera_opt_regularizer"] = (
                 self.config.trans_l2_penalty * translations.norm(dim=-1).mean()

@@ -34,7 +34,8 @@ def recover_cameras(scene: PosedScene, config: RecoveryConfig) -> List[int]:
     judges = {i: PoseJudge(scene, i, config.rays) for i in candidates}
     losses = {i: float(judge.losses(poses[i : i + 1])) for i, judge in judges.items() if len(judge.pixels)}
     limit = config.suspicion * sorted(losses.values())[len(losses) // 2] if losses else 0.0
-    suspects = sorted((i for i in losses if losses[i] > limit), key=lambda i: -losses[i])
+    doubtful = optimizer.doubtful_cameras()
+    suspects = sorted((i for i in losses if losses[i] > limit and i in doubtful), key=lambda i: -losses[i])
     suspects = suspects[: max(round(config.cameras * len(poses)), 1)]
     if not suspects:
         return []

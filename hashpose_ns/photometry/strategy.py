@@ -23,6 +23,15 @@ class PoseStrategy:
     def validate(self) -> None:
         """Raises HashPoseError if a setting is out of range."""
 
+    def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
+        """Called once, before the optimizers are made.
+
+        Args:
+            scene: images and poses; the field is not trained.
+            resumed: whether a checkpoint is loaded afterwards, poses and all.
+            say: tells the user what was done.
+        """
+
     def before_step(self, scene: PosedScene, adam: Optimizer, step: int, say: Say) -> None:
         """Called before a training step.
 
@@ -43,7 +52,7 @@ def steps_at(fractions: Sequence[float], total_steps: int) -> Set[int]:
 
 
 class Recovery(PoseStrategy):
-    """Looks for lost cameras at some fractions of training and moves them.
+    """Looks for lost cameras at some fractions of training and moves them. Those that start at trusted poses are none.
 
     Args:
         config: settings.
@@ -56,7 +65,9 @@ class Recovery(PoseStrategy):
         self.config.validate()
 
     def before_step(self, scene: PosedScene, adam: Optimizer, step: int, say: Say) -> None:
-        if step not in steps_at(self.config.at, scene.total_steps) or scene.poses.rate_scale == 0:
+        if step not in steps_at(self.config.at, scene.total_steps):
+            return
+        if scene.poses.rate_scale == 0 or not scene.poses.doubtful_cameras():
             return
         moved = recover_cameras(scene, self.config)
         for moment in moments(adam, scene.poses.pose_adjustment):

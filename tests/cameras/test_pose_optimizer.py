@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig, frozen_indices
+from hashpose_ns.cameras.trusted import TrustedStartConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.cameras import Cameras
@@ -322,8 +323,92 @@ def test_delay_and_warm_up_of_the_rate():
 
 def test_initial_and_reference_poses_are_part_of_the_checkpoint():
     optimizer = make()
-    saved = {"initial_camera_to_worlds", "reference_camera_to_worlds", "pose_adjustment", "fallen_back"}
+    poses = {f"{which}_camera_to_worlds" for which in ("initial", "base", "reference")}
+    saved = {*poses, "pose_adjustment", "fallen_back", "trusted"}
     assert saved == set(optimizer.state_dict())
     other = PoseOptimizer(PoseOptimizerConfig(), N, "cpu", random_poses(seed=9), random_poses(seed=10), NAMES)
     other.load_state_dict(optimizer.state_dict())
     assert torch.equal(other.initial_camera_to_worlds, optimizer.initial_camera_to_worlds)
+
+
+# -- trusted starts ----------------------------------------------------------------------------------------------------
+
+
+class Pull:
+    """A term of poses that is there for some time."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+    def __call__(self, camera_to_worlds: torch.Tensor, progress: float) -> torch.Tensor:
+        return (1 + progress) * camera_to_worlds.square().sum()
+
+
+def make_trusted(trusted: bool = True, **settings) -> PoseOptimizer:
+    schedule = TrustedStartConfig(start=0.4, warmup=0.2, rate=0.25)
+    optimizer = make(start=0.1, warmup=0.0, trusted=schedule, **settings)
+    optimizer.rebase(random_poses(), trusted)
+    return optimizer
+
+
+def test_a_trusted_start_has_a_schedule_of_its_own():
+    progresses = (0.05, 0.2, 0.4, 0.5, 0.6, 1.0)
+    far, near = make_trusted(False), make_trusted()
+    assert [far.rate_factor(progress) for progress in progresses] == pytest.approx([0, 1, 1, 1, 1, 1])
+    assert [near.rate_factor(progress) for progress in progresses] == pytest.approx([0, 0, 0, 0.125, 0.25, 0.25])
+    assert (far.free_from, near.free_from) == pytest.approx((0.1, 0.6))
+    restored = make_trusted(False)
+    restored.load_state_dict(near.state_dict())
+    assert restored.is_trusted, "a resumed run goes on by the schedule it began with"
+    for wrong in ({"start": 0.9, "warmup": 0.2}, {"rate": -1.0}):
+        with pytest.raises(HashPoseError, match="camera-optimizer.trusted"):
+            make(trusted=TrustedStartConfig(**wrong))
+
+
+def moved_by(optimizer: PoseOptimizer, progress: float) -> tuple:
+    """Whether photographs and whether matches move poses."""
+    optimizer.set_progress(progress)
+    return tuple(optimizer.refined_camera_to_worlds(by_terms).requires_grad for by_terms in (False, True))
+
+
+def test_terms_move_poses_before_photographs_do():
+    optimizer = make(start=0.4, warmup=0.2)
+    optimizer.terms["pull"] = Pull(until=0.8)
+    moved = {progress: moved_by(optimizer, progress) for progress in (0.0, 0.4, 0.5, 0.9)}
+    assert moved == {0.0: (False, True), 0.4: (False, False), 0.5: (True, True), 0.9: (True, False)}, (
+        "at 0.4 the rate of the warm-up is 0"
+    )
+    assert [optimizer.rate_factor(progress) for progress in (0.0, 0.5, 0.9)] == pytest.approx([1.0, 0.5, 1.0])
+    losses: dict = {}
+    optimizer.set_progress(0.5)
+    optimizer.get_loss_dict(losses)
+    (gradient,) = torch.autograd.grad(losses["pull"], optimizer.pose_adjustment)
+    assert float(losses["pull"]) == pytest.approx(1.5 * float(random_poses().square().sum()))
+    assert bool(gradient.any())
+    optimizer.set_progress(0.0)
+    optimizer.fall_back(0.0)
+    assert moved_by(optimizer, 0.0) == (False, False)
+
+
+def test_terms_are_left_out_where_they_have_nothing_to_say():
+    for optimizer in (make_trusted(), make_trusted(False, mode="off")):
+        optimizer.terms["pull"] = Pull(until=0.8)
+        optimizer.set_progress(0.5)
+        losses: dict = {}
+        optimizer.get_loss_dict(losses)
+        assert losses == {}, "a trusted start is their optimum already"
+    paused = make_trusted(False)
+    paused.terms["pull"], paused.paused = Pull(until=0.8), True
+    paused.set_progress(0.5)
+    paused.get_loss_dict(losses)
+    assert losses == {}
+
+
+def test_a_trusted_start_leaves_in_doubt_whom_it_could_not_place():
+    far, given = make_trusted(False), make_trusted()
+    placed = random_poses()
+    placed[[0, 3]] = random_poses(seed=5)[[0, 3]]
+    some = make_trusted()
+    some.rebase(placed, trusted=True)
+    assert far.doubtful_cameras() == set(range(N)) and given.doubtful_cameras() == set()
+    assert some.doubtful_cameras() == {1, 2, 4}

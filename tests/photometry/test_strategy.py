@@ -58,6 +58,19 @@ def test_lost_cameras_are_looked_for_at_their_steps_and_adam_forgets_them(scene,
     assert len(said) == 2
 
 
+def test_no_camera_is_looked_for_where_all_start_at_trusted_poses(scene, adam, monkeypatch):
+    said: List[str] = []
+    monkeypatch.setattr(strategy, "recover_cameras", lambda scene, config: [])
+    start = scene.poses.initial_camera_to_worlds.clone()
+    scene.poses.rebase(start, trusted=True)
+    Recovery(RecoveryConfig(at=(0.3,))).before_step(scene, adam, 30, said.append)
+    assert said == []
+    start[1:, 0, 3] += 1.0  # matches could not place the first camera
+    scene.poses.rebase(start, trusted=True)
+    Recovery(RecoveryConfig(at=(0.3,))).before_step(scene, adam, 30, said.append)
+    assert said == ["lost cameras moved: 0 "]
+
+
 def test_poses_that_oscillate_slow_down_and_freeze_in_the_end(scene, adam):
     said: List[str] = []
     settle = Settle()

@@ -1,0 +1,74 @@
+"""Settings of everything that uses matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Optional
+
+from hashpose_ns.errors import HashPoseError
+
+
+@dataclass
+class FeatureConfig:
+    """How matches are found."""
+
+    max_image_size: int = 2000
+    """Longer side of an image, in pixels, above which it is reduced before keypoints are looked for."""
+    max_keypoints: int = 8192
+    """Keypoints of an image at most; the coarsest are kept."""
+    exhaustive: int = 150
+    """Number of images up to which every pair of them is matched."""
+    pairs_per_image: int = 40
+    """Where there are more images: about how many others each is matched with, half of them its nearest cameras and
+    half its neighbours in the order of names, at growing distances."""
+    min_inliers: int = 15
+    """Verified matches of a pair, below which the pair is dropped."""
+
+    def validate(self) -> None:
+        """Raises HashPoseError if a setting is out of range."""
+        for name in ("max_image_size", "max_keypoints", "exhaustive", "pairs_per_image", "min_inliers"):
+            if getattr(self, name) < 1:
+                raise HashPoseError(f"matches.features.{name.replace('_', '-')} must be at least 1.")
+
+
+@dataclass
+class MatchTermConfig:
+    """The term of matches in the training loss."""
+
+    weight: float = 1e-3
+    """Weight of the term at the start of training, beside the photometric loss; 0 leaves it out."""
+    fade: float = 0.5
+    """Fraction of training at which the term has faded out. It falls linearly from the start."""
+    per_step: int = 4096
+    """Matches that are drawn for a step; all of them where there are no more."""
+    scale: float = 0.5
+    """Distance in pixels from which matches pull less the further they are away, as wrong ones are."""
+
+    def validate(self) -> None:
+        """Raises HashPoseError where a setting is out of range."""
+        if self.weight < 0 or self.per_step < 1 or self.scale <= 0:
+            raise HashPoseError(
+                "matches.term.weight must not be negative, .per-step must be at least 1 and .scale above 0."
+            )
+        if not 0 <= self.fade <= 1:
+            raise HashPoseError(f"matches.term.fade is a fraction of training, not {self.fade}.")
+
+    def weight_at(self, progress: float) -> float:
+        """The term's weight at a fraction of training."""
+        return self.weight * max(1.0 - progress / self.fade, 0.0) if self.fade > 0 else 0.0
+
+
+@dataclass
+class MatchConfig:
+    """What matches between the training images are used for. They take pycolmap."""
+
+    start: Literal["off", "auto", "always"] = "off"
+    """Whether training starts at poses that matches give. `auto`: where there is good reason to believe them, and
+    better ones than those given; `always`: wherever there are any."""
+    from_none: Optional[bool] = None
+    """Whether structure from motion starts from nothing, instead of from the given poses. Without a value: where these
+    are unknown (`initial-poses identity`), and where it fails from them."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """How matches are found."""
+    term: MatchTermConfig = field(default_factory=MatchTermConfig)
+    """How matches pull poses while the field is young, where the start is not trusted."""

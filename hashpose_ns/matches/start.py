@@ -1,0 +1,163 @@
+"""A start from matches: structure from motion, taken to the frame of the given poses, and whether to believe it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Dict, List, Literal, Optional, Tuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from hashpose_ns.cameras.alignment import align_poses
+from hashpose_ns.matches.config import MatchConfig
+from hashpose_ns.matches.features import MatchedImages
+from hashpose_ns.matches.gate import Evidence, Support, believed, support
+from hashpose_ns.matches.sfm import ANGLES, Structure, structure_from_given, structure_from_none
+
+Verdict = Literal["given", "matches", "refused"]
+CLEAR = 0.9
+"""Where this part of the matches agrees, there is nothing better to look for."""
+NEAREST_DEPTH = 1.4
+"""Where unknown poses get the 2nd percentile of their points' depths: just behind the near plane of 1 that
+forward-facing scenes have (LLFF's convention is 4/3 for the nearest point)."""
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedStart:
+    """Where refinement should start, as far as matches can tell."""
+
+    camera_to_worlds: Float[np.ndarray, "num_images 3 4"]
+    """Poses to start at, OpenGL axes, in the frame of the given poses: those, or what matches gave."""
+    verdict: Verdict
+    """`given`: the given poses agree with the matches already; `matches`: poses come from matches; `refused`: what
+    matches gave is not believed, and the given poses stay."""
+    sentence: str
+    """Why, in words, without a full stop."""
+    placed: Bool[np.ndarray, "num_images"]
+    """Cameras that matches determine; the others are as they were given."""
+    tried: Optional[Float[np.ndarray, "num_images 3 4"]]
+    """What structure from motion gave, believed or not; None if that is nothing."""
+    evidence: Dict[str, float]
+    """What the verdict rests on."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the start is right to a fraction of a degree."""
+        return self.verdict != "refused"
+
+
+def start_from_matches(
+    images: MatchedImages,
+    camera_to_worlds: Float[np.ndarray, "num_images 3 4"],
+    config: MatchConfig,
+    known: bool = True,
+) -> MatchedStart:
+    """Finds poses by structure from motion and decides between them and the given ones.
+
+    Args:
+        images: keypoints and verified matches.
+        camera_to_worlds: given poses, OpenGL axes.
+        config: settings.
+        known: whether the given poses say anything.
+    """
+    before = support(images, camera_to_worlds)
+    tries: List[Tuple[Structure, Evidence]] = []
+    for attempt in _attempts(config, known):
+        found = _from_none(images) if attempt == "none" else _from_given(images, camera_to_worlds, before)
+        if found is None:
+            continue
+        tries.append((found, Evidence.of(images, found)))
+        if believed(tries[-1][1]) and tries[-1][1].support.share > CLEAR:
+            break
+    if not tries:
+        return _refused(camera_to_worlds, before, None, None, "matches between the images determine no cameras")
+    structure, evidence = max(tries, key=lambda each: (believed(each[1]), each[1].support.share))
+    after = evidence.support
+    structure = dataclasses.replace(structure, placed=structure.placed & evidence.determined)
+    enough = int(structure.placed.sum()) >= 3
+    tried = _in_frame_of(camera_to_worlds, structure, known) if enough else None
+    numbers = {**evidence.numbers(), **before.numbers("given_")}
+    if known and before.confirms and before.as_good_as(after):
+        sentence = f"{100 * before.share:.0f} % of the matches agree with them, to {before.median:.2f} pixels"
+        everything = np.ones(len(camera_to_worlds), dtype=bool)
+        return MatchedStart(camera_to_worlds.copy(), "given", sentence, everything, tried, numbers)
+    reason = evidence.reason_for_doubt()
+    if tried is None or (reason is not None and config.start != "always"):
+        return _refused(camera_to_worlds, before, tried, evidence, reason or "matches determine no cameras")
+    placed = structure.placed
+    sentence = (
+        f"{int(placed.sum())} of {len(placed)} cameras placed by matches, of which {100 * after.share:.0f} % agree, to "
+        f"{after.median:.2f} pixels"
+    )
+    return MatchedStart(tried, "matches", sentence, placed, tried, numbers)
+
+
+def _attempts(config: MatchConfig, known: bool) -> List[str]:
+    from_none = config.from_none if config.from_none is not None else None
+    if from_none is True or not known:
+        return ["none"]
+    return ["given"] if from_none is False else ["given", "none"]
+
+
+def _from_none(images: MatchedImages) -> Optional[Structure]:
+    """From nothing, and then as from given poses that are nearly right."""
+    found = structure_from_none(images)
+    if found is None or not found.placed.all():
+        return found  # what is not placed has no pose to triangulate from
+    return structure_from_given(images, found.camera_to_worlds, angles=()) or found
+
+
+def _from_given(
+    images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"], before: Support
+) -> Optional[Structure]:
+    """From given poses; the further off they are, the more passes."""
+    degrees = np.degrees(before.median_angle) if np.isfinite(before.median_angle) else np.inf
+    reach = max(2.0 * degrees, ANGLES[-1])
+    return structure_from_given(images, camera_to_worlds, [angle for angle in ANGLES if angle <= reach])
+
+
+def _in_frame_of(
+    given: Float[np.ndarray, "num_images 3 4"], structure: Structure, known: bool
+) -> Float[np.ndarray, "num_images 3 4"]:
+    """The placed cameras moved by the similarity that brings them nearest to the given ones; the others as given."""
+    placed = structure.placed
+    found = torch.from_numpy(structure.camera_to_worlds[placed])
+    tried = given.copy()
+    if not known:
+        moved = _forward_facing(structure)
+        tried[:] = moved[placed][0]
+        tried[placed] = moved[placed]
+        return tried
+    similarity = align_poses(found, torch.from_numpy(given[placed]))
+    tried[placed] = similarity.apply_to_poses(found).numpy()
+    return tried
+
+
+def _forward_facing(structure: Structure) -> Float[np.ndarray, "num_images 3 4"]:
+    """Poses in a frame of their own: the mean camera at the origin with no rotation, the nearest points in front of
+    it at `NEAREST_DEPTH`."""
+    poses = structure.camera_to_worlds
+    placed = poses[structure.placed]
+    u, _, vt = np.linalg.svd(placed[:, :, :3].sum(axis=0))
+    rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    center = placed[:, :, 3].mean(axis=0)
+    depths = -((structure.points - center) @ rotation)[:, 2]
+    depths = depths[depths > 0]
+    nearest = float(np.percentile(depths, 2)) if len(depths) else 1.0
+    scale = NEAREST_DEPTH / nearest
+    turned = rotation.T @ poses
+    turned[:, :, 3] = scale * (turned[:, :, 3] - rotation.T @ center)
+    return turned
+
+
+def _refused(
+    given: Float[np.ndarray, "num_images 3 4"],
+    before: Support,
+    tried: Optional[Float[np.ndarray, "num_images 3 4"]],
+    evidence: Optional[Evidence],
+    reason: str,
+) -> MatchedStart:
+    numbers = {**(evidence.numbers() if evidence is not None else {}), **before.numbers("given_")}
+    return MatchedStart(given.copy(), "refused", reason, np.zeros(len(given), dtype=bool), tried, numbers)

@@ -1,0 +1,97 @@
+"""Starts training at poses from matches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from hashpose_ns.cameras.alignment import rotation_angle
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.matches.config import MatchConfig
+from hashpose_ns.matches.epipolar import MatchTerm
+from hashpose_ns.matches.features import MatchedImages, NoMatches, find_matches, pairs_to_match
+from hashpose_ns.matches.start import MatchedStart, start_from_matches
+from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.photometry.strategy import PoseStrategy, Say
+
+ALIKE = 1e-3
+"""Cameras whose orientations differ by fewer degrees and that are in one place are not known."""
+
+
+class StartFromMatches(PoseStrategy):
+    """Finds matches between the training images, has training start at poses that they give, and matches pull poses in
+    training where there is no such start.
+
+    Args:
+        config: settings.
+    """
+
+    def __init__(self, config: MatchConfig) -> None:
+        self.config = config
+        self.images: Optional[MatchedImages] = None
+        """Matches between the training images, where there are any and they are wanted."""
+        self.start: Optional[MatchedStart] = None
+        """What was found, in the process that began the training."""
+
+    def validate(self) -> None:
+        self.config.features.validate()
+        self.config.term.validate()
+
+    def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
+        if self.config.start == "off":
+            return
+        try:
+            self.images = matched_images(scene, self.config)
+        except NoMatches as reason:
+            if self.config.start == "always" and not resumed:
+                raise HashPoseError(f"Training cannot start at poses from matches, because {reason}.") from reason
+            say(f"matches: training starts at the poses as they are, because {reason}")
+            return
+        matches = self.images.flat()
+        if len(matches):
+            scene.poses.terms["match_loss"] = MatchTerm(matches, self.config.term)
+        if resumed:
+            return
+        initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()
+        self.start = start_from_matches(self.images, initial.numpy(), self.config, known=are_known(initial))
+        say(f"matches: {in_words(self.start)}")
+        if self.start.trusted:
+            scene.poses.rebase(torch.from_numpy(self.start.camera_to_worlds), trusted=True)
+
+
+def matched_images(scene: PosedScene, config: MatchConfig) -> MatchedImages:
+    """The matches between a scene's training images.
+
+    Raises:
+        NoMatches: there can be none.
+    """
+    outputs = scene.train_outputs
+    files = [Path(name) for name in outputs.image_filenames]
+    masks = [Path(name) for name in outputs.mask_filenames] if outputs.mask_filenames is not None else None
+    initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()
+    known = initial.numpy() if are_known(initial) else None
+    return find_matches(
+        files, outputs.cameras, masks, pairs_to_match(known, len(files), config.features), config.features
+    )
+
+
+def are_known(camera_to_worlds: torch.Tensor) -> bool:
+    """Whether poses [N, 3, 4] say anything: not if all cameras are in one place and look the same way."""
+    centers, rotations = camera_to_worlds[:, :, 3], camera_to_worlds[:, :, :3]
+    if float((centers - centers[:1]).abs().max()) > 1e-9 * max(float(centers.abs().max()), 1.0):
+        return True
+    return float(torch.rad2deg(rotation_angle(rotations[0].T @ rotations)).max()) > ALIKE
+
+
+def in_words(start: MatchedStart) -> str:
+    """What is done and why, in one sentence without its full stop."""
+    done = {
+        "given": "training starts at the poses as they are",
+        "matches": "training starts at poses from matches",
+        "refused": "training starts at the poses as they are",
+    }[start.verdict]
+    left = int((~start.placed).sum())
+    rest = f"; {left} cameras keep theirs" if start.verdict == "matches" and left else ""
+    return f"{done}: {start.sentence}{rest}"
