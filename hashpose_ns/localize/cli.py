@@ -39,7 +39,7 @@ class Localize:
     """Which pixels are compared. regions: those around SIFT's keypoints. points: the keypoints alone. random: any."""
     hypotheses: int = 64
     """Poses that the search for a photograph starts from; a quarter of them survives each round. 1 is iNeRF."""
-    rays: int = 65_536
+    rays: int = 131_072
     """Rays per photograph that are followed with gradients. More take longer and find more."""
     loss: Literal["huber", "mse"] = "huber"
     """Error of colours that is made small."""

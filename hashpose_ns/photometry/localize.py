@@ -36,9 +36,16 @@ class Round(NamedTuple):
     """Pixels of the image along an edge of those that are compared."""
     rate: float
     """Factor on the learning rate."""
+    steps: int
+    """Adam's, where that leaves each hypothesis enough rays and not too many."""
 
 
-ROUNDS = (Round(1, 0.35, 4, 1.0), Round(4, 0.25, 4, 0.7), Round(16, 0.2, 2, 0.4), Round(64, 0.2, 1, 0.2))
+ROUNDS = (
+    Round(1, 0.3, 4, 1.0, 30),
+    Round(4, 0.25, 4, 0.8, 30),
+    Round(16, 0.2, 2, 0.6, 40),
+    Round(64, 0.25, 1, 0.4, 100),
+)
 """64 hypotheses, then 16, 4 and 1; from a small image to the whole one."""
 
 MOST_RAYS = 512
@@ -47,7 +54,7 @@ MOST_RAYS = 512
 SMALLEST = 32
 """Shorter side, in pixels, that an image is not reduced below."""
 
-LAST_RATE = 0.3
+LAST_RATE = 0.2
 """The rate at the end of a round, over that at its beginning."""
 
 RANKING_RAYS, JUDGING_RAYS, FINAL_RAYS = 256, 128, 2048
@@ -72,7 +79,7 @@ class SearchConfig:
     """Which pixels are compared. regions: those around SIFT's keypoints. points: the keypoints alone. random: any."""
     hypotheses: int = 64
     """Poses that the search starts from; a quarter of them survives each round. 1 is iNeRF."""
-    rays: int = 65_536
+    rays: int = 131_072
     """Rays per image that are followed with gradients, in all rounds together."""
     lr: float = 0.02
     """Adam's rate in the first round, in radians and in distances from the camera to what all cameras look at."""
@@ -339,9 +346,8 @@ class Localizer:
 
     def schedule(self, stage: Round, count: int) -> Tuple[int, int]:
         """Steps of a round, and rays of each of its hypotheses in a step."""
-        steps = 30 if stage.divisor < 64 else 60
         total = stage.share * self.config.rays / count
-        rays = max(min(round(total / steps), MOST_RAYS), 8)
+        rays = max(min(round(total / stage.steps), MOST_RAYS), 8)
         return max(round(total / rays), 1), rays
 
     def _optimized(

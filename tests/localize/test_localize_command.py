@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import roma
 import torch
-from ball_world import FOCAL, SIZE, ball_picture, ball_world, looking_in
+from ball_world import FOCAL, SIZE, ball_picture, ball_world, looking_in, shorten_searches
 from PIL import Image
 from scenes import chair_frames, colmap_scene
 
@@ -25,9 +25,14 @@ from hashpose_ns.localize.starts import KnownStarts
 from hashpose_ns.photometry.localize import SearchConfig, whole_image
 from nerfstudio.data.utils import colmap_parsing_utils as colmap
 
-FEW = ("--hypotheses", 16, "--rays", 6_000, "--overlay-size", 16, "--batch", 4)
-QUICK = SearchConfig(hypotheses=16, rays=6_000)
-VIEWS = looking_in(6, seed=5)
+FEW = ("--hypotheses", 16, "--rays", 8_000, "--overlay-size", 16, "--batch", 4)
+QUICK = SearchConfig(hypotheses=16, rays=8_000)
+VIEWS = looking_in(12, seed=5)[[5, 7, 9]]
+
+
+@pytest.fixture(autouse=True)
+def short_searches(monkeypatch):
+    shorten_searches(monkeypatch)
 
 
 @pytest.fixture(scope="module")

