@@ -150,10 +150,8 @@ def ball_picture(scene: PosedScene, learned: Tensor, path: Path, size: int = SIZ
 
 
 def shorten_searches(monkeypatch: Any) -> None:
-    """Half of the steps, and less that is judged without gradients."""
+    """Less that is judged without gradients."""
     from hashpose_ns.photometry import localize
 
-    shorter = tuple(stage._replace(steps=stage.steps // 2) for stage in localize.ROUNDS)
-    monkeypatch.setattr(localize, "ROUNDS", shorter)
     for name, value in (("TRAINING_IMAGES", 10), ("RANKING_RAYS", 96), ("JUDGING_RAYS", 64), ("FINAL_RAYS", 800)):
         monkeypatch.setattr(localize, name, value)

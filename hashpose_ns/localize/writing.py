@@ -125,7 +125,7 @@ def write_overlays(
                 photograph.movedim(-1, 0)[None], size=render.shape[:2], mode="area"
             )[0].movedim(0, -1)
             mixed = PHOTOGRAPH_SHARE * photograph + (1.0 - PHOTOGRAPH_SHARE) * render
-            path = folder / Path(results[row].name).with_suffix(".jpg")
+            path = folder / f"{results[row].name}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((255.0 * mixed).round().byte().numpy()).save(path, quality=90)
 

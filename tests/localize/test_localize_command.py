@@ -98,8 +98,8 @@ def test_photographs_are_found_and_written_in_every_format(tmp_path, command, ph
     files = [
         "export.json",
         "images.txt",
-        "overlays/a.jpg",
-        "overlays/more/b.jpg",
+        "overlays/a.png.jpg",
+        "overlays/more/b.png.jpg",
         "poses.json",
         *model,
         "transforms.json",
