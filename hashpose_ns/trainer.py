@@ -24,7 +24,7 @@ from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages
-from hashpose_ns.matches.strategy import StartFromMatches
+from hashpose_ns.matches.strategy import StartFromMatches, in_words
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
@@ -164,6 +164,7 @@ class HashPoseTrainer(Trainer):
             self.config.pipeline.run_folder = self.base_dir
             self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
+            self._show_matches()
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
@@ -324,6 +325,13 @@ class HashPoseTrainer(Trainer):
     def _matched(self) -> Optional[MatchedImages]:
         """Matches between the training images, where training has them."""
         return next((each.images for each in self.strategies if isinstance(each, StartFromMatches)), None)
+
+    def _show_matches(self) -> None:
+        """Hands matches, and what came of them, to the viewer's panel."""
+        for each in self.strategies:
+            if isinstance(each, StartFromMatches) and each.images is not None:
+                said = in_words(each.start) if each.start is not None else ""  # where training is resumed
+                self.pipeline.pose_panel.show_matches(each.images, said)
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from hashpose_ns.atomic import whole_file
@@ -57,15 +57,15 @@ def pycolmap() -> Any:
 class MatchedImages:
     """Keypoints of images and the verified matches between them."""
 
-    pixels: List[Float[np.ndarray, "num_keypoints 2"]]
+    pixels: List[Float[np.ndarray, "_num_keypoints 2"]]
     """Keypoints of each image, x to the right and y down; the centre of the upper left pixel is (0.5, 0.5)."""
-    points: List[Float[np.ndarray, "num_keypoints 2"]]
+    points: List[Float[np.ndarray, "_num_keypoints 2"]]
     """The same where their rays meet the plane at depth 1, without distortion (see `Matches`)."""
     focals: Float[np.ndarray, "num_images"]
     """Mean focal length of each image, in pixels."""
     pairs: Int[np.ndarray, "num_pairs 2"]
     """Images that have verified matches, the smaller index first."""
-    matches: List[Int[np.ndarray, "num_matches 2"]]
+    matches: List[Int[np.ndarray, "_num_matches 2"]]
     """Of each pair: which keypoint of the first is which of the second."""
     rotations: Float[np.ndarray, "num_pairs 3 3"]
     """Of each pair: the second camera from the first one as the essential matrix has it, OpenCV axes; NaN where it
@@ -96,6 +96,7 @@ def find_matches(
     masks: Optional[Sequence[Path]],
     pairs: Int[np.ndarray, "num_pairs 2"],
     config: FeatureConfig,
+    only_cached: bool = False,
 ) -> MatchedImages:
     """Keypoints and verified matches, from the user's cache where the same was asked before.
 
@@ -105,9 +106,10 @@ def find_matches(
         masks: an image for each, dark where nothing is to be looked at, as nerfstudio has them.
         pairs: which images to match.
         config: settings.
+        only_cached: whether nothing is to be computed.
 
     Raises:
-        NoMatches: pycolmap is missing, or an image cannot be used.
+        NoMatches: pycolmap is missing, or an image cannot be used; with `only_cached`, nothing is cached.
     """
     config.validate()
     library = pycolmap()
@@ -115,6 +117,8 @@ def find_matches(
     cached = _read(key, len(filenames))
     if cached is not None:
         return cached
+    if only_cached:
+        raise NoMatches("they are not in the cache")
     found = _find(library, filenames, cameras, masks, pairs, config)
     _write(key, found)
     return found
@@ -233,7 +237,7 @@ def _normalised(descriptors: np.ndarray) -> Float[Tensor, "num_keypoints 128"]:
 
 def nearest_both_ways(
     first: Float[Tensor, "num_first 128"], second: Float[Tensor, "num_second 128"]
-) -> Int[np.ndarray, "num_matches 2"]:
+) -> Integer[np.ndarray, "num_matches 2"]:
     """Keypoints that are each other's nearest, by the ratio test; COLMAP's rules, as one matrix product, which takes a
     tenth of the time of its CPU matcher.
 

@@ -57,7 +57,7 @@ class Structure:
     """Which cameras the matches determine."""
     points: Float[np.ndarray, "num_points 3"]
     """Triangulated points."""
-    tracks: List[Int[np.ndarray, "length 2"]]
+    tracks: List[Int[np.ndarray, "_length 2"]]
     """Of each point: the images it is seen in, and as which keypoint."""
     reprojection: float
     """Mean distance of observations from where points are seen, in pixels."""

@@ -61,20 +61,24 @@ class StartFromMatches(PoseStrategy):
             scene.poses.rebase(torch.from_numpy(self.start.camera_to_worlds), trusted=True)
 
 
-def matched_images(scene: PosedScene, config: MatchConfig) -> MatchedImages:
+def matched_images(scene: PosedScene, config: MatchConfig, only_cached: bool = False) -> MatchedImages:
     """The matches between a scene's training images.
 
+    Args:
+        scene: images, their cameras, and initial poses, by which pairs of many images are chosen.
+        config: settings.
+        only_cached: whether to take what the user's cache has, and compute nothing.
+
     Raises:
-        NoMatches: there can be none.
+        NoMatches: there can be none, or with `only_cached` there are none.
     """
     outputs = scene.train_outputs
     files = [Path(name) for name in outputs.image_filenames]
     masks = [Path(name) for name in outputs.mask_filenames] if outputs.mask_filenames is not None else None
     initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()
     known = initial.numpy() if are_known(initial) else None
-    return find_matches(
-        files, outputs.cameras, masks, pairs_to_match(known, len(files), config.features), config.features
-    )
+    pairs = pairs_to_match(known, len(files), config.features)
+    return find_matches(files, outputs.cameras, masks, pairs, config.features, only_cached)
 
 
 def are_known(camera_to_worlds: torch.Tensor) -> bool:

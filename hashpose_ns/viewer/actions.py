@@ -73,7 +73,7 @@ class PoseActions:
 
     @torch.no_grad()
     def reset(self, index: int) -> None:
-        """Puts a camera back to its initial pose, exactly, and has Adam forget where it was going."""
+        """Puts a camera back to where refinement started, exactly, and has Adam forget where it was going."""
         self._check_refined(index)
         self.poses.pose_adjustment[index] = 0.0
         self._forget(index)

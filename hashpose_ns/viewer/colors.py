@@ -12,6 +12,8 @@ from jaxtyping import Float, UInt8
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 START, REFERENCE, MOVED, SELECTED = (153, 153, 153), (0, 158, 115), (0, 114, 178), (86, 180, 233)
+MATCHED = (204, 121, 167)
+NEAR, OFF, FAR_OFF = (0, 158, 115), (240, 228, 66), (213, 94, 0)
 CURVES = ("#0072B2", "#E69F00", "#D55E00")
 
 DECADES = 2.5

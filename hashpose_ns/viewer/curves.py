@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from hashpose_ns.viewer.state import PoseState, PoseTracks
 
 if TYPE_CHECKING:
     from hashpose_ns.optim.curriculum import Curriculum
+    from hashpose_ns.viewer.matching import Supports
 
 MAX_POINTS = 150
 """Points of a curve."""
@@ -24,8 +25,8 @@ MAX_POINTS = 150
 LEVEL_POINTS = 60
 """Points of a curve of one level of the grid."""
 
-ROTATION, TRANSLATION, PSNR, LEVELS = "Rotation", "Translation", "PSNR", "Levels"
-KINDS = (ROTATION, TRANSLATION, PSNR, LEVELS)
+ROTATION, TRANSLATION, PSNR, LEVELS, MATCHES = "Rotation", "Translation", "PSNR", "Levels", "Matches"
+KINDS = (ROTATION, TRANSLATION, PSNR, LEVELS, MATCHES)
 
 Trace = Tuple[str, Sequence[float], Sequence[float], str]
 """Name, x, y and colour."""
@@ -121,6 +122,27 @@ def psnr_figure(training: Sequence[Tuple[int, Tensor]], run: Path, log: bool) ->
         chosen = [points[i] for i in thinned(len(points))]
         traces.append((name, [step for step, _ in chosen], [value for _, value in chosen], color))
     return Figure(traces, "PSNR, dB", log)
+
+
+def match_figure(medians: Mapping[int, float], supports: Optional["Supports"], step: int, log: bool) -> Figure:
+    """Median distance of matches from their epipolar lines over the run, up to now.
+
+    Args:
+        medians: of earlier steps, in pixels.
+        supports: how well the poses of now, and those that came in, explain matches; None where there are no matches.
+        step: of now.
+        log: whether the axis is logarithmic.
+    """
+    traces: List[Trace] = []
+    if supports is not None:
+        earlier = sorted(medians)
+        chosen = [earlier[i] for i in thinned(len(earlier), MAX_POINTS - 1)]
+        now = [medians[each] for each in chosen] + [supports.now.median]
+        traces.append(("now", [*chosen, step], now, CURVES[0]))
+        traces.append(("as given", [0, step], [supports.given.median] * 2, CURVES[1]))
+        if supports.start is not None:
+            traces.append(("start from matches", [0, step], [supports.start.median] * 2, CURVES[2]))
+    return Figure(traces, "Median distance of matches from epipolar lines, pixels", log)
 
 
 def level_figure(curriculum: Optional["Curriculum"], total_steps: int, step: int, log: bool) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Set, Tuple
 
@@ -13,11 +14,16 @@ import torch
 from torch import Tensor
 
 from hashpose_ns.guard.report import read_verdict
+from hashpose_ns.matches.features import NoMatches
+from hashpose_ns.matches.strategy import matched_images
 from hashpose_ns.photometry.image_losses import ImageLosses
 from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.runs.config import read_config
+from hashpose_ns.runs.files import CONFIG
 from hashpose_ns.viewer.boundary import Boundary
 from hashpose_ns.viewer.colors import ColorScale
-from hashpose_ns.viewer.scene import PoseScene, to_viser, view_of_all
+from hashpose_ns.viewer.matching import ShownMatches
+from hashpose_ns.viewer.scene import POINTS, STARTED, PoseScene, to_viser, view_of_all
 from hashpose_ns.viewer.state import PoseReading, PoseState, PoseTracks
 from hashpose_ns.viewer.widgets import (
     BY_LOSS,
@@ -25,8 +31,10 @@ from hashpose_ns.viewer.widgets import (
     BY_POSITION,
     BY_ROTATION,
     Widgets,
+    camera_matches_text,
     camera_text,
     legend_text,
+    matches_text,
     status_text,
     verdict_text,
 )
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
     from viser import ClientHandle
 
     from hashpose_ns.guard.report import GuardReport
+    from hashpose_ns.matches.features import MatchedImages
     from hashpose_ns.viewer.actions import PoseActions
     from nerfstudio.viewer.viewer import Viewer
 
@@ -50,8 +59,8 @@ BYTES_PER_SECOND = 200_000
 MIN_GAP = 0.1
 """Seconds between updates, also when somebody keeps asking for them."""
 
-TEXT_INTERVAL, CURVE_INTERVAL, PICTURE_INTERVAL = 1.0, 2.0, 4.0
-"""Seconds between texts, curves and pictures at least."""
+TEXT_INTERVAL, CURVE_INTERVAL, PICTURE_INTERVAL, MATCH_INTERVAL = 1.0, 2.0, 4.0, 4.0
+"""Seconds between texts, curves, pictures and looks at matches at least."""
 
 SETTLING_SECONDS = 5.0
 """Plotly's script, 5 MB, is sent when the first browser has been there so long and has what it needs itself."""
@@ -79,7 +88,7 @@ class LivePoses:
         self._wake = threading.Event()
         self._stopped = False
         self._stale = True
-        self._due = dict.fromkeys(("text", "curve", "picture"), 0.0)
+        self._due = dict.fromkeys(("text", "curve", "picture", "matches"), 0.0)
         # training
         self._actions: Optional["PoseActions"] = None
         self._losses: Optional[ImageLosses] = None
@@ -97,6 +106,9 @@ class LivePoses:
         self._figure = None
         self._compared: Optional[Tuple[int, int]] = None
         self._report: Optional["GuardReport"] = None
+        self._matches: Optional[ShownMatches] = None
+        self._matches_said: Optional[str] = None
+        """What came of matches, in words; None where nobody has looked for any yet."""
         # nerfstudio's viewer applies corrections to the poses it finds here, where a finished run has refined ones
         self.run.train.cameras.camera_to_worlds = self.run.poses.initial_camera_to_worlds.cpu()
 
@@ -197,6 +209,16 @@ class LivePoses:
         self._report = report
         self.refresh()
 
+    def show_matches(self, images: "MatchedImages", said: str) -> None:
+        """Shows matches.
+
+        Args:
+            images: keypoints and matches.
+            said: what came of them.
+        """
+        self._matches, self._matches_said = ShownMatches(images), said
+        self.refresh()
+
     def after_training(self) -> None:
         """Ends the threads where the process is about to end."""
         if self.viewer.trainer.config.viewer.quit_on_train_completion:
@@ -250,6 +272,7 @@ class LivePoses:
         self._watch_clicks()
         left_out = self._scene.move_frustums(state)
         more = self._tracks.update(None if trainer is None else trainer.pose_history, state.reference)
+        pictured = self._match(state)
         self._draw(state, losses)
         self._write(state, losses, left_out)
         self._plot(state)
@@ -257,7 +280,7 @@ class LivePoses:
         if trainer is not None and trainer.training_state == "completed":
             for control in self.widgets.training_controls:
                 control.disabled = True
-        sent, self._scene.bytes_sent = self._scene.bytes_sent, 0
+        sent, self._scene.bytes_sent = self._scene.bytes_sent + pictured, 0
         return sent
 
     def _watch_clicks(self) -> None:
@@ -288,6 +311,7 @@ class LivePoses:
             widgets.aligned.value,
             None if values is None else scale.colors(np.asarray(values)),
             self.selected,
+            None if self._matches is None else self._matches.points,
         )
         _set_text(widgets.legend, legend_text(kind, scale, state.has_reference))
 
@@ -307,11 +331,16 @@ class LivePoses:
         psnr = float("nan") if losses is None else float(-10.0 * torch.log10(losses[-1]))
         if self._report is None and self.viewer.trainer is None:
             self._report = read_verdict(self.run_folder)
-        texts = (verdict_text(self._report), note, f"{left_out} frustums still to move." if left_out else "")
+        shown = self._matches
+        matches = matches_text(self._matches_said or "", None if shown is None else shown.supports)
+        of_camera = "" if shown is None else camera_matches_text(shown.camera, shown.camera_supports)
+        left = f"{left_out} frustums still to move." if left_out else ""
+        texts = (matches, verdict_text(self._report), note, left)
         _set_text(widgets.status, status_text(state, run.total_steps, psnr, texts))
         loss = float("nan") if losses is None else float(losses[index])
         frozen = not bool(run.poses.trainable[index])
-        _set_text(widgets.camera_text, camera_text(state, index, self.names[index], loss, frozen, self._report))
+        text = camera_text(state, index, self.names[index], loss, frozen, self._report)
+        _set_text(widgets.camera_text, "\n\n".join(filter(None, (text, of_camera))))
         if self._actions is not None and not self._actions.waiting:  # what somebody just clicked is to come
             for box, value in ((widgets.hold, index in state.held), (widgets.pause, state.paused)):
                 if box.value != value:
@@ -330,6 +359,12 @@ class LivePoses:
             figure = curves.psnr_figure(self._psnr, self.run_folder, log)
         elif kind == curves.LEVELS:
             figure = curves.level_figure(run.curriculum, run.total_steps, state.step, log)
+        elif kind == curves.MATCHES:
+            shown = self._matches
+            if shown is not None:
+                self._stale |= shown.follow(self._tracks.steps, self._tracks.poses)
+            medians, supports = ({}, None) if shown is None else (shown.medians, shown.supports)
+            figure = curves.match_figure(medians, supports, state.step, log)
         else:
             figure = curves.error_figure(kind, self._tracks, state, log)
         if self._figure is None:
@@ -337,6 +372,35 @@ class LivePoses:
                 self._figure = self.viewer.viser_server.gui.add_plotly(figure, aspect=0.7)
         else:
             self._figure.figure = figure
+
+    def _match(self, state: PoseState) -> int:
+        """Works out what matches say of the poses that are shown; the number of bytes that were sent."""
+        if self._matches_said is None:
+            self._matches_said = ""
+            self._look_for_matches()
+        matches, widgets = self._matches, self.widgets
+        if matches is None:
+            return 0
+        for layer, known in ((STARTED, state.rebased), (POINTS, True)):
+            _set_visible(widgets.layers[layer], known)
+        _set_visible(widgets.residuals, True)
+        selected, points, picture = self.selected, widgets.layers[POINTS].value, widgets.residuals.value
+        if not matches.is_new(state, selected, points, picture) or not self._is_due("matches", MATCH_INTERVAL):
+            return 0
+        matches.look(state, selected, points, self.run if picture else None)
+        _set_visible(widgets.residual_picture, picture)
+        _set_text(widgets.residual_picture, f"![matches on the photograph]({matches.picture})" if picture else "")
+        return len(matches.picture)
+
+    def _look_for_matches(self) -> None:
+        """Takes what the user's cache has, in ns-viewer and where training is resumed."""
+        trainer = self.viewer.trainer
+        config = read_config(self.run_folder / CONFIG) if trainer is None else trainer.config
+        settings = getattr(config, "matches", None)
+        if settings is None or settings.start == "off":
+            return
+        with suppress(NoMatches):
+            self._matches = ShownMatches(matched_images(self.run, settings, only_cached=True))
 
     def _compare(self) -> int:
         """Renders the selected camera, where that is asked for; the number of bytes that were sent."""
@@ -362,6 +426,11 @@ class LivePoses:
             format, viewer = self._exports.pop(0), self.viewer
             folder = export_now(self.run, self.run_folder, self.step, format, viewer.train_lock)
             self.boundary.tell(f"Exported to {folder}")
+
+
+def _set_visible(handle, visible: bool) -> None:
+    if handle.visible != visible:
+        handle.visible = visible
 
 
 def _set_text(handle, text: str) -> None:

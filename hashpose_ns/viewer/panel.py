@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from viser import ClientHandle
 
     from hashpose_ns.guard.report import GuardReport
+    from hashpose_ns.matches.features import MatchedImages
     from hashpose_ns.viewer.actions import PoseActions
     from hashpose_ns.viewer.live import LivePoses
     from hashpose_ns.viewer.widgets import Widgets
@@ -93,12 +94,29 @@ class PosePanel(ViewerControl):
         if self.live is not None:
             self.live.show_verdict(report)
 
+    def show_matches(self, images: "MatchedImages", said: str) -> None:
+        """Shows matches between the training images, where nerfstudio's viewer is on.
+
+        Args:
+            images: keypoints and matches.
+            said: what came of them, a sentence without its full stop.
+        """
+        if self.live is not None:
+            self.live.show_matches(images, said)
+
     # -- what a person does, on viser's threads ------------------------------------------------------------------------
 
     def _connect(self, live: "LivePoses") -> None:
         """Ties the controls to what they do. A value that the program itself sets has no client."""
         widgets = self.widgets
-        shown = (*widgets.layers.values(), widgets.aligned, widgets.color_by, widgets.camera, widgets.compare)
+        shown = (
+            *widgets.layers.values(),
+            widgets.aligned,
+            widgets.color_by,
+            widgets.camera,
+            widgets.compare,
+            widgets.residuals,
+        )
         for handle in (*shown, widgets.curve, widgets.log):
             handle.on_update(lambda _: live.refresh())
         widgets.look.on_click(lambda event: self._look(event.client, live.look_through))
@@ -137,7 +155,9 @@ class PosePanel(ViewerControl):
         self._submit(lambda actions: actions.hold(index, held), f"{self.live.names[index]} {done}.")
 
     def _reset(self, index: int) -> None:
-        done = f"{self.live.names[index]} is back at its initial pose."
+        state = self.live.state
+        where = "where training started" if state is not None and state.rebased else "at its initial pose"
+        done = f"{self.live.names[index]} is back {where}."
         self._submit(lambda actions: actions.reset(index), done)
 
     def _turn(self, index: int, degrees: float) -> None:

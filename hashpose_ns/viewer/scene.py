@@ -43,7 +43,15 @@ TUBE_RADIUS = 0.0022
 VIEW_DISTANCE = 1.4
 """Where to stand to see all cameras, over the distance of the furthest from their middle; viser opens 75 degrees."""
 
-REFINED, INITIAL, REFERENCE, MOVED, PATHS = LAYERS = ("refined", "initial", "reference", "moved", "paths")
+REFINED, INITIAL, STARTED, REFERENCE, MOVED, PATHS, POINTS = LAYERS = (
+    "refined",
+    "initial",
+    "started",
+    "reference",
+    "moved",
+    "paths",
+    "points",
+)
 """What can be shown and hidden."""
 
 
@@ -63,7 +71,7 @@ class PoseScene:
         scale = viewer.config.camera_frustum_scale / SCENE_SCALE
         self.extents = (scale * frustum_shapes(cameras)[self.drawn]).astype(np.float32)
         """Half width, half height and depth of the frustums, in scene units."""
-        self._initial: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+        self._aligned: Dict[str, Tuple[torch.Tensor, torch.Tensor]] = {}
         self._sent: Dict[str, bytes] = {}
         self._handles: Dict[str, object] = {}
         self.bytes_sent = 0
@@ -98,6 +106,7 @@ class PoseScene:
         aligned: bool,
         colors: Optional[UInt8[np.ndarray, "num_cameras 3"]],
         selected: int,
+        points: Optional[Tuple[Float[np.ndarray, "points 3"], UInt8[np.ndarray, "points 3"]]] = None,
     ) -> None:
         """Draws the layers, each one object, where they differ from what is there.
 
@@ -109,15 +118,22 @@ class PoseScene:
                 or stay as they are. The refined poses are in the learned frame, where the field is, either way.
             colors: of the refined cameras; None draws them in one colour.
             selected: index of the camera that stands out.
+            points: where matches meet in the learned frame, and their colours.
         """
         drawn = self.drawn
         refined = state.refined[drawn].numpy()
-        initial, reference = state.initial, state.reference
+        poses = [state.initial, state.base, state.reference]
         if aligned:
             to_learned = state.to_input.inverse()
-            initial, reference = map(to_learned.apply_to_poses, (self._aligned_initial(state), reference))
-        initial, reference = initial[drawn].numpy(), reference[drawn].numpy()
-        visible = {**visible, "reference": visible["reference"] and state.has_reference}
+            known = self._to_reference(INITIAL, state.initial, state), self._to_reference(STARTED, state.base, state)
+            poses = [to_learned.apply_to_poses(each) for each in (*known, state.reference)]
+        initial, base, reference = (each[drawn].numpy() for each in poses)
+        visible = {
+            **visible,
+            REFERENCE: visible[REFERENCE] and state.has_reference,
+            STARTED: visible[STARTED] and state.rebased,
+            POINTS: visible[POINTS] and points is not None,
+        }
         radius = TUBE_RADIUS * spread(state.reference)
         if visible[REFINED]:
             colors = np.tile(np.array(tints.MOVED, np.uint8), (len(drawn), 1)) if colors is None else colors[drawn]
@@ -127,21 +143,27 @@ class PoseScene:
         # a little thinner: where poses coincide the refined ones are seen
         if visible[INITIAL]:
             self._tubes(INITIAL, self._frustums(initial), tints.START, 0.8 * radius)
+        if visible[STARTED]:
+            self._tubes(STARTED, self._frustums(base), tints.MATCHED, 0.9 * radius)
         if visible[REFERENCE]:
             self._tubes(REFERENCE, self._frustums(reference), tints.REFERENCE, 0.8 * radius)
         if visible[MOVED]:
             self._tubes(MOVED, np.stack([initial[:, :, 3], refined[:, :, 3]], axis=1), tints.MOVED, radius)
         if visible[PATHS]:
             self._tubes(PATHS, self._paths(state, tracks, aligned), tints.MOVED, 0.6 * radius)
+        if visible[POINTS] and points is not None:
+            self._dots(POINTS, *points, 2.0 * radius)
         for layer, handle in self._handles.items():
             handle.visible = visible[layer]
 
-    def _aligned_initial(self, state: PoseState) -> Float[torch.Tensor, "num_cameras 3 4"]:
-        """The initial poses, aligned to the reference; they change when a checkpoint is loaded."""
-        if self._initial is None or not torch.equal(self._initial[0], state.initial):
-            similarity = align_poses(state.initial, state.reference)
-            self._initial = state.initial, similarity.apply_to_poses(state.initial)
-        return self._initial[1]
+    def _to_reference(
+        self, layer: str, camera_to_worlds: Float[torch.Tensor, "num_cameras 3 4"], state: PoseState
+    ) -> Float[torch.Tensor, "num_cameras 3 4"]:
+        """A layer's poses, aligned to the reference; they change when a checkpoint is loaded."""
+        if layer not in self._aligned or not torch.equal(self._aligned[layer][0], camera_to_worlds):
+            similarity = align_poses(camera_to_worlds, state.reference)
+            self._aligned[layer] = camera_to_worlds, similarity.apply_to_poses(camera_to_worlds)
+        return self._aligned[layer][1]
 
     def _paths(self, state: PoseState, tracks: PoseTracks, aligned: bool) -> Float[np.ndarray, "pieces 2 3"]:
         """Straight pieces from record to record of the history, and to now."""
@@ -159,6 +181,10 @@ class PoseScene:
     def _frustums(self, camera_to_worlds: Float[np.ndarray, "drawn 3 4"]) -> Float[np.ndarray, "drawn 8 2 3"]:
         """The edges of viewing pyramids."""
         return frustum_points(camera_to_worlds, self.extents)[:, FRUSTUM_EDGES]
+
+    def _dots(self, layer: str, points: np.ndarray, colors: np.ndarray, size: float) -> None:
+        """Points, as short pieces of tubes: viser's client never frees point clouds."""
+        self._tubes(layer, points[:, None] + size * np.array([[0.0, 0.0, -0.5], [0.0, 0.0, 0.5]]), colors, size)
 
     def _tubes(self, layer: str, lines: np.ndarray, color, radius) -> None:
         lines = lines.reshape(-1, 2, 3).astype(np.float32)

@@ -31,6 +31,8 @@ class PoseReading:
     """In the learned frame."""
     initial: Float[Tensor, "num_cameras 3 4"]
     """In the input's frame."""
+    base: Float[Tensor, "num_cameras 3 4"]
+    """Where refinement started: the initial poses, or those that matches gave, in the input's frame."""
     reference: Float[Tensor, "num_cameras 3 4"]
     """In the input's frame."""
     held: FrozenSet[int]
@@ -47,6 +49,7 @@ class PoseReading:
         tensors = (
             poses.refined_camera_to_worlds(),
             poses.initial_camera_to_worlds,
+            poses.base_camera_to_worlds,
             poses.reference_camera_to_worlds,
         )
         copies = (tensor.detach().cpu().clone() for tensor in tensors)
@@ -74,6 +77,11 @@ class PoseState(PoseReading):
         return cls(**vars(reading), to_input=to_input, errors=errors, has_reference=has_reference)
 
     @property
+    def rebased(self) -> bool:
+        """Whether refinement started at poses from matches."""
+        return not torch.equal(self.base, self.initial)
+
+    @property
     def movement(self) -> PoseErrors:
         """Refined against initial poses."""
         return pose_errors(self.refined, self.initial) if self.has_reference else self.errors
@@ -94,6 +102,7 @@ class PoseTracks:
 
     def __init__(self, run: Path, from_file: bool) -> None:
         self.steps: List[int] = []
+        self.poses: List[Float[np.ndarray, "num_cameras 3 4"]] = []
         self.errors: List[Dict[str, float]] = []
         self.centers: List[Float[np.ndarray, "num_cameras 3"]] = []
         """As optimised."""
@@ -129,6 +138,7 @@ class PoseTracks:
             similarity = align_poses(poses, reference)
             summary = pose_errors(poses, reference, similarity).summary()
             self.errors.append({name: summary[name] for name in STATISTICS})
+            self.poses.append(records[len(self.steps)])
             self.centers.append(poses[:, :, 3].numpy())
             self.aligned_centers.append(similarity.apply_to_points(poses[:, :, 3]).numpy())
             self.steps.append(steps[len(self.steps)])

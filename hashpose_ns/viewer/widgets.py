@@ -9,27 +9,36 @@ from hashpose_ns.guard.report import back_sentence
 from hashpose_ns.viewer.colors import ColorScale
 from hashpose_ns.viewer.curves import KINDS
 from hashpose_ns.viewer.export_now import FORMATS
-from hashpose_ns.viewer.scene import INITIAL, MOVED, PATHS, REFERENCE, REFINED
+from hashpose_ns.viewer.matching import FAR_PIXELS, NEAR_PIXELS
+from hashpose_ns.viewer.scene import INITIAL, MOVED, PATHS, POINTS, REFERENCE, REFINED, STARTED
 from hashpose_ns.viewer.state import PoseState
 
 if TYPE_CHECKING:
     from viser import ViserServer
 
     from hashpose_ns.guard.report import GuardReport
+    from hashpose_ns.matches.gate import Support
+    from hashpose_ns.viewer.matching import CameraMatches, Supports
 
 BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING = "Rotation", "Position", "Image loss", "Nothing"
 COLOR_BY = (BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING)
 
 CHECKBOXES = {
     REFINED: ("Refined cameras", True, "Where the cameras are now."),
-    INITIAL: ("Initial cameras", True, "Where training started; grey."),
+    INITIAL: ("Initial cameras", True, "The poses that came in; grey."),
+    STARTED: ("Start from matches", True, "Where training started, by structure from motion; purple."),
     REFERENCE: (
         "Reference cameras",
         False,
         "The dataset's own poses; green. Shown where training did not start there.",
     ),
-    MOVED: ("Lines from start", True, "From each camera's start to where it is now."),
+    MOVED: ("Lines from start", True, "From each initial camera to where it is now."),
     PATHS: ("Paths", False, "The way each camera has come."),
+    POINTS: (
+        "Matched points",
+        False,
+        "Where the rays of matches meet, by the poses of now; coloured as on a photograph.",
+    ),
 }
 """Label, default and explanation of each layer of the scene."""
 
@@ -61,7 +70,7 @@ class Widgets:
                 self.color_by = gui.add_dropdown("Colour by", COLOR_BY, BY_ROTATION)
                 self.legend = gui.add_markdown("")
                 self.layers = {
-                    layer: gui.add_checkbox(label, shown, hint=hint)
+                    layer: gui.add_checkbox(label, shown, visible=layer not in (STARTED, POINTS), hint=hint)
                     for layer, (label, shown, hint) in CHECKBOXES.items()
                 }
                 self.aligned = gui.add_checkbox(
@@ -78,6 +87,14 @@ class Widgets:
                     "Compare with photograph", False, hint="Photograph on the left, the field's picture on the right."
                 )
                 self.picture = gui.add_markdown("", visible=False)
+                self.residuals = gui.add_checkbox(
+                    "Matches on photograph",
+                    False,
+                    visible=False,
+                    hint=f"A line leads from each matched keypoint to its epipolar line. Green: within {NEAR_PIXELS:g} "
+                    f"pixel of it; red: beyond {FAR_PIXELS:g}, or behind a camera.",
+                )
+                self.residual_picture = gui.add_markdown("", visible=False)
                 self.hold = gui.add_checkbox(
                     "Hold", False, visible=training, hint="This camera stands still; the others go on."
                 )
@@ -105,6 +122,44 @@ def verdict_text(report: Optional["GuardReport"]) -> str:
         return ""
     said = " ".join(f"{sentence}." for sentence in (report.sentence, *report.camera_sentences()))
     return f"Guard: **{report.verdict}**; {plain(said)}"
+
+
+def matches_text(said: str, supports: Optional["Supports"]) -> str:
+    """What matches say about the start, and about the poses of now.
+
+    Args:
+        said: what came of them, a sentence without its full stop; may be empty.
+        supports: how well poses explain them, where that is known.
+    """
+    lines = [f"Matches: {plain(said)}."] if said else []
+    if supports is not None:
+        lines.append(f"Matches now: {supports_text(supports)}")
+    return "\n\n".join(lines)
+
+
+def supports_text(supports: "Supports") -> str:
+    """How well matches agree with the poses of now, and with earlier ones."""
+    before = f"{support_text(supports.given)} as given"
+    if supports.start is not None:
+        before += f"; {support_text(supports.start)} at the start"
+    return f"**{support_text(supports.now)}** ({before})"
+
+
+def camera_matches_text(camera: Optional["CameraMatches"], supports: Optional["Supports"]) -> str:
+    """What the matches of one camera say."""
+    if camera is None or supports is None:
+        return ""
+    if camera.count == 0:
+        return "No matches."
+    shown = sum(map(len, camera.shown.matches))
+    drawn = f", of which {shown} count here" if shown < camera.count else ""
+    return f"{camera.count} matches with {camera.others} images{drawn}: {supports_text(supports)}"
+
+
+def support_text(support: "Support") -> str:
+    """Share of matches that agree and their median distance; there is none where most are behind a camera."""
+    median = f", median {support.median:.2g} px" if math.isfinite(support.median) else ""
+    return f"{100 * support.share:.0f} % agree{median}"
 
 
 def status_text(state: PoseState, total_steps: int, psnr: float, more: Sequence[str]) -> str:

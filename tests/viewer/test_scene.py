@@ -22,6 +22,7 @@ from hashpose_ns.plotting.cameras import FRUSTUM_EDGES, frustum_points
 from hashpose_ns.runs.history import PoseHistory
 from hashpose_ns.viewer.colors import REFERENCE, SELECTED, ColorScale
 from hashpose_ns.viewer.scene import (
+    LAYERS,
     MAX_CAMERAS,
     MAX_MOVES,
     MAX_PATH_PIECES,
@@ -34,7 +35,7 @@ from hashpose_ns.viewer.tubes import tubes_glb
 from hashpose_ns.viewer.widgets import status_text
 from nerfstudio.cameras.cameras import Cameras
 
-ALL = {"refined": True, "initial": True, "reference": True, "moved": True, "paths": True}
+ALL = dict.fromkeys(LAYERS, True)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,29 @@ def test_alignment_takes_initial_and_reference_cameras_to_the_learned_frame(serv
     np.testing.assert_allclose(read_lines(sent(server, "/hashpose/reference")), expected, atol=2e-3)
     # where the field is, either way
     np.testing.assert_array_equal(read_lines(sent(server, "/hashpose/refined")), shown["refined"])
+
+
+def test_where_matches_had_training_start_is_drawn_where_it_did(server, tmp_path):
+    poses = make_poses(20)
+    tracks = PoseTracks(tmp_path, from_file=True)
+    scene, name = make_scene(server, poses, thumbnails=20), "/hashpose/started"
+    scene.draw(state_of(poses), tracks, ALL, False, None, selected=-1)
+    assert "started" not in scene._handles and "points" not in scene._handles
+    base = poses.reference_camera_to_worlds.clone()
+    base[:, :, 3] += 0.01
+    poses.rebase(base, trusted=True)
+    points, colors = np.random.default_rng(0).normal(size=(30, 3)), np.tile(np.array(REFERENCE, np.uint8), (30, 1))
+    scene.draw(state_of(poses), tracks, ALL, False, None, selected=-1, points=(points, colors))
+    expected = frustum_points(base.numpy(), scene.extents)[:, FRUSTUM_EDGES].reshape(-1, 2, 3)
+    np.testing.assert_allclose(read_lines(sent(server, name)), expected, atol=2e-3)
+    dots = read_lines(sent(server, "/hashpose/points"))
+    np.testing.assert_allclose(dots.mean(axis=1), points, atol=2e-3)
+    assert np.linalg.norm(dots[:, 1] - dots[:, 0], axis=-1).max() < 0.1
+    # aligned, it is where the refined cameras are, which have not moved since
+    scene.draw(state_of(poses), tracks, ALL, True, None, selected=-1)
+    refined = read_lines(sent(server, "/hashpose/refined"))
+    np.testing.assert_allclose(read_lines(sent(server, name)), refined, atol=2e-3)
+    assert scene._handles["points"].visible is False  # nobody has looked for any
 
 
 def test_paths_run_from_the_start_to_now_without_the_drift(server, tmp_path):
