@@ -201,8 +201,11 @@ class _Query:
         self.seed = config.seed
 
     def reduced(self, reduction: int) -> ImagePixels:
-        """The photograph with that many pixels averaged along an edge, or fewer where it is small."""
-        return self.whole.reduced(min(reduction, min(self.whole.image.shape[:2]) // SMALLEST))
+        """The photograph with that many pixels averaged along an edge, or fewer where it, or what its mask leaves, is
+        small."""
+        reduction = min(reduction, min(self.whole.image.shape[:2]) // SMALLEST)
+        small = self.whole.reduced(reduction)
+        return small if small.count else self.reduced(reduction // 2)
 
     def source(self, reduction: int, rays: int) -> ImagePixels:
         """What a round draws from."""
@@ -219,6 +222,7 @@ class _Query:
     def losses(
         self, scene: PosedScene, poses: Float[Tensor, "count 3 4"], reduction: int, rays: int
     ) -> Float[Tensor, "count"]:
+        """Share of the photograph's variance that each pose leaves unexplained, on `judged` pixels."""
         return unexplained(scene.renderer, self.dataset, self.judged(reduction, rays, scene.device), poses)
 
 
@@ -285,9 +289,12 @@ class Localizer:
             count = max(self.config.hypotheses // stage.divisor, 1)
             if number:  # the best of the last round
                 hypotheses = [poses[:count] for poses in hypotheses]
-            hypotheses = self._optimized(queries, hypotheses, stage)
+            optimized = self._optimized(queries, hypotheses, stage)
+            if count == 1:  # what did not get better stays
+                optimized = [torch.cat(pair) for pair in zip(optimized, hypotheses)]
+            hypotheses = optimized
             judged = [
-                query.losses(self.scene, poses, stage.reduction, JUDGING_RAYS if len(poses) > 4 else 4 * JUDGING_RAYS)
+                query.losses(self.scene, poses, stage.reduction, JUDGING_RAYS * (1 if count > 4 else 4))
                 for query, poses in zip(queries, hypotheses)
             ]
             orders = [values.argsort() for values in judged]

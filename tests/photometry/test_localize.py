@@ -178,6 +178,23 @@ def test_photographs_are_found_without_a_start_and_noise_is_not(scene, photograp
     assert not limits.found(noise) and noise.residual > 0.5
 
 
+def test_a_mask_of_thin_stripes_is_looked_through(scene, photographs, monkeypatch):
+    monkeypatch.setattr("hashpose_ns.photometry.localize.SMALLEST", 8)  # squares of pixels all hold a stripe
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    mask[::2] = True
+    shown = photographs[0]["image"]
+
+    class Striped(Photographs):
+        def get_data(self, image_idx, image_type="float32"):
+            return {"image_idx": image_idx, "image": shown * mask[..., None], "mask": mask[..., None]}
+
+    path = photographs.image_filenames[0]
+    striped = Striped(scene, [path], [lens_of(path, scene)])
+    start = turned_about_origin(VIEWS[0], 8.0, -5.0, 3.0)
+    found = Localizer(scene, SearchConfig(**FEW)).localize(striped, [0], [Start(start)])[0]
+    assert apart(found.pose, VIEWS[0])[0] < 1.5 and acceptance(scene).found(found)
+
+
 def test_photographs_found_at_once_are_found_alone(scene, photographs):
     localizer = Localizer(scene, SearchConfig(hypotheses=4, rays=6_000))
     together = localizer.localize(photographs, [2, 3])
