@@ -119,9 +119,12 @@ def start(entrypoint: Callable[[], None], *arguments: Any, file_limit: Optional[
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
         code = 1
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            code = 130  # nerfstudio still reads its command line, and nothing of hashpose has run
+        else:
+            traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -140,7 +143,7 @@ class Chaos:
     end: Dict[str, Any] = field(default_factory=dict)
     """Its last checkpoint."""
     seconds: float = 0.0
-    """How long it took."""
+    """How long the fastest of uninterrupted ones took."""
     poses: Dict[str, Any] = field(default_factory=dict)
     """What it exports."""
     kinds: Tuple[str, ...] = ()
@@ -153,7 +156,7 @@ class Chaos:
         self.seconds = time.monotonic() - begin
         self.end = last_state(self.work / "whole")
         self.export(self.work / "whole").wait(0)
-        self.poses = json.loads((self.work / "export" / "poses.json").read_text())
+        self.poses = self.exported()
 
     def train(self, output: Path, *more: Any, file_limit: Optional[int] = None) -> Process:
         """Starts training."""
@@ -168,6 +171,12 @@ class Chaos:
         shutil.rmtree(self.work / "export", ignore_errors=True)
         arguments = ["json", "--load-config", output / FOLDER / "config.yml", "--output-dir", self.work / "export"]
         return start(cli.entrypoint, *arguments)
+
+    def exported(self) -> Dict[str, Any]:
+        """What the last export wrote, but for the run's name."""
+        content = json.loads((self.work / "export" / "poses.json").read_text())
+        del content["run"]
+        return content
 
     def round(self, seed: str) -> str:
         """One round; what was done.
@@ -194,7 +203,10 @@ class Chaos:
             left = "had finished"
         else:
             more = ["--load-dir", output / FOLDER / CHECKPOINTS] if found else []
+            begin = time.monotonic()
             self.train(output, *more).wait(0)
+            if not found:
+                self.seconds = min(self.seconds, time.monotonic() - begin)
             left = f"resumed from {found[-1].stem}" if found else "started anew"
         if not equal(last_state(output), self.end):
             raise Failed(f"{left}, and ended elsewhere than the uninterrupted run")
@@ -243,7 +255,7 @@ class Chaos:
         elif command == "json":
             output = self.export(output).wait(0, 1)
             if "Error:" not in output:
-                exported = json.loads((self.work / "export" / "poses.json").read_text())
+                exported = self.exported()
                 used = torch.load(sorted((run / CHECKPOINTS).glob("step-*.ckpt"))[-1])["step"]
                 if used == STEPS - 1 and path.name != "config.yml" and exported != self.poses:
                     raise Failed(f"{done}: exported other poses")

@@ -88,13 +88,13 @@ def main(args: Args) -> None:
 
     config = Path("config.yml")
     exports = {
-        "colmap, no points": lambda to: ExportColmap(config, to, points="empty"),
-        "colmap, points with tracks": lambda to: ExportColmap(config, to),
-        "colmap, text, points with tracks": lambda to: ExportColmap(config, to, format="txt"),
-        "nerfstudio, points": lambda to: ExportNerfstudio(config, to),
-        "tum": lambda to: ExportTum(config, to),
-        "kitti": lambda to: ExportKitti(config, to),
-        "json, no losses": lambda to: ExportJson(config, to, loss=False),
+        "colmap, no points": lambda to: ExportColmap(to, points="empty", load_config=config),
+        "colmap, points with tracks": lambda to: ExportColmap(to, load_config=config),
+        "colmap, text, points with tracks": lambda to: ExportColmap(to, format="txt", load_config=config),
+        "nerfstudio, points": lambda to: ExportNerfstudio(to, load_config=config),
+        "tum": lambda to: ExportTum(to, load_config=config),
+        "kitti": lambda to: ExportKitti(to, load_config=config),
+        "json, no losses": lambda to: ExportJson(to, loss=False, load_config=config),
     }
     with tempfile.TemporaryDirectory() as temporary:
         pipeline, points = made_up_run(Path(temporary) / "data", args)

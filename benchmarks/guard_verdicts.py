@@ -196,6 +196,7 @@ def start(pipeline: Any, case: Case) -> None:
     some = torch.randperm(len(poses), generator=generator)[: round(case.shuffled * len(poses))]
     poses[some] = poses[some.roll(1)]
     optimizer.initial_camera_to_worlds.copy_(poses)
+    optimizer.base_camera_to_worlds.copy_(poses)
     manager.set_initial_poses(poses)
     for cameras in {
         id(each): each for each in (manager.train_dataset.cameras, manager.train_ray_generator.cameras)

@@ -101,10 +101,10 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
                     super().__init__(config, *args, **kwargs)
                     return
                 except Exception as error:
+                    if self.source is None and hasattr(self, "dataparser"):
+                        blame_source(self.dataparser)
                     choice = way_round(error, dataparser)
                     if choice is None:
-                        if self.source is None and hasattr(self, "dataparser"):
-                            blame_source(self.dataparser)
                         raise
                 CONSOLE.print(choice, soft_wrap=True)
 

@@ -6,7 +6,9 @@ import functools
 import os
 import re
 import sys
-from typing import Callable, TypeVar
+import threading
+from contextlib import contextmanager
+from typing import Callable, Iterator, TypeVar
 
 FunctionT = TypeVar("FunctionT", bound=Callable)
 
@@ -38,6 +40,25 @@ def print_error(sentence: str) -> None:
         CONSOLE.print(Text(f"Error: {sentence}", style="bold red"), soft_wrap=True)
     except OSError:  # a pipe or a terminal that is closed
         print(f"Error: {sentence}", file=sys.stderr)
+
+
+@contextmanager
+def background_errors_in_a_line() -> Iterator[None]:
+    """Within the block, a thread that the operating system refuses something, as TensorBoard's on a full disk, ends in
+    a line on the console in place of a traceback. Whoever needs its work is told by whoever waits for it."""
+    before = threading.excepthook
+
+    def say(ended: threading.ExceptHookArgs) -> None:
+        if not isinstance(ended.exc_value, OSError) or isinstance(ended.exc_value, ConnectionError):
+            before(ended)
+            return
+        print(f"A file could not be written in the background: {one_line(ended.exc_value)}.", file=sys.stderr)
+
+    threading.excepthook = say
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def exits_on_user_error(function: FunctionT) -> FunctionT:

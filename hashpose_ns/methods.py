@@ -7,12 +7,14 @@ from typing import Any, Dict, Tuple
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.cameras.settling import SettlingConfig
+from hashpose_ns.cameras.trusted import TrustedStartConfig
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
 from hashpose_ns.field import DecoderConfig, HashPoseFieldConfig
 from hashpose_ns.guard.config import GuardConfig
+from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.model import HashPoseModelConfig
 from hashpose_ns.optim.curriculum import CurriculumConfig
 from hashpose_ns.optim.schedules import AdamConfig, ScheduleConfig
@@ -49,9 +51,14 @@ def _trainer(method_name: str, steps: int, pipeline: HashPosePipelineConfig, opt
     )
 
 
-def _guard() -> GuardConfig:
+def _guard(keep_rebased: bool = False) -> GuardConfig:
     """Where poses are somebody's own: a verdict at the end, and a way back for those that do not get better."""
-    return GuardConfig(mode="report", fallback_at=(0.3, 0.55))
+    return GuardConfig(mode="report", fallback_at=(0.3, 0.55), keep_rebased=keep_rebased)
+
+
+def _matches() -> MatchConfig:
+    """Where poses are somebody's own: a start from matches, if they can be believed."""
+    return MatchConfig(start="auto")
 
 
 hashpose = MethodSpecification(
@@ -68,6 +75,7 @@ hashpose = MethodSpecification(
         steps_per_save=2000,
         steps_per_eval_all_images=30_000,
         guard=_guard(),
+        matches=_matches(),
     ),
     description="Captures with imperfect poses: refines cameras and a hash-grid field together.",
 )
@@ -137,6 +145,7 @@ def _small_trainer(
     decoder: DecoderConfig,
     optimizers: Dict[str, Any],
     recovery: RecoveryConfig,
+    guard: GuardConfig,
     **model: Any,
 ) -> HashPoseTrainerConfig:
     """What a CPU trains in minutes: few rays and samples, a small grid."""
@@ -171,7 +180,8 @@ def _small_trainer(
         steps_per_eval_image=1000,
         steps_per_eval_all_images=100_000,
         recovery=recovery,
-        guard=_guard(),
+        guard=guard,
+        matches=_matches(),
     )
 
 
@@ -183,6 +193,8 @@ small = MethodSpecification(
         DecoderConfig(width=64, density_activation="exp"),
         _optimizers(encoding=(1e-2, 1e-3), decoder=(1e-2, 1e-3), poses=(3e-3, 1e-4)),
         RecoveryConfig(),
+        _guard(),
+        camera_optimizer=PoseOptimizerConfig(trusted=TrustedStartConfig(rate=0.03)),
         curriculum=CurriculumConfig(mode="none"),
         scene="contraction",
         sampler="piecewise",
@@ -203,7 +215,14 @@ object_ = MethodSpecification(
         DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
         {"encoding": _cooled(4e-2, 4e-3), "decoder": _cooled(5e-3, 1e-3), "camera_opt": _cooled(8e-3, 1.2e-3)},
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
-        camera_optimizer=PoseOptimizerConfig(side="orbit", start=0.03, warmup=0.0, settling=SettlingConfig(decay=0.7)),
+        _guard(keep_rebased=True),
+        camera_optimizer=PoseOptimizerConfig(
+            side="orbit",
+            start=0.03,
+            warmup=0.0,
+            settling=SettlingConfig(decay=0.7),
+            trusted=TrustedStartConfig(rate=0.01),
+        ),
         curriculum=CurriculumConfig(window=(0.04, 0.5)),
         scene="none",
         scene_box_scale=0.8,

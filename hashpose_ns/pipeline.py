@@ -17,6 +17,7 @@ from hashpose_ns.data.fingerprint import KEYS, difference, fingerprint
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
 from hashpose_ns.guard.report import GuardReport, read_verdict
+from hashpose_ns.matches.report import read_matches
 from hashpose_ns.model import FORMAT, HashPoseModelConfig, PoseRefiningModel
 from hashpose_ns.photometry.pixels import posed_cameras
 from hashpose_ns.photometry.scene import PosedScene, TestTimeOptimization
@@ -262,6 +263,8 @@ class HashPosePipeline(VanillaPipeline):
         metrics.update(self.pose_metrics())
         verdict = self.guard_report()
         metrics.update(verdict.metrics() if verdict is not None else {})  # guard_*
+        matches = read_matches(self.config.run_folder) if self.config.run_folder is not None else None
+        metrics.update(matches.metrics() if matches is not None else {})  # matches_*
         self.train()
         return metrics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import signal
@@ -20,6 +21,7 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
+        self.signum = signum
         self.name = signal.Signals(signum).name
         self.exit_code = 128 + signum
         """What a shell reports for a process that the signal ended."""
@@ -39,7 +41,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
-                if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler, _exit):
                     self._before[signum] = signal.signal(signum, self._receive)
         return self
 
@@ -77,6 +79,40 @@ class StopSignals:
         if not self._held:
             self._raised = True  # once: what saves the state on the way out is let through
             raise Stopped(signum)
+
+
+def exit_on_interrupt() -> None:
+    """From here on Ctrl-C ends the process in a line and with exit code 130, unless `StopSignals` do better. For the
+    start of training, where nerfstudio lets the exception that Python raises end in a traceback, or swallows it."""
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _exit)
+
+
+def _exit(signum: int, frame: Any) -> None:
+    print("Stopped by SIGINT before training began.", file=sys.stderr)
+    sys.exit(128 + signum)
+
+
+@contextmanager
+def keeps_handlers() -> Iterator[None]:
+    """What signals do to the process is after the block what it was before. pycolmap's import has them print a stack
+    trace first, behind Python's back, so `signal.getsignal` knows nothing of it. Works in any thread."""
+    try:
+        sigaction = ctypes.CDLL(None).sigaction
+    except (OSError, AttributeError, TypeError):  # Windows
+        yield
+        return
+    before = {}
+    for signum in signal.valid_signals():
+        handler = ctypes.create_string_buffer(1024)  # larger than any system's struct sigaction
+        if sigaction(int(signum), None, handler) == 0:
+            before[int(signum)] = handler
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            sigaction(number, handler, None)
 
 
 def stops_cleanly(function: FunctionT) -> FunctionT:

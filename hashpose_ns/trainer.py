@@ -18,12 +18,13 @@ from torch import Tensor
 from hashpose_ns.atomic import whole_file
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.datamanager import leave_out_points
-from hashpose_ns.errors import HashPoseError, exits_on_user_error, one_line
+from hashpose_ns.errors import HashPoseError, background_errors_in_a_line, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages
+from hashpose_ns.matches.report import read_matches
 from hashpose_ns.matches.strategy import StartFromMatches, in_words
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
@@ -39,7 +40,7 @@ from hashpose_ns.runs.files import (
 )
 from hashpose_ns.runs.folder import RunFolder, claimed
 from hashpose_ns.runs.history import PoseHistory, is_recorded
-from hashpose_ns.stopping import Stopped, StopSignals
+from hashpose_ns.stopping import Stopped, StopSignals, exit_on_interrupt
 from hashpose_ns.viewer.config import ViewerConfig
 from nerfstudio.configs import base_config
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
@@ -68,6 +69,19 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Matches between the training images."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
     """The live viewer: who can reach it, and what it shows."""
+
+    def __post_init__(self) -> None:
+        if self.data is not None:  # the configuration that ns-train has chosen, and not one of those it chooses from
+            self._is_chosen()
+
+    def set_timestamp(self) -> None:
+        """As nerfstudio does, as the first thing with the configuration that it has chosen."""
+        self._is_chosen()
+        super().set_timestamp()
+
+    def _is_chosen(self) -> None:
+        if self.machine.num_devices * self.machine.num_machines == 1:  # of several processes nerfstudio takes care
+            exit_on_interrupt()
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         """Restores a configuration, and if it is that of a run (from its config.yml) tells the pipeline which."""
@@ -192,7 +206,7 @@ class HashPoseTrainer(Trainer):
         """Around setup and training: a signal ends it with a checkpoint and the exit code that shells give, a failure
         before the first step is done takes the run's folder back."""
         try:
-            with self.stop_signals:
+            with self.stop_signals, background_errors_in_a_line():
                 try:
                     yield
                 except Stopped as stopped:
@@ -327,8 +341,10 @@ class HashPoseTrainer(Trainer):
         return next((each.images for each in self.strategies if isinstance(each, StartFromMatches)), None)
 
     def _show_matches(self) -> None:
-        """Hands matches, and what came of them, to the viewer's panel."""
+        """Hands matches, and what came of them, to the viewer's panel and to the run's folder."""
         for each in self.strategies:
+            if isinstance(each, StartFromMatches) and each.report is not None:
+                each.report.write(self.base_dir)
             if isinstance(each, StartFromMatches) and each.images is not None:
                 said = in_words(each.start) if each.start is not None else ""  # where training is resumed
                 self.pipeline.pose_panel.show_matches(each.images, said)
@@ -457,6 +473,9 @@ class HashPoseTrainer(Trainer):
             )
         run = path.parent.parent
         self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)
+        matches = read_matches(run)
+        if matches is not None:
+            matches.write(self.base_dir)
         self.pose_history = PoseHistory(
             *(self.base_dir / HISTORY_FILE, run / HISTORY_FILE, self._start_step),
             num_cameras=self.pipeline.model.camera_optimizer.num_cameras,

@@ -12,7 +12,7 @@ import pytest
 
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
 from hashpose_ns.export.replace import replaced_folder
-from hashpose_ns.stopping import SIGNALS, Stopped, StopSignals, stops_cleanly
+from hashpose_ns.stopping import SIGNALS, Stopped, StopSignals, exit_on_interrupt, stops_cleanly
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -23,6 +23,20 @@ def test_a_signal_raises_at_once_and_handlers_come_back(signum):
             os.kill(os.getpid(), signum)
     assert stopped.value.exit_code == 128 + signum
     assert signal.getsignal(signum) == before
+
+
+def test_an_interrupt_of_the_start_exits_until_there_is_something_better(capsys):
+    exit_on_interrupt()
+    with pytest.raises(Stopped):
+        with StopSignals():
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(SystemExit) as exits:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert exits.value.code == 130
+    assert capsys.readouterr().err == "Stopped by SIGINT before training began.\n"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nohup
+    exit_on_interrupt()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_signal_waits_while_something_is_held():

@@ -16,8 +16,8 @@ from typing import Any, Dict, Mapping, Sequence, Tuple
 import tyro
 
 from hashpose_ns import methods
-from hashpose_ns.bench.measures import MEASURES
-from hashpose_ns.bench.suites import DATAPARSER, Run, Settings, nearest
+from hashpose_ns.bench.measures import MEASURES, OF_FIELDS
+from hashpose_ns.bench.suites import DATAPARSER, SFM_METHODS, Run, Settings, nearest
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.peers.methods import PEERS, PROTOCOLS, Protocol, peer_config
 from hashpose_ns.trainer import HashPoseTrainerConfig
@@ -45,7 +45,8 @@ def base_config(method: str, protocol: Protocol) -> HashPoseTrainerConfig:
     """A new config of the method that a preset is built on.
 
     Args:
-        method: `hashpose`, which is this package's method for the protocol; another of its methods; or a peer.
+        method: `hashpose`, which is this package's method for the protocol; another of its methods; a peer; or
+            structure from motion, which has the protocol's data and no use for the rest.
         protocol: whose settings of data, initial poses and evaluation it has.
 
     Raises:
@@ -54,7 +55,8 @@ def base_config(method: str, protocol: Protocol) -> HashPoseTrainerConfig:
     if method in PEERS:
         return peer_config(method, protocol)
     found = [value.config for value in vars(methods).values() if isinstance(value, MethodSpecification)]
-    known = {str(config.method_name): config for config in found} | {"hashpose": PROTOCOLS[protocol].config}
+    known = {str(config.method_name): config for config in found}
+    known |= {name: PROTOCOLS[protocol].config for name in ("hashpose", *SFM_METHODS)}
     if method not in known:
         raise HashPoseError(f"there is no method '{method}' to build on{nearest(method, [*known, *PEERS])}")
     return copy.deepcopy(known[method])  # type: ignore[return-value]
@@ -173,6 +175,8 @@ def record_of(run: Run, checks: Checks, said: Sequence[str] = ()) -> Dict[str, A
         HashPoseError: a setting or a measure is wrong, or the scene cannot be read.
     """
     (config, height), settings = checks(run), run.settings
+    sfm = run.preset.base in SFM_METHODS
+    train = run.suite.train and not sfm
     measures = {**run.suite.measures, **run.preset.measures}
     for name, options in measures.items():
         if name not in MEASURES:
@@ -181,6 +185,8 @@ def record_of(run: Run, checks: Checks, said: Sequence[str] = ()) -> Dict[str, A
         for option in options:
             if option not in known:
                 raise HashPoseError(f"The measure '{name}' has no option '{option}'{nearest(option, known)}")
+    if sfm:
+        measures = {name: options for name, options in measures.items() if name not in OF_FIELDS}
     full, fraction = run.scenario.image_height, run.scale.resolution
     if full is not None and fraction is not None and RESOLUTION not in settings:
         settings[RESOLUTION] = repr(resolution_factor(height, round(full * fraction)))
@@ -198,9 +204,9 @@ def record_of(run: Run, checks: Checks, said: Sequence[str] = ()) -> Dict[str, A
         "family": run.preset.family,
         "scenario": run.scenario.name,
         "protocol": run.scenario.protocol,
-        "base_method": str(config.method_name),
-        "steps": config.max_num_iterations if run.suite.train else 0,
-        "train": run.suite.train,
+        "base_method": run.preset.base if sfm else str(config.method_name),
+        "steps": config.max_num_iterations if train else 0,
+        "train": train,
         "evaluate": run.suite.evaluate,
         "measures": measures,
         "settings": settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Union
 
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.runs.files import read_json
 
 if TYPE_CHECKING:
     from hashpose_ns.pipeline import HashPosePipeline
@@ -113,8 +115,64 @@ def uncertainty(pipeline: HashPosePipeline, seed: int) -> Dict[str, Any]:
     }
 
 
-MEASURES: Dict[str, Callable[..., Dict[str, Any]]] = {"pixels": pixels, "guard": guard, "uncertainty": uncertainty}
+def verdicts(pipeline: HashPosePipeline, seed: int) -> Dict[str, Any]:
+    """What the run's folder says without ground truth: `matches`, the gate's verdict on a start from matches, and
+    `guard`, its verdict on the refined poses. Nothing of what did not judge.
+
+    Args:
+        pipeline: a trained one, loaded from its folder.
+        seed: not used.
+    """
+    folder, found = pipeline.config.run_folder, {}
+    for name in ("matches", "guard"):
+        verdict = (read_json(folder / f"{name}.json") or {}).get("verdict") if folder is not None else None
+        if isinstance(verdict, str):
+            found[name] = verdict
+    return found
+
+
+def epipolar(pipeline: HashPosePipeline, seed: int) -> Dict[str, Any]:
+    """Median distance in pixels of verified matches from their epipolar lines, `median_px` by the refined poses,
+    `median_px_initial` by the initial and `median_px_reference` by the reference ones, and `agreeing`, the fraction of
+    matches within two pixels by the refined ones. It knows no frame, and so no turn that all cameras share.
+
+    Args:
+        pipeline: one with reference poses.
+        seed: not used.
+    """
+    from hashpose_ns.matches.config import MatchConfig
+    from hashpose_ns.matches.features import NoMatches
+    from hashpose_ns.matches.gate import support
+    from hashpose_ns.matches.strategy import matched_images
+
+    try:
+        images = matched_images(pipeline.scene, MatchConfig())
+    except NoMatches as reason:
+        raise HashPoseError(f"The measure 'epipolar' cannot be taken, because {reason}.") from reason
+    poses = pipeline.model.camera_optimizer
+    found = {}
+    for name, of in (
+        ("", poses.refined_camera_to_worlds().detach()),
+        ("_initial", poses.initial_camera_to_worlds),
+        ("_reference", poses.reference_camera_to_worlds),
+    ):
+        seen = support(images, of.double().cpu().numpy())
+        if math.isfinite(seen.median):
+            found[f"median_px{name}"] = round(seen.median, 4)
+        found.update({} if name else {"agreeing": round(seen.share, 4)})
+    return found
+
+
+MEASURES: Dict[str, Callable[..., Dict[str, Any]]] = {
+    "pixels": pixels,
+    "guard": guard,
+    "uncertainty": uncertainty,
+    "verdicts": verdicts,
+    "epipolar": epipolar,
+}
 """All measures by name."""
+OF_FIELDS = ("uncertainty", "verdicts")
+"""Measures that need a trained field, which runs of structure from motion do without."""
 
 
 def pixel_error(cameras: Any, reference: Poses, poses: Poses, radius: float) -> float:

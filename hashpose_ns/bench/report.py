@@ -123,7 +123,7 @@ class Report:
         from rich.table import Table
 
         from hashpose_ns.bench.reporting.frame import PSNR, ROTATION, TRANSLATION
-        from hashpose_ns.bench.reporting.tables import cell
+        from hashpose_ns.bench.reporting.tables import cell_of
 
         console, metrics = Console(), (ROTATION, TRANSLATION, PSNR)
         for group in groups:
@@ -132,7 +132,7 @@ class Report:
                 table.add_column(escape(column), justify="left" if column == "preset" else "right")
             for preset, title in group.presets.items():
                 done = len(group.of(preset, "done"))
-                numbers = [cell(metric, group.number(preset, metric), done) for metric in metrics]
+                numbers = [cell_of(metric, group, preset) for metric in metrics]
                 table.add_row(escape(title), f"{done} of {len(group.of(preset))}", *numbers)
             console.print(table)
         for run in runs[runs.state == "failed"].itertuples():

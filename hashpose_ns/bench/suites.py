@@ -4,10 +4,10 @@ Settings are flags, written as after `ns-train METHOD`. A run has those of its l
 
     base method < scenario < scale < suite < scene < preset < `--set`
 
-Scenario, scale and suite can tell families of methods apart (`families`: hash grids, MLPs, nerfacto) and single methods
-(`methods`); a scale also scenarios (`scenarios`), as short training wants other rates on other data. The preset comes
-after all of them: what defines it is what it states. What a preset does not state, such as the sizes of a base method,
-a scale can shrink.
+Scenario, scale and suite can tell families of methods apart (`families`: hash grids, MLPs, nerfacto, structure from
+motion) and single methods (`methods`); a scale also scenarios (`scenarios`), as short training wants other rates on
+other data. The preset comes after all of them: what defines it is what it states. What a preset does not state, such as
+the sizes of a base method, a scale can shrink.
 
 Nothing heavy is imported here: `hashpose-bench list` answers at once.
 """
@@ -45,7 +45,11 @@ Settings = Dict[str, str]
 """Dotted path -> value, as typed on a command line."""
 Flags = Union[str, List[str]]
 Measures = Dict[str, Dict[str, Union[bool, int, float, str]]]
-Family = Literal["hash", "mlp", "nerfacto"]
+Family = Literal["hash", "mlp", "nerfacto", "sfm"]
+SFM_METHODS = ("sfm-given", "sfm-incremental", "sfm-global")
+"""What a preset without a field is built on: triangulation and bundle adjustment from the given poses, or COLMAP's
+incremental or global mapper, which need none. Flags of fields are read and change nothing; those of data, initial poses
+and `--matches.features` count."""
 EntryT = TypeVar("EntryT", bound="Entry")
 
 
@@ -115,10 +119,10 @@ class Preset(Entry):
     """A method with the settings that make it what it is."""
 
     base: str
-    """The method it is built on: `hashpose`, this package's for the scenario's protocol; another of its methods; or a
-    peer."""
+    """The method it is built on: `hashpose`, this package's for the scenario's protocol; another of its methods; a
+    peer; or one of `SFM_METHODS`."""
     family: Family
-    """Which rates and sizes of scales and scenarios are meant for it."""
+    """Which rates and sizes of scales and scenarios are meant for it; `sfm` has neither."""
     title: str = ""
     """Name in tables; by default the preset's name."""
     paper: str = ""

@@ -1,4 +1,5 @@
 """One run of a suite: trained as ns-train does it, evaluated as ns-eval does it. Resumes from the newest checkpoint.
+Structure from motion has nothing to train and no images to score; the rest of its record is the same.
 
 The folder holds a run.json. Writes results.json last, or failure.json.
 """
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict
 
 from hashpose_ns.bench import files
+from hashpose_ns.bench.sfm import place_cameras
+from hashpose_ns.bench.suites import SFM_METHODS
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.runs.files import CHECKPOINTS, CONFIG, last_step, read_pose_log, write_json
 
 if TYPE_CHECKING:
+    from hashpose_ns.matches.config import FeatureConfig
     from hashpose_ns.pipeline import HashPosePipeline
 
 RENDERED_IMAGES = 4
@@ -62,11 +66,15 @@ def run(folder: Path) -> None:
         content.update(training_time(folder), peak_memory_mb=peak_memory())
     begin = time.perf_counter()
     pipeline = load(record, folder)
-    content["results"] = evaluate(pipeline, folder, record["evaluate"] and record["train"])
-    content["eval_seconds"] = round(time.perf_counter() - begin, 3)
+    if record["base_method"] in SFM_METHODS:
+        content.update(place_cameras(pipeline, record["base_method"], features(record, folder)))
+        content.update(peak_memory_mb=peak_memory(), results=evaluate(pipeline, folder, False))
+    else:
+        content["results"] = evaluate(pipeline, folder, record["evaluate"] and record["train"])
+        content["eval_seconds"] = round(time.perf_counter() - begin, 3)
+        content["parameters"] = sum(parameter.numel() for parameter in pipeline.model.parameters())
     write_cameras(pipeline, folder / files.CAMERAS)
     content["measures"] = measure(pipeline, record)
-    content["parameters"] = sum(parameter.numel() for parameter in pipeline.model.parameters())
     write_json(folder / files.RESULTS, content)
     (folder / files.FAILURE).unlink(missing_ok=True)
 
@@ -107,6 +115,13 @@ def load(record: Dict[str, Any], folder: Path) -> HashPosePipeline:
     if device == "cpu":
         keep_freed_memory()  # as training does
     return config.setup(device=device, test_mode="inference")  # type: ignore[return-value]
+
+
+def features(record: Dict[str, Any], folder: Path) -> FeatureConfig:
+    """How a recorded run finds matches."""
+    from hashpose_ns.bench.configs import trainer_config
+
+    return trainer_config(record, folder).matches.features
 
 
 def evaluate(pipeline: HashPosePipeline, folder: Path, render: bool) -> Dict[str, float]:

@@ -12,7 +12,7 @@ from hashpose_ns.errors import HashPoseError
 class TrustedStartConfig:
     """Schedule where training starts at poses that are trusted, in place of the one for poses that are far off."""
 
-    start: float = 0.15
+    start: float = 0.2
     """Fraction of training before which photographs do not move poses."""
     warmup: float = 0.05
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, ROUNDING_TOLERANCE, rigid_deviations, validate_poses
 from hashpose_ns.data.distortion import distort
-from hashpose_ns.data.names import image_folder_and_names, image_names, images_folder, is_utf8, printable
+from hashpose_ns.data.names import check_names, image_folder_and_names, image_names, images_folder, printable
 from hashpose_ns.data.source import SourceCameras
 from hashpose_ns.data.source_checks import check_centers, compare_with_source
 from hashpose_ns.errors import HashPoseError
@@ -100,19 +100,6 @@ def one_way(dataparser: DataParser) -> Optional[str]:
                 f"{ONE_WAY_DATAPARSERS[parent.__name__]} does not record how it moved the poses out of their own frame"
             )
     return None
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raises HashPoseError for a name that formats of a line a name, or of UTF-8, cannot hold.
-
-    Args:
-        names: of images, relative to their folder.
-    """
-    for name in names:
-        if name.splitlines() != [name]:
-            raise HashPoseError(f"The image name {ascii(name)} has a line break in it; rename the image.")
-        if not is_utf8(name):
-            raise HashPoseError(f"The image name {ascii(name)} is not UTF-8; rename the image.")
 
 
 def check_transform(outputs: DataparserOutputs) -> None:

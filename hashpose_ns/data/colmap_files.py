@@ -1,4 +1,4 @@
-"""COLMAP's binary files, looked through before nerfstudio reads them.
+"""COLMAP's binary files, record by record, and looked through before nerfstudio reads them.
 
 Its reader believes every count: one that is damaged makes it ask for gigabytes before it finds the end of the file.
 """
@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any, Set
+from typing import Any, Callable, Iterator, Tuple
+
+import numpy as np
 
 from hashpose_ns.errors import HashPoseError
+
+PARAMETER = np.dtype("<f8")
+OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
+TRACK_ELEMENT = np.dtype([("image", "<u4"), ("observation", "<u4")])
 
 NEWER_MODELS = {
     11: "RAD_TAN_THIN_PRISM_FISHEYE",
@@ -35,12 +41,25 @@ def check_colmap_model(folder: Path, with_points: bool) -> None:
             name that is no UTF-8.
         OSError: a file cannot be read.
     """
-    if not (folder / "cameras.txt").exists() and (folder / "cameras.bin").exists():
-        camera_ids = _check_cameras(_Walk(folder / "cameras.bin"))
-        if (folder / "images.bin").exists():
-            _check_images(_Walk(folder / "images.bin"), camera_ids)
-    if with_points and (folder / "points3D.bin").exists():
-        _check_points(_Walk(folder / "points3D.bin"))
+    cameras, images, points = (folder / f"{part}.bin" for part in ("cameras", "images", "points3D"))
+    if not (folder / "cameras.txt").exists() and cameras.exists():
+        camera_ids = {camera_id for camera_id, *_ in walk_cameras(cameras, _num_params_in_nerfstudio(cameras), False)}
+        for _, _, camera_id, name, _ in walk_images(images, False) if images.exists() else ():
+            if camera_id not in camera_ids:
+                raise HashPoseError(f"The image {name} of {images} has the camera {camera_id}, which is not there.")
+    for _ in walk_points(points, False) if with_points and points.exists() else ():
+        pass
+
+
+def _num_params_in_nerfstudio(path: Path) -> Callable[[int, int], int]:
+    from nerfstudio.data.utils.colmap_parsing_utils import CAMERA_MODEL_IDS
+
+    def num_params(camera_id: int, model: int) -> int:
+        if model not in CAMERA_MODEL_IDS:
+            raise unsupported_camera_model(NEWER_MODELS.get(model, f"number {model}") + f" ({path})")
+        return CAMERA_MODEL_IDS[model].num_params
+
+    return num_params
 
 
 def unsupported_camera_model(name: str) -> HashPoseError:
@@ -97,42 +116,74 @@ class _Walk:
         self.check(count, num_bytes, f"its {count} {what}")
         return count
 
+    def array(self, dtype: np.dtype, count: int, what: str, read: bool) -> np.ndarray:
+        """The next values [count]; none of them where they are passed over."""
+        if not read:
+            self.skip(count * dtype.itemsize, what)
+            return np.empty(0, dtype)
+        self.check(count, dtype.itemsize, what)
+        self.position += count * dtype.itemsize
+        return np.frombuffer(self.file.read(count * dtype.itemsize), dtype)
 
-def _check_cameras(walk: _Walk) -> Set[int]:
-    from nerfstudio.data.utils.colmap_parsing_utils import CAMERA_MODEL_IDS
 
-    ids = set()
+# All of them raise HashPoseError where a file ends before what it counts, and OSError where it cannot be read.
+
+
+def walk_cameras(
+    path: Path, num_params: Callable[[int, int], int], contents: bool = True
+) -> Iterator[Tuple[int, int, int, int, np.ndarray]]:
+    """The records of cameras.bin: id, number of the model, width, height, and parameters.
+
+    Args:
+        path: the file.
+        num_params: how many parameters a camera has, by its id and the number of its model; may refuse.
+        contents: whether parameters are read.
+    """
+    walk = _Walk(path)
     with walk.file:
         for _ in range(walk.count(24, "cameras")):
-            camera_id, model, _, _ = walk.read("iiQQ", "its cameras")
-            if model not in CAMERA_MODEL_IDS:
-                raise unsupported_camera_model(NEWER_MODELS.get(model, f"number {model}") + f" ({walk.path})")
-            walk.skip(8 * CAMERA_MODEL_IDS[model].num_params, "its cameras")
-            ids.add(camera_id)
-    return ids
+            camera_id, model, width, height = walk.read("IiQQ", "its cameras")
+            count = num_params(camera_id, model)
+            yield camera_id, model, width, height, walk.array(PARAMETER, count, "its cameras", contents)
 
 
-def _check_images(walk: _Walk, camera_ids: Set[int]) -> None:
+def walk_images(path: Path, contents: bool = True) -> Iterator[Tuple[int, Tuple[float, ...], int, str, np.ndarray]]:
+    """The records of images.bin: id, quaternion and translation in one, the camera's id, name, and observations.
+
+    Args:
+        path: the file.
+        contents: whether observations are read, as OBSERVATION.
+
+    Raises:
+        HashPoseError: a name is no UTF-8, too.
+    """
+    walk = _Walk(path)
     with walk.file:
         for _ in range(walk.count(73, "images")):
-            *_, camera_id = walk.read("i7di", "its images")
+            image_id, *pose, camera_id = walk.read("I7dI", "its images")
             raw = walk.read_name("the names of its images")
             try:
                 name = raw.decode("utf-8")
             except UnicodeDecodeError:
                 raise HashPoseError(
-                    f"{walk.path} has an image with a name that is no UTF-8, {raw!r}; rename the image, there and on "
-                    "the disk."
+                    f"{path} has an image with a name that is no UTF-8, {raw!r}; rename the image, there and on the "
+                    "disk."
                 ) from None
-            if camera_id not in camera_ids:
-                raise HashPoseError(f"The image {name} of {walk.path} has the camera {camera_id}, which is not there.")
-            count = walk.count(24, f"observations of {name}")
-            walk.skip(24 * count, f"observations of {name}")
+            what = f"observations of {name}"
+            count = walk.count(OBSERVATION.itemsize, what)
+            yield image_id, tuple(pose), camera_id, name, walk.array(OBSERVATION, count, what, contents)
 
 
-def _check_points(walk: _Walk) -> None:
+def walk_points(path: Path, contents: bool = True) -> Iterator[Tuple[Tuple[Any, ...], np.ndarray]]:
+    """The records of points3D.bin: id, position, colour and error in one, and the track.
+
+    Args:
+        path: the file.
+        contents: whether tracks are read, as TRACK_ELEMENT.
+    """
+    walk = _Walk(path)
     with walk.file:
         for _ in range(walk.count(51, "points")):
-            walk.skip(43, "its points")
-            count = walk.count(8, "elements of a track")
-            walk.skip(8 * count, "its tracks")
+            point = walk.read("Q3d3Bd", "its points")
+            count = walk.count(TRACK_ELEMENT.itemsize, "elements of a track")
+            yield point, walk.array(TRACK_ELEMENT, count, "its tracks", contents)

@@ -30,6 +30,20 @@ def is_utf8(name: str) -> bool:
     return True
 
 
+def check_names(names: Sequence[str], advice: str = "rename the image") -> None:
+    """Raises HashPoseError for a name that a file of a name a line, in UTF-8, cannot hold.
+
+    Args:
+        names: of images, relative to their folder.
+        advice: what to do about it, as the end of the sentence.
+    """
+    for name in names:
+        if name.splitlines() != [name]:
+            raise HashPoseError(f"The image name {ascii(name)} has a line break in it; {advice}.")
+        if not is_utf8(name):
+            raise HashPoseError(f"The image name {ascii(name)} is not UTF-8; {advice}.")
+
+
 def images_folder(config: DataParserConfig) -> Optional[Path]:
     """The folder inside the dataset that a dataparser's image names are relative to, where it knows one."""
     from nerfstudio.data.dataparsers.phototourism_dataparser import PhototourismDataParserConfig

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, List, Optional, Tuple, Union
 from typing_extensions import Literal
 
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.export.settings import ExportWithPoints
+from hashpose_ns.export.settings import ExportWithPoints, Written
 
 if TYPE_CHECKING:
     from hashpose_ns.export.exported import ExportedCameras
@@ -17,14 +17,68 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ExportColmap(ExportWithPoints):
-    """Export the refined cameras as a COLMAP model in OUTPUT_DIR/sparse/0."""
+class ColmapFormat(Written):
+    """Cameras as a COLMAP model in OUTPUT_DIR/sparse/0."""
 
     format: Literal["bin", "txt"] = "bin"
     """COLMAP's binary or text format."""
     images: Literal["none", "link", "copy", "undistorted"] = "none"
     """Put the images into OUTPUT_DIR/images (and masks into OUTPUT_DIR/masks), which makes the folder a dataset of its
     own. link: symbolic links. copy: copies. undistorted: copies without lens distortion, and PINHOLE cameras."""
+
+    def check(self, exported: ExportedCameras) -> None:
+        """As for every export, and images, names and intrinsics."""
+        from hashpose_ns.export.images import check_images
+
+        super().check(exported)
+        check_images(exported, self.images, self.output_dir)
+        self._check_model(exported)
+
+    def _check_model(self, exported: ExportedCameras) -> None:
+        from hashpose_ns.export.colmap import check_colmap_names, colmap_cameras_of
+
+        check_colmap_names(exported.names, self.format)
+        if self.images != "undistorted":
+            colmap_cameras_of(exported.cameras)
+
+    def write(self, exported: ExportedCameras) -> None:
+        """Write the model and print what was done."""
+        from hashpose_ns.export.colmap import write_colmap_model
+        from hashpose_ns.export.frame import flip_axes
+        from hashpose_ns.export.images import place_images
+
+        with self.written_folder(exported) as folder:
+            cameras = place_images(folder, exported, self.images)
+            model = folder / "sparse" / "0"
+            model.mkdir(parents=True)
+            points = exported.points
+            if points is not None and self.images == "undistorted":
+                points = replace(points, pixels=None)  # which are the distorted image's
+            write_colmap_model(
+                model, flip_axes(exported.camera_to_worlds), cameras, exported.names, points, self.format
+            )
+        num_points = 0 if exported.points is None else len(exported.points.xyz)
+        self.print_summary(
+            exported,
+            f"COLMAP ({self.format}) with {num_points} points",
+            self.output_dir / "sparse" / "0",
+            self._command(exported, num_points),
+        )
+
+    def _command(self, exported: ExportedCameras, num_points: int) -> List[Union[str, Path]]:
+        command = ["ns-train", "splatfacto" if num_points else "nerfacto", "--data", self.output_dir, "colmap"]
+        command += ["--colmap-path", "sparse/0"]
+        if self.images == "none":
+            command += ["--images-path", exported.image_folder]
+        elif exported.mask_filenames:
+            command += ["--masks-path", "masks"]
+        return command if num_points else [*command, "--load-3D-points", "False"]
+
+
+@dataclass
+class ExportColmap(ColmapFormat, ExportWithPoints):
+    """Export the refined cameras as a COLMAP model in OUTPUT_DIR/sparse/0."""
+
     update: Optional[Path] = None
     """Folder of an existing COLMAP model. Writes that model with its cameras, image ids, observations and tracks, but
     with the refined poses, and with its points triangulated again where pycolmap is installed; --points is not used.
@@ -46,38 +100,9 @@ class ExportColmap(ExportWithPoints):
         """As for every export, and the model to update."""
         return [*super().inputs(), *([] if self.update is None else [self.update])]
 
-    def check(self, exported: ExportedCameras) -> None:
-        """As for every export, and images, names and intrinsics."""
-        from hashpose_ns.export.colmap import check_names, colmap_cameras_of
-        from hashpose_ns.export.images import check_images
-
-        super().check(exported)
-        check_images(exported, self.images, self.output_dir)
+    def _check_model(self, exported: ExportedCameras) -> None:
         if self.update is None:
-            check_names(exported.names, self.format)
-            if self.images != "undistorted":
-                colmap_cameras_of(exported.cameras)
-
-    def write(self, exported: ExportedCameras) -> None:
-        """Write the model and print what was done."""
-        from hashpose_ns.export.colmap import write_colmap_model
-        from hashpose_ns.export.frame import flip_axes
-        from hashpose_ns.export.images import place_images
-
-        with self.written_folder(exported) as folder:
-            cameras = place_images(folder, exported, self.images)
-            model = folder / "sparse" / "0"
-            model.mkdir(parents=True)
-            write_colmap_model(
-                model, flip_axes(exported.camera_to_worlds), cameras, exported.names, exported.points, self.format
-            )
-        num_points = 0 if exported.points is None else len(exported.points.xyz)
-        self.print_summary(
-            exported,
-            f"COLMAP ({self.format}) with {num_points} points",
-            self.output_dir / "sparse" / "0",
-            self._command(exported, num_points),
-        )
+            super()._check_model(exported)
 
     def load_update(self, directory: Path) -> Tuple[ColmapModel, ExportedCameras]:
         """The existing model, and the run's cameras with the names that their images have in it.
@@ -85,11 +110,11 @@ class ExportColmap(ExportWithPoints):
         Raises:
             HashPoseError: as `load`, and if the model is broken or not the run's.
         """
-        from hashpose_ns.export.colmap import check_names
+        from hashpose_ns.export.colmap import check_colmap_names
         from hashpose_ns.export.update import named_as_in, read_colmap_model, update_poses
 
         model = read_colmap_model(directory)
-        check_names([image.name for image in model.images.values()], self.format)
+        check_colmap_names([image.name for image in model.images.values()], self.format)
 
         def check(exported: ExportedCameras) -> None:
             update_poses(model, exported, directory)
@@ -163,12 +188,3 @@ class ExportColmap(ExportWithPoints):
             self._command(exported, len(new.points)),
             notes,
         )
-
-    def _command(self, exported: ExportedCameras, num_points: int) -> List[Union[str, Path]]:
-        command = ["ns-train", "splatfacto" if num_points else "nerfacto", "--data", self.output_dir, "colmap"]
-        command += ["--colmap-path", "sparse/0"]
-        if self.images == "none":
-            command += ["--images-path", exported.image_folder]
-        elif exported.mask_filenames:
-            command += ["--masks-path", "masks"]
-        return command if num_points else [*command, "--load-3D-points", "False"]

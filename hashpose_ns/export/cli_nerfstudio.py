@@ -6,26 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hashpose_ns import __version__
-from hashpose_ns.export.settings import ExportWithPoints
+from hashpose_ns.export.settings import ExportWithPoints, Written
 
 if TYPE_CHECKING:
     from hashpose_ns.export.exported import ExportedCameras
 
 
 @dataclass
-class ExportNerfstudio(ExportWithPoints):
-    """Export the refined cameras as OUTPUT_DIR/transforms.json, which points at the original images."""
-
-    def main(self) -> None:
-        """Load the run and write the file."""
-        from hashpose_ns.export.points import with_points
-        from hashpose_ns.export.transforms import input_file_extras
-
-        scene, exported = self.load(load_points=self.points == "input")
-        extras = input_file_extras(scene.dataparser.config)
-        extras.pop("ply_file_path", None)
-        self.write(with_points(scene, exported, self.points, self.num_points), **extras)
+class NerfstudioFormat(Written):
+    """Cameras as OUTPUT_DIR/transforms.json, which points at the original images."""
 
     def write(self, exported: ExportedCameras, **extras) -> None:
         """Write the file and print what was done.
@@ -37,11 +26,9 @@ class ExportNerfstudio(ExportWithPoints):
         from hashpose_ns.export.points import write_ply
         from hashpose_ns.export.transforms import write_transforms
 
-        run = self.load_config.resolve().parent
-        note = (
-            f"Refined camera poses of the run {run}. Frame: {exported.frame.description}. Written by hashpose-export "
-            f"{__version__}."
-        )
+        about = self.about(exported)
+        of_run = f" of the run {about['run']}" if "run" in about else ""
+        note = f"Refined camera poses{of_run}. Frame: {exported.frame.description}. Written by {about['written_by']}."
         notes = [{"split": split, "refined_by": how} for split, how in zip(exported.splits, exported.refined_by)]
         with self.written_folder(exported) as folder:
             if exported.points is not None:
@@ -67,3 +54,18 @@ class ExportNerfstudio(ExportWithPoints):
             ["ns-train", "splatfacto" if has_points else "nerfacto", "--data", self.output_dir, "nerfstudio-data"]
             + (["--load-3D-points", "True"] if has_points else []),
         )
+
+
+@dataclass
+class ExportNerfstudio(NerfstudioFormat, ExportWithPoints):
+    """Export the refined cameras as OUTPUT_DIR/transforms.json, which points at the original images."""
+
+    def main(self) -> None:
+        """Load the run and write the file."""
+        from hashpose_ns.export.points import with_points
+        from hashpose_ns.export.transforms import input_file_extras
+
+        scene, exported = self.load(load_points=self.points == "input")
+        extras = input_file_extras(scene.dataparser.config)
+        extras.pop("ply_file_path", None)
+        self.write(with_points(scene, exported, self.points, self.num_points), **extras)

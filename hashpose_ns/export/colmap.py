@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hashpose_ns.data.names import is_utf8
+from hashpose_ns.data.names import check_names
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap_files import write_cameras, write_images, write_images_text
 from hashpose_ns.export.frame import flip_axes
@@ -34,7 +34,7 @@ def write_colmap_model(
 
     Images with the same intrinsics share one COLMAP camera. Rotations are made orthonormal before they become
     quaternions. Image ids count from 1 in the order given. Where it is known which images show a point, the point gets
-    a track: its observations are its own projections.
+    a track: its observations are where it was seen, or its own projections where nobody knows.
 
     Args:
         directory: an existing folder.
@@ -52,7 +52,7 @@ def write_colmap_model(
     """
     if not len(camera_to_worlds) == len(cameras) == len(names):
         raise ValueError(f"There are {len(camera_to_worlds)} poses, {len(cameras)} cameras and {len(names)} names.")
-    check_names(names, format)
+    check_colmap_names(names, format)
     colmap_cameras, camera_ids = colmap_cameras_of(cameras)
     poses = camera_to_worlds.detach().cpu().double()
     poses = torch.cat([roma.special_procrustes(poses[:, :, :3]), poses[:, :, 3:]], dim=-1)
@@ -115,7 +115,7 @@ def write_model(
         HashPoseError: if the format cannot hold a name.
         OSError: if the files cannot be written.
     """
-    check_names([image.name for image in images.values()], format)
+    check_colmap_names([image.name for image in images.values()], format)
     files = [directory / f"{part}.{format}" for part in ("cameras", "images", "points3D")]
     if format == "txt":
         writers = colmap_utils.write_cameras_text, write_images_text, colmap_utils.write_points3D_text
@@ -141,10 +141,13 @@ def _observations(
     """For each image, where it shows points, and which, in rising order."""
     if points is None or points.seen_by is None:
         return [(np.zeros((0, 2)), np.zeros(0, dtype=np.int64))] * len(camera_to_worlds)
-    opengl = flip_axes(camera_to_worlds)
     point, image = torch.from_numpy(points.seen_by).long().unbind(dim=1)
-    pixels, visible = project(cameras, image, opengl[image], torch.from_numpy(points.xyz)[point])
-    rows = torch.nonzero(visible)[:, 0].numpy()
+    if points.pixels is not None:
+        pixels, rows = torch.from_numpy(points.pixels), np.arange(len(point))
+    else:
+        opengl = flip_axes(camera_to_worlds)
+        pixels, visible = project(cameras, image, opengl[image], torch.from_numpy(points.xyz)[point])
+        rows = torch.nonzero(visible)[:, 0].numpy()
     rows = rows[np.lexsort((point.numpy()[rows], image.numpy()[rows]))]
     ends = np.cumsum(np.bincount(image.numpy()[rows], minlength=len(camera_to_worlds)))[:-1]
     return list(zip(np.split(pixels.numpy()[rows], ends), np.split(point.numpy()[rows], ends)))
@@ -171,15 +174,11 @@ def _points3d(points: ExportedPoints, seen: List[Int[np.ndarray, "_"]]) -> Dict[
     }
 
 
-def check_names(names: Sequence[str], format: str) -> None:
+def check_colmap_names(names: Sequence[str], format: str) -> None:
     """Raise HashPoseError for a name that would not be read back as it is."""
     if len(set(names)) < len(names):
         raise HashPoseError("COLMAP needs unique image names.")
+    check_names(names, "export with `hashpose-export nerfstudio` instead")
     for name in names:
-        if not is_utf8(name):
-            raise HashPoseError(
-                f"The image name {ascii(name)} is not in UTF-8, as COLMAP's and its readers' names are; export with "
-                "`hashpose-export nerfstudio` instead."
-            )
         if format == "txt" and any(character.isspace() for character in name):
             raise HashPoseError(f"COLMAP's text format cannot hold the white space in {name!r}; use --format bin.")

@@ -10,10 +10,10 @@ from typing import Any, Dict, Tuple
 
 import numpy as np
 
+from hashpose_ns.data.colmap_files import OBSERVATION, walk_cameras, walk_images, walk_points
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.stopping import keeps_handlers
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
-
-OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
-TRACK_ELEMENT = np.dtype([("image", "<u4"), ("observation", "<u4")])
 
 
 @lru_cache(maxsize=None)
@@ -22,7 +22,8 @@ def camera_models() -> Dict[int, Tuple[str, int]]:
     pycolmap is installed those that it knows."""
     models = {model.model_id: (model.model_name, model.num_params) for model in colmap_utils.CAMERA_MODELS}
     try:
-        import pycolmap
+        with keeps_handlers():
+            import pycolmap
     except ImportError:
         return models
     for name, model in pycolmap.CameraModelId.__members__.items():
@@ -35,70 +36,61 @@ def read_cameras(path: Path) -> Dict[int, Any]:
     """cameras.bin, by id.
 
     Raises:
-        ValueError: a camera's model is not known.
-        struct.error: the file is cut off.
+        HashPoseError: a camera's model is not known, or the file is cut off.
     """
-    data, at, cameras = path.read_bytes(), 8, {}
-    for _ in range(struct.unpack_from("<Q", data)[0]):
-        key, model, width, height = struct.unpack_from("<IiQQ", data, at)
-        if model not in camera_models():
-            raise ValueError(
-                f"the model of camera {key}, number {model}, is not known here, where pip install hashpose[colmap] may "
-                "help"
+    models = camera_models()
+
+    def num_params(camera_id: int, model: int) -> int:
+        if model not in models:
+            raise HashPoseError(
+                f"the model of camera {camera_id}, number {model}, is not known here, where pip install "
+                "hashpose[colmap] may help"
             )
-        name, count = camera_models()[model]
-        params = np.array(struct.unpack_from(f"<{count}d", data, at + 24))
-        cameras[key] = colmap_utils.Camera(id=key, model=name, width=width, height=height, params=params)
-        at += 24 + 8 * count
-    return cameras
+        return models[model][1]
+
+    return {
+        key: colmap_utils.Camera(id=key, model=models[model][0], width=width, height=height, params=np.array(params))
+        for key, model, width, height, params in walk_cameras(path, num_params)
+    }
 
 
 def read_images(path: Path) -> Dict[int, Any]:
     """images.bin, by id.
 
     Raises:
-        ValueError: the file is cut off, or a name is no UTF-8.
-        struct.error: the file is cut off.
+        HashPoseError: the file is cut off, or a name is no UTF-8.
     """
-    data, at, images = path.read_bytes(), 8, {}
-    for _ in range(struct.unpack_from("<Q", data)[0]):
-        key, *pose, camera = struct.unpack_from("<I7dI", data, at)
-        end = data.index(b"\0", at + 64)
-        count = struct.unpack_from("<Q", data, end + 1)[0]
-        observations = np.frombuffer(data, OBSERVATION, min(count, len(data)), end + 9)
-        images[key] = colmap_utils.Image(
+    return {
+        key: colmap_utils.Image(
             id=key,
             qvec=np.array(pose[:4]),
             tvec=np.array(pose[4:]),
             camera_id=camera,
-            name=data[at + 64 : end].decode("utf-8"),
+            name=name,
             xys=observations["xy"].copy(),
             point3D_ids=observations["point"].copy(),
         )
-        at = end + 9 + observations.nbytes
-    return images
+        for key, pose, camera, name, observations in walk_images(path)
+    }
 
 
 def read_points(path: Path) -> Dict[int, Any]:
     """points3D.bin, by id.
 
     Raises:
-        ValueError, struct.error: the file is cut off.
+        HashPoseError: the file is cut off.
     """
-    data, at, points = path.read_bytes(), 8, {}
-    for _ in range(struct.unpack_from("<Q", data)[0]):
-        key, x, y, z, red, green, blue, error, count = struct.unpack_from("<Q3d3BdQ", data, at)
-        track = np.frombuffer(data, TRACK_ELEMENT, min(count, len(data)), at + 51)
-        points[key] = colmap_utils.Point3D(
+    return {
+        key: colmap_utils.Point3D(
             id=key,
-            xyz=np.array([x, y, z]),
-            rgb=np.array([red, green, blue]),
-            error=error,
+            xyz=np.array(rest[:3]),
+            rgb=np.array(rest[3:6]),
+            error=rest[6],
             image_ids=track["image"].copy(),
             point2D_idxs=track["observation"].copy(),
         )
-        at += 51 + track.nbytes
-    return points
+        for (key, *rest), track in walk_points(path)
+    }
 
 
 def write_cameras(cameras: Dict[int, Any], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -36,6 +36,20 @@ class ExportedPoints:
     """Errors in pixels; -1 where unknown, as COLMAP has it."""
     seen_by: Optional[Int[np.ndarray, "num_observations 2"]] = None
     """Point and image, as indices, for every image that shows a point; None where that is not known."""
+    pixels: Optional[Float[np.ndarray, "num_observations 2"]] = None
+    """Where each of these images shows its point, in pixels; None: where the point projects to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where exported cameras come from, if that is no run."""
+
+    note: Dict[str, Any]
+    """What an export says of it; JSON-ready. `written_by` is the command."""
+    lines: List[str]
+    """The same for the console."""
+    files: Dict[str, str]
+    """Text files that go with the cameras, by their names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +94,8 @@ class ExportedCameras:
     """Points beside the cameras, if they were asked for."""
     verdict: Optional[GuardReport] = None
     """Whether refinement helped, if that was judged."""
+    origin: Optional[Origin] = None
+    """Where the cameras come from; None for those of a run."""
 
     @property
     def is_refined(self) -> List[bool]:

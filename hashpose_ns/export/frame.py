@@ -16,7 +16,7 @@ from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
 from hashpose_ns.data.checks import check_transform, one_way
 from hashpose_ns.data.source import SourceCameras, source_cameras
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.photometry.scene import PosedImages
 from nerfstudio.data.dataparsers.base_dataparser import (
     DataParser,
     DataparserOutputs,
@@ -38,7 +38,7 @@ class GivenPoses:
     """Of the dataparser, for the training images."""
 
     @classmethod
-    def of(cls, scene: PosedScene) -> GivenPoses:
+    def of(cls, scene: PosedImages) -> GivenPoses:
         """Those of a run.
 
         Raises:
@@ -107,7 +107,8 @@ class InputFrame:
 
         The correction, in the camera's own axes, is what separates two poses of nerfstudio's small centred frame. So
         neither its single precision nor large coordinates of the input cost digits: what did not move is given back bit
-        by bit.
+        by bit. After an identity start poses are no corrections of the given ones, whose rounding in nerfstudio's frame
+        would enter: all of them are moved as one.
 
         Args:
             given: in the input's frame, float64, orthonormal.
@@ -115,6 +116,8 @@ class InputFrame:
             learned: the poses in the learned frame.
         """
         after = self.similarity.apply_to_poses(learned.detach().cpu().double())
+        if self.arbitrary:
+            return rigid(self.to_nerfstudio.inverse().apply_to_poses(after))
         return corrected(given, reference, after, 1.0 / float(self.to_nerfstudio.scale))
 
     def points(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:

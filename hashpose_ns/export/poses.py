@@ -20,7 +20,7 @@ from hashpose_ns.export.exported import FROZEN, KEPT, NOT_TRAINED, TRAINED, Expo
 from hashpose_ns.export.frame import GivenPoses, InputFrame, corrected, input_frame
 from hashpose_ns.export.held_out import optimized_held_out_cameras
 from hashpose_ns.export.sources import dataset_files
-from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.photometry.scene import PosedImages, PosedScene
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
@@ -57,7 +57,7 @@ class _Chosen:
 
 
 def exported_cameras(
-    scene: PosedScene,
+    scene: PosedImages,
     align: Literal["input", "none"] = "input",
     split: Literal["train", "all"] = "train",
     put_back: Collection[int] = (),
@@ -65,7 +65,7 @@ def exported_cameras(
     """The refined cameras of a run, in the frame of its input.
 
     Args:
-        scene: the run.
+        scene: the run; of a capture without a field the training images alone can be exported.
         align: how to fix the similarity that training leaves open, see ``input_frame``.
         split: ``all`` adds the evaluation images, their cameras aligned by the training cameras and then optimised
             against the field; images are then sorted by name.
@@ -83,6 +83,7 @@ def exported_cameras(
     with_held_out = split == "all" and bool(held_out)
     cameras = outputs.cameras
     if with_held_out:
+        assert isinstance(scene, PosedScene)
         chosen += _held_out_cameras(scene, given, held_out)
         cameras = _joined(cameras, scene.held_out_outputs.cameras[torch.tensor(held_out)])
 
@@ -128,7 +129,7 @@ def exported_cameras(
     )
 
 
-def _check_poses(scene: PosedScene) -> None:
+def _check_poses(scene: PosedImages) -> None:
     """Raises HashPoseError if the run's poses are not those of its dataset's images, or broken."""
     refined, filenames = scene.poses.refined_camera_to_worlds(), scene.train_outputs.image_filenames
     if len(refined) != len(filenames):
@@ -140,7 +141,7 @@ def _check_poses(scene: PosedScene) -> None:
 
 
 def _training_cameras(
-    scene: PosedScene,
+    scene: PosedImages,
     given: GivenPoses,
     frame: InputFrame,
     align: Literal["input", "none"],
@@ -175,7 +176,7 @@ def _moved_by(optimizer: PoseOptimizer) -> List[str]:
     return [TRAINED if trainable else FROZEN for trainable in optimizer.trainable.tolist()]
 
 
-def _held_out(scene: PosedScene) -> List[int]:
+def _held_out(scene: PosedImages) -> List[int]:
     """Indices of the evaluation images that are no training images."""
     trained = set(scene.train_outputs.image_filenames)
     return [index for index, name in enumerate(scene.held_out.image_filenames) if name not in trained]

@@ -98,7 +98,9 @@ def check_target(
     if not overwrite:
         raise HashPoseError(f"{target} exists; {other}, or replace it with --overwrite True.")
     for used in _lying_in(target, needed):
-        raise HashPoseError(f"{target} cannot be replaced, as {_shown(str(used))} lies in it; {other}.")
+        itself = os.path.exists(used) and used.samefile(target)
+        why = "this export reads it" if itself else f"{_shown(str(used))}, which this export reads, lies in it"
+        raise HashPoseError(f"{target} cannot be replaced, as {why}; {other}.")
     vouched = _vouched_files(target, manifest)
     for path in sorted(_files(target), key=lambda path: (path != manifest, path)):
         if path not in vouched:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -22,15 +22,119 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Export:
-    """Settings that every export has."""
+class Written:
+    """A folder of cameras in some format."""
 
-    load_config: Path
-    """Path to the config.yml of the trained run."""
     output_dir: Path
     """Folder to write. It appears whole or not at all."""
     overwrite: bool = False
     """Replace an earlier export in the output folder. A folder with anything else in it is never replaced."""
+
+    def check(self, exported: "ExportedCameras") -> None:
+        """Raises HashPoseError if the output folder may not be written, or the format cannot hold the cameras."""
+        from hashpose_ns.export.replace import check_target
+
+        check_target(self.output_dir, self.overwrite, [*self.inputs(), *exported.sources])
+
+    @contextmanager
+    def written_folder(self, exported: "ExportedCameras") -> Iterator[Path]:
+        """A folder that takes the output folder's name when the block ends well, with a list of its files.
+
+        Raises:
+            HashPoseError: as `check`.
+        """
+        from hashpose_ns.export.replace import replaced_folder
+
+        self.check(exported)
+        needed = [*self.inputs(), *exported.sources]
+        try:
+            with replaced_folder(self.output_dir, self.overwrite, self.note(exported), needed) as folder:
+                for name, text in (exported.origin.files if exported.origin is not None else {}).items():
+                    (folder / name).write_text(text, encoding="utf-8")
+                yield folder
+        except OSError as error:
+            raise HashPoseError(f"{self.output_dir} could not be written ({error.strerror or error}).") from error
+
+    def inputs(self) -> List[Path]:
+        """Files and folders, beside the dataset, that the export reads."""
+        return []
+
+    def note(self, exported: "ExportedCameras") -> dict[str, Any]:
+        """What an export says about itself."""
+        return {
+            **self.about(exported),
+            "frame": exported.frame.description,
+            "images": [
+                {"name": name, "split": split, "refined_by": how}
+                for name, split, how in zip(exported.names, exported.splits, exported.refined_by)
+            ],
+        }
+
+    def about(self, exported: "ExportedCameras") -> dict[str, Any]:
+        """Where the cameras come from; `written_by` is the command."""
+        assert exported.origin is not None
+        return exported.origin.note
+
+    def lines_about(self, exported: "ExportedCameras") -> List[str]:
+        """The same for the console."""
+        return exported.origin.lines if exported.origin is not None else []
+
+    def print_summary(
+        self,
+        exported: "ExportedCameras",
+        what: str,
+        path: Path,
+        use: Sequence[Union[str, Path]],
+        notes: Optional[List[str]] = None,
+    ) -> None:
+        """Print what was exported, how far the cameras moved, where it is and what to do with it.
+
+        Args:
+            exported: the cameras.
+            what: the format, in words.
+            path: the file or folder to look at.
+            use: a command that takes the export, word by word.
+            notes: further lines.
+        """
+        from hashpose_ns.export.exported import FROZEN, KEPT, OPTIMIZED
+        from nerfstudio.utils.rich_utils import CONSOLE
+
+        lines = [f"Exported {len(exported.names)} cameras as {what}: {path}"]
+        lines.append(f"  frame    {exported.frame.description}")
+        if exported.movement is not None:
+            rotation, center = exported.movement.rotation_deg, exported.movement.center
+            furthest = int(center.argmax())
+            lines.append(
+                f"  moved    {float(rotation.mean()):.3g} deg and {float(center.mean()):.3g} units on average; "
+                f"furthest {exported.names[furthest]}, {float(rotation[furthest]):.3g} deg and "
+                f"{float(center[furthest]):.3g} units"
+            )
+        for how, words in ((FROZEN, "frozen"), (KEPT, "put back to their initial poses")):
+            if how in exported.refined_by:
+                lines.append(f"  kept     {exported.refined_by.count(how)} cameras, {words}")
+        lines += [f"  {line}" for line in self.lines_about(exported)]
+        lines.append(f"  images   {exported.image_folder}")
+        if "eval" in exported.splits:
+            optimized = exported.refined_by.count(OPTIMIZED)
+            lines.append(
+                f"  with     the evaluation images ({exported.splits.count('eval')}), {optimized} of their cameras "
+                "optimised against the field, the rest aligned only"
+            )
+        if exported.num_left_out:
+            lines.append(f"  left out the evaluation images ({exported.num_left_out}); --split all adds them")
+        lines += [f"  {note}" for note in notes or []]
+        lines.append(f"  use      {shlex.join(map(str, use))}")
+        # plain text: names and paths may hold brackets, and bytes that are no letters
+        text = "\n".join(lines).encode(CONSOLE.encoding, "backslashreplace").decode(CONSOLE.encoding)
+        CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Export(Written):
+    """Settings that every export has."""
+
+    load_config: Path = field(kw_only=True)
+    """Path to the config.yml of the trained run."""
     align: Literal["input", "none"] = "input"
     """Training leaves the position, orientation and size of the whole scene free to drift. input: undo the drift by
     aligning the refined cameras to the poses that training started from. none: keep the poses as they were learned.
@@ -76,96 +180,24 @@ class Export:
         check(exported)
         return scene, replace(exported, verdict=report)
 
-    def check(self, exported: "ExportedCameras") -> None:
-        """Raises HashPoseError if the output folder may not be written, or the format cannot hold the cameras."""
-        from hashpose_ns.export.replace import check_target
-
-        check_target(self.output_dir, self.overwrite, [*self.inputs(), *exported.sources])
-
-    @contextmanager
-    def written_folder(self, exported: "ExportedCameras") -> Iterator[Path]:
-        """A folder that takes the output folder's name when the block ends well, with a list of its files.
-
-        Raises:
-            HashPoseError: as `check`.
-        """
-        from hashpose_ns.export.replace import replaced_folder
-
-        self.check(exported)
-        needed = [*self.inputs(), *exported.sources]
-        try:
-            with replaced_folder(self.output_dir, self.overwrite, self.note(exported), needed) as folder:
-                yield folder
-        except OSError as error:
-            raise HashPoseError(f"{self.output_dir} could not be written ({error.strerror or error}).") from error
-
     def inputs(self) -> List[Path]:
         """Files and folders, beside the dataset, that the export reads."""
         return [self.load_config.parent, self.load_config]
 
-    def note(self, exported: "ExportedCameras") -> dict[str, Any]:
-        """What an export says about itself."""
+    def about(self, exported: "ExportedCameras") -> dict[str, Any]:
+        """The run, and what the guard says of it."""
         report = exported.verdict
         return {
             "written_by": f"hashpose-export {__version__}",
             "run": str(self.load_config.resolve().parent),
-            "frame": exported.frame.description,
             "guard": None if report is None else {"verdict": report.verdict, "sentence": report.sentence},
-            "images": [
-                {"name": name, "split": split, "refined_by": how}
-                for name, split, how in zip(exported.names, exported.splits, exported.refined_by)
-            ],
         }
 
-    def print_summary(
-        self,
-        exported: "ExportedCameras",
-        what: str,
-        path: Path,
-        use: Sequence[Union[str, Path]],
-        notes: Optional[List[str]] = None,
-    ) -> None:
-        """Print what was exported, how far the cameras moved, where it is and what to do with it.
-
-        Args:
-            exported: the cameras.
-            what: the format, in words.
-            path: the file or folder to look at.
-            use: a command that takes the export, word by word.
-            notes: further lines.
-        """
-        from hashpose_ns.export.exported import FROZEN, KEPT, OPTIMIZED
+    def lines_about(self, exported: "ExportedCameras") -> List[str]:
+        """What the guard says."""
         from hashpose_ns.export.verdict import verdict_lines
-        from nerfstudio.utils.rich_utils import CONSOLE
 
-        lines = [f"Exported {len(exported.names)} cameras as {what}: {path}"]
-        lines.append(f"  frame    {exported.frame.description}")
-        if exported.movement is not None:
-            rotation, center = exported.movement.rotation_deg, exported.movement.center
-            furthest = int(center.argmax())
-            lines.append(
-                f"  moved    {float(rotation.mean()):.3g} deg and {float(center.mean()):.3g} units on average; "
-                f"furthest {exported.names[furthest]}, {float(rotation[furthest]):.3g} deg and "
-                f"{float(center[furthest]):.3g} units"
-            )
-        for how, words in ((FROZEN, "frozen"), (KEPT, "put back to their initial poses")):
-            if how in exported.refined_by:
-                lines.append(f"  kept     {exported.refined_by.count(how)} cameras, {words}")
-        lines += [f"  guard    {line}" for line in verdict_lines(exported.verdict, self.on_hurt)]
-        lines.append(f"  images   {exported.image_folder}")
-        if "eval" in exported.splits:
-            optimized = exported.refined_by.count(OPTIMIZED)
-            lines.append(
-                f"  with     the evaluation images ({exported.splits.count('eval')}), {optimized} of their cameras "
-                "optimised against the field, the rest aligned only"
-            )
-        if exported.num_left_out:
-            lines.append(f"  left out the evaluation images ({exported.num_left_out}); --split all adds them")
-        lines += [f"  {note}" for note in notes or []]
-        lines.append(f"  use      {shlex.join(map(str, use))}")
-        # plain text: names and paths may hold brackets, and bytes that are no letters
-        text = "\n".join(lines).encode(CONSOLE.encoding, "backslashreplace").decode(CONSOLE.encoding)
-        CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+        return [f"guard    {line}" for line in verdict_lines(exported.verdict, self.on_hurt)]
 
 
 @dataclass

@@ -6,10 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import List
 
-from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.photometry.scene import PosedImages
 
 
-def dataset_files(scene: PosedScene) -> List[Path]:
+def dataset_files(scene: PosedImages) -> List[Path]:
     """Files and folders, as the dataparser names them: images, masks and whatever else its outputs list, the dataset's
     folder, the folders in its settings, and what lies directly in these."""
     settings = scene.dataparser.config

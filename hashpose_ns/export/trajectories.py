@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hashpose_ns.data.names import is_utf8
 from hashpose_ns.errors import HashPoseError
 
 
@@ -38,16 +37,6 @@ def timestamps(names: Sequence[str], source: Literal["index", "names"]) -> List[
     if len(set(numbers)) < len(numbers):
         raise HashPoseError("Two image names end in the same number; use --timestamps index.")
     return numbers
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raises HashPoseError for a name that cannot stand in a file of a name a line."""
-    for name in names:
-        if not is_utf8(name) or name.splitlines() != [name]:
-            raise HashPoseError(
-                f"images.txt holds a name a line in UTF-8, and {ascii(name)} cannot be one; export with "
-                "`hashpose-export json` instead."
-            )
 
 
 def write_trajectory(

@@ -17,6 +17,7 @@ from hashpose_ns.export.colmap import world_to_camera, write_model
 from hashpose_ns.export.colmap_files import camera_models, read_cameras, read_images, read_points
 from hashpose_ns.export.exported import FROZEN
 from hashpose_ns.export.frame import flip_axes, rigid
+from hashpose_ns.stopping import keeps_handlers
 from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 
 if TYPE_CHECKING:
@@ -264,7 +265,8 @@ def update_points(old: ColmapModel, new: ColmapModel) -> Tuple[ColmapModel, Opti
         new: the same model with the new poses.
     """
     try:
-        import pycolmap
+        with keeps_handlers():
+            import pycolmap
     except ImportError:
         return new, None
     from nerfstudio.utils.rich_utils import get_progress
@@ -334,7 +336,8 @@ def write_rigs(old: Path, model: ColmapModel, directory: Path, format: Literal["
         OSError: the files cannot be written.
     """
     try:
-        import pycolmap
+        with keeps_handlers():
+            import pycolmap
     except ImportError:
         return "pip install hashpose[colmap] to keep them"
     reconstruction = pycolmap.Reconstruction()

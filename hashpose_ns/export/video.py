@@ -52,6 +52,7 @@ def write_mp4(frames: Iterable[Frame], path: Path, size: Tuple[int, int], fps: f
 
     Raises:
         HashPoseError: if this machine's PyAV was built without the encoder.
+        OSError: if the file cannot be written.
     """
     import av
 
@@ -59,14 +60,17 @@ def write_mp4(frames: Iterable[Frame], path: Path, size: Tuple[int, int], fps: f
         av.codec.Codec("libx264", "w")
     except Exception as error:  # PyAV has renamed the class of this one
         raise HashPoseError("PyAV has no H.264 encoder here; write a .gif, or install PyAV from its wheel.") from error
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "20"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    try:
+        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+            stream.width, stream.height = size
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "20"}
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    except av.error.FFmpegError as error:  # which versions of PyAV make an OSError of differs
+        raise OSError(error.errno, error.strerror) from error
 
 
 def write_gif(frames: Iterator[Frame], path: Path, fps: float) -> None:

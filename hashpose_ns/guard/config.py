@@ -24,6 +24,10 @@ class GuardConfig:
     held-out pixels worse than those training started from, cameras go back there, and are refined on more gently. At
     the last of these fractions they go back also where they fit no better; they then stay there, and the rest of
     training is the field's. Empty never looks."""
+    keep_rebased: bool = False
+    """At the last look, leave poses that started from matches where they are if they fit no worse.
+    What is left to gain there, hundredths of a degree, is less than held-out pixels can tell from nothing. For fields
+    that are finer than what matches see."""
     fallback_rate: float = 0.1
     """Factor on the poses' learning rate each time that cameras have gone back, but for the last."""
     steps: int = 0

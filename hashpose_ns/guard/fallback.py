@@ -7,7 +7,7 @@ from typing import Callable, Optional
 from torch.optim import Optimizer
 
 from hashpose_ns.errors import HashPoseError, one_line
-from hashpose_ns.guard.compare import in_words, judge_refinement
+from hashpose_ns.guard.compare import DOUBTS, in_words, judge_refinement
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.report import back_sentence
 from hashpose_ns.guard.verdict import can_decide
@@ -55,7 +55,8 @@ def fall_back_unless_helped(
     from, and at the last look also if they fit no better, cameras return there.
 
     With errors of tenths of a pixel, refinement at rates that are made for large ones does more harm than good, and
-    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are.
+    held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are. From a trusted start
+    they go back also where matches fit them worse.
 
     Args:
         scene: in training; of it, only poses are touched.
@@ -72,8 +73,14 @@ def fall_back_unless_helped(
     verdict = judge_refinement(scene, config, since_base=True, matched=matched)
     found = in_words(verdict)
     no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
-    if verdict.verdict != "hurt" and not (last and no_better):
+    if config.keep_rebased and optimizer.rebased:
+        no_better = False
+    # Matches contradict whatever pixels say where a trusted start has been left for the worse.
+    left = optimizer.is_trusted and verdict.matches_contradict
+    if verdict.verdict != "hurt" and not left and not (last and no_better):
         return found
+    if left and verdict.doubt is None:
+        found = f"{found}, and {DOUBTS['matches']}"
     rate = 0.0 if last else config.fallback_rate
     optimizer.fall_back(rate)
     for moment in moments(adam, optimizer.pose_adjustment):

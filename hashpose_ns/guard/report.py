@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.matches.report import read_matches
 from hashpose_ns.runs.files import GUARD_FILE, last_step, write_json
 
 VERSION = 1
@@ -73,6 +74,8 @@ class GuardReport:
     """How long it took."""
     doubtful_cameras: List[str] = field(default_factory=list)
     """Names of cameras that moved far and do not clearly fit better for it."""
+    matches: Optional[Dict[str, str]] = None
+    """`verdict` and `sentence` of what matches said of where training started; None if they were not asked."""
     version: int = VERSION
     """Of the file's format."""
 
@@ -91,7 +94,7 @@ class GuardReport:
         }
 
     def write(self, run_folder: Path) -> Path:
-        """Writes guard.json atomically.
+        """Writes guard.json atomically, with what matches said of the start, by the report that lies beside it.
 
         Returns:
             The file.
@@ -99,9 +102,12 @@ class GuardReport:
         Raises:
             HashPoseError: the folder cannot be written.
         """
-        path = run_folder / GUARD_FILE
+        path, matches = run_folder / GUARD_FILE, read_matches(run_folder)
+        content = dataclasses.asdict(self)
+        if matches is not None:
+            content["matches"] = {"verdict": matches.verdict, "sentence": matches.sentence}
         try:
-            write_json(path, dataclasses.asdict(self))
+            write_json(path, content)
         except OSError as error:
             raise HashPoseError(f"The guard's report {path} cannot be written ({error.strerror}).") from error
         return path
@@ -153,7 +159,8 @@ def back_sentence(rate: float) -> str:
 
 def listed(names: List[str], most: int = 8) -> str:
     """Names of cameras, without the folder that all their images are in."""
-    common = os.path.commonpath([os.path.dirname(name) for name in names])
+    folders = [os.path.dirname(name) for name in names]
+    common = os.path.commonpath(folders) if len({os.path.isabs(folder) for folder in folders}) == 1 else ""
     short = [os.path.relpath(name, common) if common else name for name in names[:most]]
     return ", ".join(short) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -164,11 +171,11 @@ def read_report(path: Path) -> GuardReport:
     Raises:
         HashPoseError: it is not there, or no such report.
     """
+    import msgspec
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        cameras = [CameraReport(**camera) for camera in content.pop("cameras")]
-        return GuardReport(cameras=cameras, **content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), GuardReport)
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
         raise HashPoseError(f"The guard's report {path} cannot be read; make it anew with hashpose-guard.") from error
 
 

@@ -46,10 +46,9 @@ class HeldOutErrors:
     """Index of each block's image."""
 
 
-WORSE_MATCHES = 0.18
-"""Mean log ratio of cameras' distances from epipolar lines, a fifth more, from which matches contradict. Poses that
+WORSE_MATCHES = 0.095
+"""Mean log ratio of cameras' distances from epipolar lines, a tenth more, from which matches contradict. Poses that
 were fitted to the matches are up to a twentieth nearer to them than the true ones."""
-
 Doubt = Literal["coarse", "converging", "strays", "matches"]
 """Held-out pixels are explained no better than by a shrunk photograph; cameras mostly turned towards each other or
 apart; most of all turning is that of cameras that moved far without fitting clearly better; matches between the images
@@ -79,6 +78,8 @@ class Verdict:
     doubtful_cameras: List[int]
     """Indices of cameras that moved by more than `GuardConfig.stray` and do not fit clearly better for it. Those that
     fit worse are among `hurt_cameras` instead."""
+    matches_contradict: bool = False
+    """Whether matches fit the second poses clearly worse, whatever pixels say."""
 
     @property
     def hurt_cameras(self) -> List[int]:
@@ -147,6 +148,7 @@ def decide(
     clearly_worse = (p_worse[strayed] < ALPHA) & (log_ratios[strayed] > LEAST_CAMERA_EFFECT)
     strays, doubtful = strayed[~clearly_better], strayed[~clearly_better & ~clearly_worse]
     log_ratio = float(log_ratios.mean())
+    contradicted = matches is not None and contradict(matches)
     verdict: Literal["helped", "hurt", "undecided"] = "undecided"
     doubt: Optional[Doubt] = None
     if p_helped < ALPHA / 2 and log_ratio <= -LEAST_GAIN:
@@ -156,13 +158,22 @@ def decide(
             doubt = "converging"
         elif degrees[strays].sum() > 0.5 * degrees.sum():
             doubt = "strays"
-        elif matches is not None and contradict(matches):
+        elif contradicted:
             doubt = "matches"
         verdict = "helped" if doubt is None else "undecided"
     if p_hurt < ALPHA / 2 and log_ratio >= LEAST_LOSS:
         verdict = "hurt"
     return Verdict(
-        verdict, log_ratio, p_helped, p_hurt, first, second, torch.from_numpy(p_worse), doubt, doubtful.tolist()
+        verdict,
+        log_ratio,
+        p_helped,
+        p_hurt,
+        first,
+        second,
+        torch.from_numpy(p_worse),
+        doubt,
+        doubtful.tolist(),
+        contradicted,
     )
 
 

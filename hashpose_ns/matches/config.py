@@ -35,11 +35,11 @@ class FeatureConfig:
 class MatchTermConfig:
     """The term of matches in the training loss."""
 
-    weight: float = 1e-3
+    weight: float = 0.1
     """Weight of the term at the start of training, beside the photometric loss; 0 leaves it out."""
     fade: float = 0.5
     """Fraction of training at which the term has faded out. It falls linearly from the start."""
-    per_step: int = 4096
+    per_step: int = 2048
     """Matches that are drawn for a step; all of them where there are no more."""
     scale: float = 0.5
     """Distance in pixels from which matches pull less the further they are away, as wrong ones are."""

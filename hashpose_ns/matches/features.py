@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
@@ -21,6 +23,7 @@ from hashpose_ns.data.fingerprint import fingerprint
 from hashpose_ns.errors import one_line
 from hashpose_ns.matches.config import FeatureConfig
 from hashpose_ns.matches.matches import Matches
+from hashpose_ns.stopping import keeps_handlers
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -37,13 +40,14 @@ class NoMatches(Exception):
 
 
 def pycolmap() -> Any:
-    """The library, with its log switched off.
+    """The library, with its log switched off, and signals left alone.
 
     Raises:
         NoMatches: it is not installed, or too old.
     """
     try:
-        import pycolmap as library
+        with keeps_handlers():
+            import pycolmap as library
     except ImportError as error:
         raise NoMatches("pycolmap is not installed (pip install 'hashpose[matches]')") from error
     version = getattr(library, "__version__", "0")
@@ -70,6 +74,8 @@ class MatchedImages:
     rotations: Float[np.ndarray, "num_pairs 3 3"]
     """Of each pair: the second camera from the first one as the essential matrix has it, OpenCV axes; NaN where it
     cannot be told."""
+    seconds: float = math.nan
+    """CPU time that finding them took, in the process that did."""
 
     @property
     def num_images(self) -> int:
@@ -134,6 +140,7 @@ def _find(
 ) -> MatchedImages:
     from rich.progress import Progress
 
+    begin = time.process_time()
     options = library.FeatureExtractionOptions()
     options.use_gpu, options.num_threads = False, max(torch.get_num_threads(), 1)
     options.max_image_size = config.max_image_size
@@ -150,7 +157,7 @@ def _find(
             kept = usable[row, column] & np.isfinite(on_plane).all(axis=1)
             pixels.append(places[kept])
             points.append(on_plane[kept])
-            descriptors.append(_normalised(np.asarray(described.data).reshape(len(places), -1)[kept]))
+            descriptors.append(_normalised(np.asarray(described.data).reshape(len(places), 128)[kept]))
         lenses = [_lens(library, cameras, index) for index in range(len(filenames))]
         centers = np.stack([cameras.cx.reshape(-1).numpy(), cameras.cy.reshape(-1).numpy()], axis=1).astype(float)
         sizes = np.stack([cameras.fx.reshape(-1).numpy(), cameras.fy.reshape(-1).numpy()], axis=1).astype(float)
@@ -181,6 +188,7 @@ def _find(
         pairs=np.array(verified, dtype=np.int64).reshape(-1, 2),
         matches=matches,
         rotations=np.array(rotations, dtype=np.float64).reshape(-1, 3, 3),
+        seconds=time.process_time() - begin,
     )
 
 
@@ -351,6 +359,7 @@ def _read(key: str, num_images: int) -> Optional[MatchedImages]:
             pairs=arrays["pairs"],
             matches=matches,
             rotations=arrays["rotations"],
+            seconds=float(arrays["seconds"]) if "seconds" in arrays else math.nan,
         )
         _check(found, num_images)
         return found
@@ -388,6 +397,7 @@ def _write(key: str, found: MatchedImages) -> None:
                 matches=np.concatenate(found.matches) if found.matches else np.zeros((0, 2), dtype=np.int64),
                 counts=np.array([len(match) for match in found.matches], dtype=np.int64),
                 rotations=found.rotations,
+                seconds=np.array(found.seconds),
             )
     except OSError as error:
         CONSOLE.print(f"Matches are not kept for the next time: {one_line(error)}.", soft_wrap=True, markup=False)

@@ -9,7 +9,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -346,13 +346,39 @@ def structure_from_none(images: MatchedImages) -> Optional[Structure]:
     _fixed_lenses(mapper.bundle_adjustment)
     for part in (mapper.global_positioning, mapper.bundle_adjustment.ceres):
         part.use_gpu = False
+    return _largest(images, library, lambda database, folder: library.global_mapping(database, folder, folder, options))
+
+
+def structure_incremental(images: MatchedImages) -> Optional[Structure]:
+    """Finds poses without any start, one image after the other (COLMAP's mapper, Schoenberger and Frahm 2016), with
+    its own settings but for the intrinsics, which stay. Training does not use it: it is what others are compared with.
+
+    Args:
+        images: keypoints and matches.
+
+    Returns:
+        The largest model that was found; None if there is none.
+    """
+    library = pycolmap()
+    options = library.IncrementalPipelineOptions()
+    options.num_threads, options.random_seed, options.mapper.num_threads, options.mapper.random_seed = 1, 0, 1, 0
+    options.triangulation.random_seed = 0
+    options.extract_colors = options.ba_use_gpu = False
+    options.ba_refine_focal_length = options.ba_refine_extra_params = options.ba_refine_principal_point = False
+    return _largest(
+        images, library, lambda database, folder: library.incremental_mapping(database, folder, folder, options)
+    )
+
+
+def _largest(images: MatchedImages, library: Any, mapped: Callable[[Path, str], Dict[int, Any]]) -> Optional[Structure]:
+    """The largest of the models that one of COLMAP's mappers makes of a database, given it and a folder to work in."""
     with tempfile.TemporaryDirectory(prefix="hashpose-sfm-") as folder:
         database = Path(folder) / "matches.db"
         _write_database(library, images, database)
         try:
             with _quiet():
-                models = library.global_mapping(database, folder, folder, options)
-        except (RuntimeError, ValueError):  # where there is too little to average
+                models = mapped(database, folder)
+        except (RuntimeError, ValueError):  # where there is too little to begin with
             return None
     if not models:
         return None
@@ -397,7 +423,7 @@ def _write_database(library: Any, images: MatchedImages, path: Path) -> None:
 
 def epipolar_errors(
     images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"]
-) -> List[Float[np.ndarray, "num_matches"]]:
+) -> List[Float[np.ndarray, "_num_matches"]]:
     """Symmetric distance of every match from its epipolar lines, in pixels; infinite where the match would lie behind
     a camera or a pose is not finite.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Dict, List, Literal, Optional, Tuple
+from typing import Dict, List, Literal, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from hashpose_ns.cameras.alignment import align_poses
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages
-from hashpose_ns.matches.gate import Evidence, Support, believed, support
+from hashpose_ns.matches.gate import CONFIRMING, Evidence, Support, believed, support
+from hashpose_ns.matches.report import MatchedCamera, MatchesReport
 from hashpose_ns.matches.sfm import ANGLES, Structure, structure_from_given, structure_from_none
 
 Verdict = Literal["given", "matches", "refused"]
@@ -41,6 +42,10 @@ class MatchedStart:
     """What structure from motion gave, believed or not; None if that is nothing."""
     evidence: Dict[str, float]
     """What the verdict rests on."""
+    deviations: Optional[Float[np.ndarray, "num_images"]] = None
+    """Standard deviations of the rotations in `tried`, in degrees; infinite where matches say nothing."""
+    structure: Optional[Structure] = None
+    """Points and cameras that matches gave, in a frame of their own, where they are believed."""
 
     @property
     def trusted(self) -> bool:
@@ -77,12 +82,14 @@ def start_from_matches(
     after = evidence.support
     structure = dataclasses.replace(structure, placed=structure.placed & evidence.determined)
     enough = int(structure.placed.sum()) >= 3
-    tried = _in_frame_of(camera_to_worlds, structure, known) if enough else None
+    tried = in_frame_of(camera_to_worlds, structure, known) if enough else None
     numbers = {**evidence.numbers(), **before.numbers("given_")}
     if known and before.confirms and before.as_good_as(after):
         sentence = f"{100 * before.share:.0f} % of the matches agree with them, to {before.median:.2f} pixels"
         everything = np.ones(len(camera_to_worlds), dtype=bool)
-        return MatchedStart(camera_to_worlds.copy(), "given", sentence, everything, tried, numbers)
+        return MatchedStart(
+            camera_to_worlds.copy(), "given", sentence, everything, tried, numbers, evidence.deviations, structure
+        )
     reason = evidence.reason_for_doubt()
     if tried is None or (reason is not None and config.start != "always"):
         return _refused(camera_to_worlds, before, tried, evidence, reason or "matches determine no cameras")
@@ -91,7 +98,7 @@ def start_from_matches(
         f"{int(placed.sum())} of {len(placed)} cameras placed by matches, of which {100 * after.share:.0f} % agree, to "
         f"{after.median:.2f} pixels"
     )
-    return MatchedStart(tried, "matches", sentence, placed, tried, numbers)
+    return MatchedStart(tried, "matches", sentence, placed, tried, numbers, evidence.deviations, structure)
 
 
 def _attempts(config: MatchConfig, known: bool) -> List[str]:
@@ -118,10 +125,17 @@ def _from_given(
     return structure_from_given(images, camera_to_worlds, [angle for angle in ANGLES if angle <= reach])
 
 
-def _in_frame_of(
+def in_frame_of(
     given: Float[np.ndarray, "num_images 3 4"], structure: Structure, known: bool
 ) -> Float[np.ndarray, "num_images 3 4"]:
-    """The placed cameras moved by the similarity that brings them nearest to the given ones; the others as given."""
+    """Poses of a structure in the frame of given ones: the placed cameras moved by the similarity that brings them
+    nearest, the others as they were given.
+
+    Args:
+        given: poses, OpenGL axes.
+        structure: of the same images.
+        known: whether the given poses say anything. If not, the frame is one that a forward-facing capture may have.
+    """
     placed = structure.placed
     found = torch.from_numpy(structure.camera_to_worlds[placed])
     tried = given.copy()
@@ -160,4 +174,50 @@ def _refused(
     reason: str,
 ) -> MatchedStart:
     numbers = {**(evidence.numbers() if evidence is not None else {}), **before.numbers("given_")}
-    return MatchedStart(given.copy(), "refused", reason, np.zeros(len(given), dtype=bool), tried, numbers)
+    nobody = np.zeros(len(given), dtype=bool)
+    deviations = evidence.deviations if evidence is not None else None
+    return MatchedStart(given.copy(), "refused", reason, nobody, tried, numbers, deviations)
+
+
+def matches_report(
+    start: MatchedStart,
+    images: MatchedImages,
+    given: Float[np.ndarray, "num_images 3 4"],
+    names: Sequence[str],
+    seconds: float,
+) -> MatchesReport:
+    """What was found, for files and readers.
+
+    Args:
+        start: where refinement starts.
+        images: what it was found from.
+        given: the poses that were given, OpenGL axes.
+        names: of the images.
+        seconds: how long it took.
+    """
+    counts = np.zeros(images.num_images, dtype=np.int64)
+    for (first, second), match in zip(images.pairs.tolist(), images.matches):
+        counts[[first, second]] += len(match)
+    of_given = support(images, given)
+    before, placed = of_given.of_camera, start.placed
+    if start.verdict == "given":
+        placed = placed & (of_given.agreeing >= CONFIRMING)
+    after = support(images, start.tried).of_camera if start.tried is not None else np.full(len(before), np.nan)
+    deviations = start.deviations if start.deviations is not None else np.full(len(before), np.nan)
+
+    def number(value: float) -> Optional[float]:
+        return round(float(value), 5) if np.isfinite(value) else None
+
+    cameras = [
+        MatchedCamera(
+            name=name,
+            placed=bool(placed[index]),
+            matches=int(counts[index]),
+            agreeing_given=number(before[index]),
+            agreeing_found=number(after[index]),
+            deviation_deg=number(deviations[index]),
+        )
+        for index, name in enumerate(names)
+    ]
+    evidence = {name: value for name, value in start.evidence.items() if np.isfinite(value)}
+    return MatchesReport(start.verdict, start.sentence, evidence, cameras, round(seconds, 3))

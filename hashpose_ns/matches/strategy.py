@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Optional
 
@@ -12,8 +13,9 @@ from hashpose_ns.errors import HashPoseError
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.epipolar import MatchTerm
 from hashpose_ns.matches.features import MatchedImages, NoMatches, find_matches, pairs_to_match
-from hashpose_ns.matches.start import MatchedStart, start_from_matches
-from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.matches.report import MatchesReport
+from hashpose_ns.matches.start import MatchedStart, matches_report, start_from_matches
+from hashpose_ns.photometry.scene import PosedImages, PosedScene
 from hashpose_ns.photometry.strategy import PoseStrategy, Say
 
 ALIKE = 1e-3
@@ -34,6 +36,8 @@ class StartFromMatches(PoseStrategy):
         """Matches between the training images, where there are any and they are wanted."""
         self.start: Optional[MatchedStart] = None
         """What was found, in the process that began the training."""
+        self.report: Optional[MatchesReport] = None
+        """The same for files."""
 
     def validate(self) -> None:
         self.config.features.validate()
@@ -42,6 +46,7 @@ class StartFromMatches(PoseStrategy):
     def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
         if self.config.start == "off":
             return
+        begin = time.perf_counter()
         try:
             self.images = matched_images(scene, self.config)
         except NoMatches as reason:
@@ -56,13 +61,15 @@ class StartFromMatches(PoseStrategy):
             return
         initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()
         self.start = start_from_matches(self.images, initial.numpy(), self.config, known=are_known(initial))
+        seconds = time.perf_counter() - begin
+        self.report = matches_report(self.start, self.images, initial.numpy(), scene.poses.image_names, seconds)
         say(f"matches: {in_words(self.start)}")
         if self.start.trusted:
             scene.poses.rebase(torch.from_numpy(self.start.camera_to_worlds), trusted=True)
 
 
-def matched_images(scene: PosedScene, config: MatchConfig, only_cached: bool = False) -> MatchedImages:
-    """The matches between a scene's training images.
+def matched_images(scene: PosedImages, config: MatchConfig, only_cached: bool = False) -> MatchedImages:
+    """The matches between a capture's training images.
 
     Args:
         scene: images, their cameras, and initial poses, by which pairs of many images are chosen.

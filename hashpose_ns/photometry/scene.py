@@ -118,13 +118,9 @@ class TestTimeOptimization:
 
 
 @dataclass(frozen=True, eq=False)
-class PosedScene:
-    """A run as operations on its poses see it."""
+class PosedImages:
+    """A capture and its poses, without a field."""
 
-    renderer: ImageRenderer
-    """Renders rays by the field as it is."""
-    model_config: Any
-    """The model's settings, from which the guard builds its judging field."""
     poses: PoseOptimizer
     """Initial, reference and refined poses of the training cameras."""
     train: InputDataset
@@ -133,6 +129,26 @@ class PosedScene:
     """Held-out images. Their given poses, in the frame of the reference, are in `held_out_outputs`."""
     dataparser: DataParser
     """What read the images, and says how to get back to the frame of the input."""
+
+    @property
+    def train_outputs(self) -> DataparserOutputs:
+        """The dataparser's outputs for the training images: their given poses, and full resolution."""
+        return self.train._dataparser_outputs
+
+    @property
+    def held_out_outputs(self) -> DataparserOutputs:
+        """The dataparser's outputs for the held-out images."""
+        return self.held_out._dataparser_outputs
+
+
+@dataclass(frozen=True, eq=False)
+class PosedScene(PosedImages):
+    """A run as operations on its poses see it."""
+
+    renderer: ImageRenderer
+    """Renders rays by the field as it is."""
+    model_config: Any
+    """The model's settings, from which the guard builds its judging field."""
     curriculum: Optional[Curriculum]
     """When the levels of the encoding are trained; None for fields without levels."""
     test_time: TestTimeOptimization
@@ -149,16 +165,6 @@ class PosedScene:
     def device(self) -> torch.device:
         """The field's."""
         return self.renderer.device
-
-    @property
-    def train_outputs(self) -> DataparserOutputs:
-        """The dataparser's outputs for the training images: their given poses, and full resolution."""
-        return self.train._dataparser_outputs
-
-    @property
-    def held_out_outputs(self) -> DataparserOutputs:
-        """The dataparser's outputs for the held-out images."""
-        return self.held_out._dataparser_outputs
 
     @torch.no_grad()
     def to_learned_frame(self, given: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "num_cameras 3 4"]:

@@ -7,6 +7,7 @@ check is checked here, as the fused Adam writes past the end of moments that are
 from __future__ import annotations
 
 import math
+import os
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,8 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
     `HashPosePipeline.load_pipeline` and `check_training_state` to say.
 
     Returns:
-        `step`, at least 0; `pipeline`, tensors by name; `optimizers`, `schedulers` and `scalers`.
+        `step`, at least 0; `pipeline`, tensors by name; `optimizers`, `schedulers` and `scalers`. The tensors lie in
+        the mapped file, so whoever keeps one copies it, as `load_state_dict` of a module does.
 
     Raises:
         DamagedCheckpoint: with the reason.
@@ -112,7 +114,7 @@ def _load(path: Path) -> Any:
     """What is in the file, once every byte of it agrees with its checksum; torch does not look at them."""
     import torch
 
-    with open(path, "rb") as file:  # once, so that what is checked is what is loaded
+    with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise HashPoseError(f"it is {'cut off, or no checkpoint' if path.stat().st_size else 'empty'}")
         with zipfile.ZipFile(file) as archive:
@@ -121,9 +123,15 @@ def _load(path: Path) -> Any:
             damaged = archive.testzip()
         if damaged is not None:
             raise HashPoseError(f"it is damaged, as the checksum of {damaged} is wrong")
-        file.seek(0)
         with torch.serialization.safe_globals(_numpy_numbers()):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            try:  # mapped, which copies nothing: that pays for the checksums
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # on a file system without maps
+                file.seek(0)
+                return torch.load(file, map_location="cpu", weights_only=True)
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            raise HashPoseError("it was replaced while it was read")
+        return state
 
 
 def _numpy_numbers() -> List[Any]:
@@ -222,7 +230,7 @@ def check_training_state(
     """Checks what a run's optimizers and schedules are about to take from a checkpoint against what they are.
 
     How Adam computes (fused, capturable, ...) belongs to a process and not to a checkpoint: in `state` those settings
-    are replaced by the optimizers' own.
+    are replaced by the optimizers' own. What optimizers keep is copied there out of the file.
 
     Args:
         path: the checkpoint.
@@ -282,6 +290,7 @@ def _check_optimizer(name: str, saved: Dict[str, Any], optimizer: Any, step: int
             if moment == "step":
                 if value.shape != () or not 0 <= float(value) <= step + 1:
                     raise HashPoseError(f"{what} is wrong")
+                moments[moment] = value.clone()
                 continue
             parameter = parameters[index]
             if (value.shape, value.dtype, value.stride()) != (parameter.shape, parameter.dtype, parameter.stride()):
@@ -291,6 +300,7 @@ def _check_optimizer(name: str, saved: Dict[str, Any], optimizer: Any, step: int
                 )
             if moment == "exp_avg_sq" and value.numel() and float(value.min()) < 0:
                 raise HashPoseError(f"{what} is negative")
+            moments[moment] = value.clone()
 
 
 def _schedule(name: str, saved: Any, scheduler: Any, step: int) -> Dict[str, Any]:

@@ -21,6 +21,8 @@ HISTORY_FILE = "pose_history.npys"
 """Poses over training, see `hashpose_ns.runs.history`."""
 GUARD_FILE = "guard.json"
 """The guard's report."""
+MATCHES_FILE = "matches.json"
+"""What matches said of where training started."""
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ def export_now(scene: PosedScene, run: Path, step: int, format: str, lock: Conte
         cameras = exported_cameras(scene)
     config, folder = run / CONFIG, run / "exports" / f"step-{step:06d}"
     if format == COLMAP:
-        ExportColmap(config, folder / "colmap", overwrite=True).write(cameras)
+        ExportColmap(folder / "colmap", overwrite=True, load_config=config).write(cameras)
         return folder / "colmap"
     extras = input_file_extras(scene.dataparser.config)
-    ExportNerfstudio(config, folder / "nerfstudio", overwrite=True).write(cameras, **extras)
+    ExportNerfstudio(folder / "nerfstudio", overwrite=True, load_config=config).write(cameras, **extras)
     return folder / "nerfstudio"

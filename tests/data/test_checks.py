@@ -11,7 +11,8 @@ import roma
 import torch
 from scenes import blender_scene, edit_json
 
-from hashpose_ns.data.checks import check_intrinsics, check_names, check_transform, make_rigid
+from hashpose_ns.data.checks import check_intrinsics, check_transform, make_rigid
+from hashpose_ns.data.names import check_names
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.cameras import Cameras, CameraType

@@ -80,11 +80,12 @@ def give_masks(meta: dict, count: int = 10) -> None:
         (lambda meta: give_masks(meta, 4), "images/frame_04.png has no mask_path"),
     ],
 )
-def test_nerfstudio_data(tmp_path, edit, words):
+def test_nerfstudio_data(tmp_path, edit, words, capsys):
     scene = nerfstudio_scene(tmp_path)
     edit_json(scene / "transforms.json", edit)
     with pytest.raises(HashPoseError, match=words):
         read(NerfstudioDataParserConfig(data=scene))
+    assert "All cameras are in one place" not in capsys.readouterr().out
 
 
 def test_a_camera_far_away_is_no_mistake(tmp_path):

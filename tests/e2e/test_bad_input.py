@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -325,6 +326,26 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(scene, ns_train, monkeypatch
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_logs_that_cannot_be_written_end_training_in_a_sentence(scene, ns_train, monkeypatch, tmp_path):
+    """TensorBoard's are written by a thread of its own, which dies there."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    written = []
+
+    def full_after_some(writer, data):
+        if len(written) == 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(data)
+
+    monkeypatch.setattr(RecordWriter, "write", full_after_some)
+    outcome = ns_train(
+        *("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene),
+        *("--max-num-iterations", 2000, "--logging.steps-per-log", 1, "--steps-per-save", 4),
+    )
+    assert_one_sentence(outcome.code, outcome.output, "Training cannot go on: No space left on device")
+    assert "A file could not be written in the background: No space left on device." in outcome.output
+
+
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +381,16 @@ def test_a_run_that_is_stopped_before_the_first_step_leaves_nothing(scene, ns_tr
     assert outcome.code == 130 and "Traceback" not in outcome.output
     assert "Stopped by SIGINT before the first step" in outcome.output
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "moment", ["nerfstudio.configs.experiment_config.CONSOLE.rule", "nerfstudio.scripts.train._set_random_seed"]
+)
+def test_ctrl_c_while_nerfstudio_prints_or_launches_is_no_traceback(scene, ns_train, monkeypatch, tmp_path, moment):
+    monkeypatch.setattr(moment, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    outcome = ns_train("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene)
+    assert outcome.code == 130 and "Traceback" not in outcome.output, outcome.output[-3000:]
+    assert "Stopped by SIGINT before training began." in outcome.output
 
 
 # -- numbers that stop being numbers -----------------------------------------------------------------------------------

@@ -3,10 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 
+import pytest
 from commands import succeed
 from PIL import Image
+
+DEMO = """
+import sys
+from rich.console import Console
+from hashpose_ns.demo import Demo
+from hashpose_ns.stopping import stops_cleanly
+stops_cleanly(lambda: Demo._run(Console(), ["python", "-c", sys.argv[1]]))()
+"""
+TRAINING = """
+import signal, sys
+def save(signum, frame):
+    signal.signal(signum, signal.SIG_DFL)  # a second one would kill
+    print("saved", flush=True)
+    sys.exit(3)
+for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(signum, save)
+print("trains", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["by kill", "by the terminal"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_demo_lets_training_save(signum, whole_group):
+    command = [sys.executable, "-c", DEMO, TRAINING]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as demo:
+        while "trains" != demo.stdout.readline().strip():
+            pass
+        (os.killpg if whole_group else os.kill)(demo.pid, signum)
+        printed = demo.stdout.read()
+    assert demo.returncode == 128 + signum
+    assert printed == f"saved\nStopped by {signal.Signals(signum).name}.\n"
 
 
 def test_demo_leaves_what_it_announces(tmp_path):

@@ -219,7 +219,7 @@ def test_an_export_never_replaces_the_model_of_another_folder(tmp_path, run, cal
         assert call(scene, "tum", "--overwrite", "True", output="model") == 1
         assert "model cannot be replaced, as" in capsys.readouterr().out
     assert run("colmap", "--update", tmp_path / "model/sparse/0", "--overwrite", "True", output="model") == 1
-    assert "model/sparse/0 lies in it" in capsys.readouterr().out
+    assert "model/sparse/0, which this export reads, lies in it" in capsys.readouterr().out
     assert files_in(tmp_path) == before
 
 
@@ -227,11 +227,11 @@ def test_an_export_never_replaces_the_model_of_another_folder(tmp_path, run, cal
     "command, options, name, sentence",
     [
         ("colmap", ("--format", "txt"), "a b.png", "cannot hold the white space in 'a b.png'; use --format bin"),
-        ("colmap", (), "a\udcff.png", r"'a\udcff.png' is not in UTF-8, as COLMAP's and its readers' names are; export"),
+        ("colmap", (), "a\udcff.png", r"'a\udcff.png' is not UTF-8; export with `hashpose-export nerfstudio` instead"),
         ("colmap", ("--format", "txt"), "a \udcff.png", "export with `hashpose-export nerfstudio` instead"),
-        ("tum", (), "a\nb.png", r"'a\nb.png' cannot be one; export with `hashpose-export json`"),
-        ("kitti", (), "a\u2028b.png", r"'a\u2028b.png' cannot be one; export with `hashpose-export json`"),
-        ("tum", (), "a\udcff.png", r"'a\udcff.png' cannot be one; export with `hashpose-export json`"),
+        ("tum", (), "a\nb.png", r"'a\nb.png' has a line break in it; export with `hashpose-export json`"),
+        ("kitti", (), "a\u2028b.png", r"'a\u2028b.png' has a line break in it; export with `hashpose-export json`"),
+        ("tum", (), "a\udcff.png", r"'a\udcff.png' is not UTF-8; export with `hashpose-export json`"),
         ("tum", ("--timestamps", "names"), "a.png", "There is no number in the image name a.png"),
     ],
 )

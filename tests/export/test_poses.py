@@ -152,6 +152,9 @@ def test_identity_start_is_kept_as_learned(tmp_path, helpers):
     refined = helpers.poses(NUM, seed=4)
     exported = exported_cameras(helpers.scene(outputs, parser, refined, identity_poses(NUM)))
     np.testing.assert_allclose(exported.camera_to_worlds, to_input_frame(refined, outputs), atol=1e-5)
+    # moved as one, so that the given poses' rounding to single precision is not in what is between cameras
+    exact = exported.frame.to_nerfstudio.inverse().apply_to_points(exported.learned_camera_to_worlds[:, :, 3])
+    np.testing.assert_allclose(exported.camera_to_worlds[:, :, 3], exact, atol=1e-13)
     assert exported.movement is None
     assert "arbitrary" in exported.frame.description and exported.frame.arbitrary
     scene = helpers.scene(outputs, parser, refined, identity_poses(NUM))

@@ -172,6 +172,7 @@ def test_the_report_names_cameras_by_their_images(pipeline, report):
 def test_cameras_are_named_without_their_common_folder(report):
     assert listed(["/data/images/a.jpg"]) == "a.jpg"
     assert listed(["/data/left/a.jpg", "/data/right/a.jpg"]) == "left/a.jpg, right/a.jpg"
+    assert listed(["/data/a.jpg", "b.jpg"]) == "/data/a.jpg, b.jpg"
     assert listed([f"{i}.png" for i in range(10)], most=2) == "0.png, 1.png and 8 more"
     report = dataclasses.replace(report, hurt_cameras=["a/1.png", "a/2.png"], doubtful_cameras=["a/3.png"])
     assert report.camera_sentences() == [
@@ -191,9 +192,45 @@ def test_the_report_survives_its_file(report, tmp_path):
         entry.pop("doubtful", None)
     path.write_text(json.dumps(content))
     assert read_report(path).doubtful_cameras == [] and not read_report(path).cameras[0].doubtful
-    path.write_text("{}")
-    with pytest.raises(HashPoseError, match="cannot be read"):
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.clear(),
+        lambda content: content.pop("step"),
+        *(
+            lambda content, key=key, value=value: content.update({key: value})
+            for key, value in {
+                "verdict": "good",
+                "sentence": 3,
+                "step": "2",
+                "psnr_gain": "x",
+                "hurt_cameras": [1],
+                "doubtful_cameras": None,
+                "cameras": {},
+                "settings": [],
+            }.items()
+        ),
+        lambda content: content["cameras"][0].update(hurt="x"),
+        lambda content: content["cameras"][0].update(rotation_std_deg=["x"]),
+        lambda content: content["cameras"].append(None),
+    ],
+)
+def test_a_report_with_values_of_other_types_is_refused(report, tmp_path, change):
+    path = report.write(tmp_path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(HashPoseError, match="cannot be read; make it anew"):
         read_report(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_file_that_is_no_report_is_refused(tmp_path, content):
+    (tmp_path / "guard.json").write_bytes(content)
+    with pytest.raises(HashPoseError, match="cannot be read; make it anew"):
+        read_report(tmp_path / "guard.json")
 
 
 def test_a_verdict_on_an_earlier_checkpoint_is_none(report, tmp_path):
@@ -232,6 +269,7 @@ def refining(pipeline, true_poses):
 
     def begin(initial: torch.Tensor, refined: torch.Tensor):
         optimizer.initial_camera_to_worlds.copy_(initial)
+        optimizer.base_camera_to_worlds.copy_(initial)
         for index, pose in enumerate(refined):
             optimizer.set_refined(index, pose)
         optimizer.set_progress(0.5)
@@ -242,6 +280,7 @@ def refining(pipeline, true_poses):
     pipeline.model.set_training_length(20)
     yield begin
     optimizer.initial_camera_to_worlds.copy_(true_poses)
+    optimizer.base_camera_to_worlds.copy_(true_poses)
     optimizer.load_state_dict({**optimizer.state_dict(), "fallen_back": torch.ones(())})
     optimizer.held.clear()
     with torch.no_grad():

@@ -103,3 +103,14 @@ def test_help_is_doubted_where_matches_contradict(worse: bool, verdict: str):
     matches = Disagreement(medians, medians * (2.0 if worse else 0.7))
     found = decide(errors, moved, GuardConfig(), matches)
     assert (found.verdict, found.doubt) == (verdict, "matches" if worse else None)
+
+
+def test_matches_contradict_whatever_pixels_say():
+    cameras = torch.arange(12).repeat_interleave(4)
+    first = torch.full((48,), 0.02, dtype=torch.float64)
+    medians = np.full(12, 0.5)
+    moved = Movement(torch.full((12,), 1.0, dtype=torch.float64), 0.0)
+    found = decide(
+        HeldOutErrors(first, first, 10 * first, cameras), moved, GuardConfig(), Disagreement(medians, 1.2 * medians)
+    )
+    assert found.verdict == "undecided" and found.matches_contradict

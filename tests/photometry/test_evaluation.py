@@ -111,7 +111,8 @@ def test_held_out_cameras_follow_a_change_of_the_learned_frame_exactly(untrained
         roma.random_rotmat(generator=generator).double(),
         torch.tensor([0.4, -1.0, 2.0], dtype=torch.float64),
     )
-    optimizer.initial_camera_to_worlds = change.apply_to_poses(optimizer.reference_camera_to_worlds)
+    learned = change.apply_to_poses(optimizer.reference_camera_to_worlds)
+    optimizer.initial_camera_to_worlds = optimizer.base_camera_to_worlds = learned
     given = untrained.datamanager.eval_dataset.cameras.camera_to_worlds.clone()
     torch.testing.assert_close(
         untrained.scene.aligned_held_out_poses(), change.apply_to_poses(given), rtol=0, atol=2e-5

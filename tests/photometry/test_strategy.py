@@ -17,6 +17,8 @@ from hashpose_ns.errors import HashPoseError
 from hashpose_ns.guard import fallback
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
+from hashpose_ns.guard.verdict import Verdict
+from hashpose_ns.matches.strategy import StartFromMatches
 from hashpose_ns.methods import object_
 from hashpose_ns.photometry import strategy
 from hashpose_ns.photometry.scene import PosedScene, TestTimeOptimization
@@ -32,7 +34,7 @@ def scene() -> PosedScene:
     poses.set_progress(0.5)
     dataset = SimpleNamespace()
     with unchecked():
-        return PosedScene(None, None, poses, dataset, dataset, None, None, TestTimeOptimization(0, 0, 1, 0.0), TOTAL)
+        return PosedScene(poses, dataset, dataset, None, None, None, None, TestTimeOptimization(0, 0, 1, 0.0), TOTAL)
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_poses_that_oscillate_slow_down_and_freeze_in_the_end(scene, adam):
 def test_a_guard_that_cannot_judge_changes_nothing(scene, adam, monkeypatch):
     said: List[str] = []
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("out of memory\nand more")
 
     monkeypatch.setattr(fallback, "judge_refinement", fail)
@@ -101,6 +103,24 @@ def test_a_guard_that_cannot_judge_changes_nothing(scene, adam, monkeypatch):
     assert len(said) == 4
 
 
+@pytest.mark.parametrize("contradict", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("verdict", ["helped", "undecided", "hurt"])
+def test_poses_that_started_from_matches_stay_if_they_fit_no_worse(scene, adam, monkeypatch, contradict, keep, verdict):
+    seen = torch.full((8,), 1e-3)
+    found = Verdict(verdict, 0.0, 0.5, 0.5, seen, seen, torch.ones(8), None, [], contradict)
+    monkeypatch.setattr(fallback, "judge_refinement", lambda *_, **__: found)
+    start = scene.poses.initial_camera_to_worlds.clone()
+    start[0, 0, 3] += 0.1
+    scene.poses.rebase(start, trusted=True)
+    with torch.no_grad():
+        scene.poses.pose_adjustment.fill_(1e-3)
+    guard = FallBack(GuardConfig(mode="report", fallback_at=(0.5,), keep_rebased=keep))
+    guard.before_step(scene, adam, 50, lambda said: None)
+    stays = not contradict and (verdict == "helped" or (verdict == "undecided" and keep))
+    assert scene.poses.is_corrected == stays and (scene.poses.rate_scale > 0) == stays
+
+
 def test_settings_out_of_range_are_refused_by_each_strategy():
     for broken in (FallBack(GuardConfig(fallback_at=(2.0,))), Recovery(RecoveryConfig(at=(1.0,)))):
         with pytest.raises(HashPoseError):
@@ -110,5 +130,5 @@ def test_settings_out_of_range_are_refused_by_each_strategy():
 
 def test_a_method_has_them_in_the_order_in_which_they_act():
     config = dataclasses.replace(object_.config)
-    assert [type(one) for one in config.strategies()] == [FallBack, Recovery, Settle]
+    assert [type(one) for one in config.strategies()] == [StartFromMatches, FallBack, Recovery, Settle]
     assert steps_at((0.3, 0.45, 0.6), 2500) == {750, 1125, 1500}

@@ -99,6 +99,34 @@ def test_a_whole_one_is_read_and_goes_on_to_the_same_bits(trained, saved):
     assert same(resumed.state(), uninterrupted.state())
 
 
+def test_what_goes_on_with_a_checkpoint_does_not_look_into_its_file_any_more(trained, saved):
+    state, resumed = read_checkpoint(saved), Training()
+    check_training_state(saved, state, resumed.optimizers, resumed.schedulers)
+    with open(saved, "r+b") as file:
+        file.write(bytes(saved.stat().st_size))
+    assert same(state["optimizers"], trained.state()["optimizers"])
+
+
+def test_a_file_system_without_maps(trained, saved, monkeypatch):
+    def refused(*_, **__):
+        raise RuntimeError("unable to mmap")
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", refused)
+    assert same(read_checkpoint(saved), trained.state())
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_taken_unseen(saved, monkeypatch):
+    def replaced(*args, load=torch.load, **kwargs):
+        other = saved.with_name("other")
+        other.write_bytes(saved.read_bytes())
+        os.replace(other, saved)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", replaced)
+    with pytest.raises(DamagedCheckpoint, match="replaced while it was read"):
+        read_checkpoint(saved)
+
+
 def test_flipped_bits_and_cuts_are_refused_or_make_no_difference(trained, saved):
     whole, generator = saved.read_bytes(), random.Random(0)
     refused = 0

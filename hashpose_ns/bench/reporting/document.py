@@ -80,7 +80,9 @@ def _markdown(findings: Findings, folder: Path) -> str:
         over_scenes=tables.over_scenes,
         measures=tables.measures,
         uncertainties=_uncertainties,
-        left_out=lambda group: [m.title for m in tables.HEADLINE if m not in tables.shown_columns(group)],
+        left_out=lambda group: [
+            m.title for m in tables.HEADLINE if m.needs != "sfm" and m not in tables.shown_columns(group)
+        ],
         differing=_differing,
         pictures=pictures,
         without_results=_without_results(runs),

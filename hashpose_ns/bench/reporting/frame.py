@@ -43,6 +43,8 @@ class Metric:
     """Which end is the good one, if any."""
     over_seeds: Literal["mean", "max"] = "mean"
     """What stands for the seeds: their mean, or the largest of them."""
+    needs: Optional[Literal["field", "sfm"]] = None
+    """What a method must have for it: a trained field, or structure from motion instead of one."""
 
     @property
     def of_poses(self) -> bool:
@@ -61,7 +63,7 @@ class Metric:
 
     def show(self, value: float) -> str:
         """A value with the decimals that tell something."""
-        if self.name in ("train_seconds", "eval_seconds"):
+        if self.name.endswith("_seconds"):
             return duration(value)
         if self.name == "parameters" and value >= 1e5:
             return f"{value / 1e6:.2f} M"
@@ -91,7 +93,11 @@ TRANSLATION = Metric(
     100.0,
     better="lower",
 )
-PSNR = Metric("psnr", "PSNR, TTO [dB]", ("psnr_tto",), digits=2, better="higher")
+PSNR = Metric("psnr", "PSNR, TTO [dB]", ("psnr_tto",), digits=2, better="higher", needs="field")
+NOT_PLACED = Metric(
+    "not_placed", "not placed", ("sfm_not_placed",), digits=0, with_spread=False, over_seeds="max", needs="sfm"
+)
+"""Images that structure from motion leaves out, in the worst seed."""
 HEADLINE = (
     Metric(
         "rotation_deg_before", "before [deg]", _published_keys("rotation_deg_mean", "before"), 1.0, 2, with_spread=False
@@ -99,9 +105,10 @@ HEADLINE = (
     ROTATION,
     TRANSLATION,
     Metric("center_x100", "centres x100", _pose_keys("center_mean"), 100.0, better="lower"),
+    NOT_PLACED,
     PSNR,
-    Metric("ssim", "SSIM, TTO", ("ssim_tto",), better="higher"),
-    Metric("lpips", "LPIPS, TTO", ("lpips_tto",), better="lower"),
+    Metric("ssim", "SSIM, TTO", ("ssim_tto",), better="higher", needs="field"),
+    Metric("lpips", "LPIPS, TTO", ("lpips_tto",), better="lower", needs="field"),
 )
 """The columns of the first table of a scene."""
 _BEFORE = _published_keys("translation_mean", "before")
@@ -110,15 +117,29 @@ DETAILS = (
     Metric("rotation_deg_aligned", "rotation, aligned by both", _pose_keys("rotation_deg_mean"), better="lower"),
     Metric("rotation_deg_median", "median rotation", _pose_keys("rotation_deg_median"), better="lower"),
     Metric("rotation_deg_max", "worst camera", _pose_keys("rotation_deg_max"), better="lower", over_seeds="max"),
-    Metric("psnr_aligned", "PSNR, aligned", ("psnr_aligned",), digits=2, better="higher"),
-    Metric("ssim_aligned", "SSIM, aligned", ("ssim_aligned",), better="higher"),
-    Metric("lpips_aligned", "LPIPS, aligned", ("lpips_aligned",), better="lower"),
-    Metric("steps", "steps", ("steps",), digits=0, with_spread=False),
-    Metric("ms_per_step", "ms/step", ("ms_per_step",), digits=1),
-    Metric("train_seconds", "training", ("train_seconds",)),
-    Metric("eval_seconds", "evaluation", ("eval_seconds",), with_spread=False),
+    Metric("rotation_deg_placed", "rotation, placed only", ("sfm_placed_barf_rotation_deg_mean",), needs="sfm"),
+    Metric(
+        "rotation_deg_aligned_placed", "aligned by both, placed only", ("sfm_placed_rotation_deg_mean",), needs="sfm"
+    ),
+    Metric(
+        "rotation_deg_max_placed",
+        "worst camera placed",
+        ("sfm_placed_rotation_deg_max",),
+        over_seeds="max",
+        needs="sfm",
+    ),
+    Metric("psnr_aligned", "PSNR, aligned", ("psnr_aligned",), digits=2, better="higher", needs="field"),
+    Metric("ssim_aligned", "SSIM, aligned", ("ssim_aligned",), better="higher", needs="field"),
+    Metric("lpips_aligned", "LPIPS, aligned", ("lpips_aligned",), better="lower", needs="field"),
+    Metric("steps", "steps", ("steps",), digits=0, with_spread=False, needs="field"),
+    Metric("ms_per_step", "ms/step", ("ms_per_step",), digits=1, needs="field"),
+    Metric("train_seconds", "training", ("train_seconds",), needs="field"),
+    Metric("eval_seconds", "evaluation", ("eval_seconds",), with_spread=False, needs="field"),
+    Metric("match_seconds", "matching, CPU", ("sfm_match_seconds",), needs="sfm"),
+    Metric("sfm_seconds", "SfM, CPU", ("sfm_seconds",), needs="sfm"),
+    Metric("cpu_seconds", "all, CPU", ("cpu_seconds",)),
     Metric("peak_memory_mb", "memory [MB]", ("peak_memory_mb",), digits=0, with_spread=False),
-    Metric("parameters", "parameters", ("parameters",), digits=0, with_spread=False),
+    Metric("parameters", "parameters", ("parameters",), digits=0, with_spread=False, needs="field"),
 )
 """The columns of the second table of a scene."""
 METRICS = {metric.name: metric for metric in HEADLINE + DETAILS}
@@ -263,6 +284,10 @@ class Group:
     def number(self, preset: str, metric: Metric) -> Optional[pd.Series]:
         """One of them; None if it was not measured."""
         return self.numbers.loc[(preset, metric.name)] if (preset, metric.name) in self.numbers.index else None
+
+    def without_field(self, preset: str) -> bool:
+        """Whether a preset is structure from motion alone."""
+        return self.of(preset).asked.iloc[0].get("base_method") in suites.SFM_METHODS
 
     def moved(self, preset: str) -> bool:
         """Whether pose measures are movements from the given poses, not errors."""

@@ -14,6 +14,7 @@ from hashpose_ns.bench.reporting.frame import DETAILS, HEADLINE, METRICS, Aggreg
 from hashpose_ns.bench.reporting.published import PublishedRow
 
 NOT_MEASURED, NOT_GIVEN = "not measured", "not given"
+NO_FIELD, NO_SFM = "no field", "-"
 NOT_COMPARABLE = "other scale: not comparable"
 DAGGER = "†"
 
@@ -59,6 +60,19 @@ def cell(metric: Metric, number: Optional[pd.Series], expected: int) -> str:
     return text if number.n == expected else f"{text} (n {number.n:.0f})"
 
 
+def meaningless(metric: Metric, group: Group, preset: str) -> Optional[str]:
+    """What a preset's cell says where the metric means nothing for its method; None where it does."""
+    if metric.needs is None or (metric.needs == "sfm") == group.without_field(preset):
+        return None
+    return NO_SFM if metric.needs == "sfm" else NO_FIELD
+
+
+def cell_of(metric: Metric, group: Group, preset: str) -> str:
+    """A preset's cell."""
+    number = group.number(preset, metric)
+    return meaningless(metric, group, preset) or cell(metric, number, len(group.of(preset, "done")))
+
+
 def is_known(metric: Metric, group: Group) -> bool:
     """Whether a metric was measured or published for a group."""
     return metric.name in group.numbers.index.get_level_values("metric") or any(
@@ -67,8 +81,9 @@ def is_known(metric: Metric, group: Group) -> bool:
 
 
 def shown_columns(group: Group) -> List[Metric]:
-    """The first table's: SSIM and LPIPS only if somebody has them."""
-    return [metric for metric in HEADLINE if metric.name not in ("ssim", "lpips") or is_known(metric, group)]
+    """The first table's: SSIM, LPIPS and images not placed only if somebody has them."""
+    optional = ("ssim", "lpips", "not_placed")
+    return [metric for metric in HEADLINE if metric.name not in optional or is_known(metric, group)]
 
 
 def measured(group: Group, presets: Sequence[str], metrics: Sequence[Metric]) -> pd.DataFrame:
@@ -85,7 +100,7 @@ def measured(group: Group, presets: Sequence[str], metrics: Sequence[Metric]) ->
         texts = []
         for preset, number in numbers.items():
             moved = group.moved(preset)
-            text = cell(metric, number, len(group.of(preset, "done")))
+            text = cell_of(metric, group, preset)
             text = "-" if moved and metric.name.endswith("_before") else text
             text += f" {DAGGER}" if moved and metric.of_poses and number is not None else ""
             strong = best is not None and len(set(errors.values())) > 1 and errors.get(preset) == best
@@ -133,7 +148,8 @@ def over_scenes(aggregate: Aggregate) -> pd.DataFrame:
         for metric in known:
             value, count = aggregate.mean(preset, metric)
             if value is None:
-                row[metric.title] = "not finite" if count else NOT_MEASURED
+                absent = next((meaningless(metric, group, preset) for group in groups), None) or NOT_MEASURED
+                row[metric.title] = "not finite" if count else absent
                 continue
             dagger = f" {DAGGER}" if metric.of_poses and any(group.moved(preset) for group in groups) else ""
             row[metric.title] = metric.show(value) + dagger + ("" if count == len(groups) else f" (of {count})")
