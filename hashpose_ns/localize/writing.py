@@ -8,11 +8,11 @@ from typing import Any, Dict, List, Sequence
 
 import torch
 
-from hashpose_ns.data.names import printable
+from hashpose_ns.data.names import check_names, printable
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.colmap import write_colmap_model
 from hashpose_ns.export.frame import flip_axes
-from hashpose_ns.export.trajectories import check_names, timestamps, write_trajectory
+from hashpose_ns.export.trajectories import timestamps, write_trajectory
 from hashpose_ns.export.transforms import input_file_extras, write_transforms
 from hashpose_ns.localize.api import LocalizedImage, Search, cameras_at
 from hashpose_ns.localize.photographs import Photographs
