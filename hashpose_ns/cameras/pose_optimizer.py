@@ -386,20 +386,28 @@ class PoseOptimizer(CameraOptimizer):
 
 
 def corrections_to_world(
-    corrections: Float[Tensor, "*batch 3 4"], camera_to_worlds: Float[Tensor, "*batch 3 4"], side: str
+    corrections: Float[Tensor, "*batch 3 4"],
+    camera_to_worlds: Float[Tensor, "*batch 3 4"],
+    side: str,
+    pivot: Optional[Float[Tensor, "3"]] = None,
 ) -> Float[Tensor, "*batch 3 4"]:
     """World-side motion D of each correction C, D = A C A^-1 with the frame A that corrections are measured in."""
-    frame = correction_frame(camera_to_worlds, side)
+    frame = correction_frame(camera_to_worlds, side, pivot)
     if frame is None:
         return corrections
     return pose_utils.multiply(pose_utils.multiply(frame, corrections), pose_utils.inverse(frame))
 
 
-def correction_frame(camera_to_worlds: Float[Tensor, "*batch 3 4"], side: str) -> Optional[Float[Tensor, "*batch 3 4"]]:
+def correction_frame(
+    camera_to_worlds: Float[Tensor, "*batch 3 4"], side: str, pivot: Optional[Float[Tensor, "3"]] = None
+) -> Optional[Float[Tensor, "*batch 3 4"]]:
     """Camera-to-world poses of the frames in which corrections are measured: the camera's own on the camera side, its
-    axes at the world's origin for `orbit`, None (the world's) on the world side."""
+    axes at the pivot (the world's origin by default) for `orbit`, None (the world's) on the world side."""
     if side == "orbit":
-        return torch.cat([camera_to_worlds[..., :3], torch.zeros_like(camera_to_worlds[..., 3:])], dim=-1)
+        centers = torch.zeros_like(camera_to_worlds[..., 3:])
+        if pivot is not None:
+            centers = centers + pivot[:, None].to(centers)
+        return torch.cat([camera_to_worlds[..., :3], centers], dim=-1)
     return camera_to_worlds if side == "camera" else None
 
 

@@ -18,8 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, centers_coincide
+from hashpose_ns.data.colmap_files import check_colmap_model
 from hashpose_ns.data.full_opencv import as_opencv
 from hashpose_ns.data.llff_dataparser import LLFF, read_poses_bounds
+from hashpose_ns.data.reading import reading
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.data.dataparsers.base_dataparser import DataParser
 from nerfstudio.data.dataparsers.blender_dataparser import Blender
@@ -135,6 +137,33 @@ def source_cameras(dataparser: DataParser) -> Optional[SourceCameras]:
         The cameras; None for dataparsers whose files are not known here, such as users' own.
     """
     return next((read(dataparser) for known, read in READERS.items() if _is(dataparser, known)), None)
+
+
+def cameras_of_file(path: Path) -> SourceCameras:
+    """The cameras in a file that no dataparser has read.
+
+    Args:
+        path: a transforms.json, a folder that holds one, or a COLMAP model or a folder with one in sparse/0.
+
+    Raises:
+        HashPoseError: there is none, or it cannot be read.
+    """
+    if not path.exists():
+        raise HashPoseError(f"There is no {path}; give a transforms.json or the folder of a COLMAP model.")
+    with reading(f"The file {path}"):
+        transforms = path / "transforms.json" if path.is_dir() else path
+        if transforms.is_file():
+            meta = load_from_json(transforms)
+            frames = meta["frames"]
+            return _of_transforms(
+                transforms, meta, frames, [transforms.parent / frame["file_path"] for frame in frames]
+            )
+        for folder in (path, path / "sparse" / "0", path / "sparse", path / "colmap" / "sparse" / "0"):
+            for format in ("txt", "bin"):
+                if (folder / f"images.{format}").is_file():
+                    check_colmap_model(folder, with_points=False)
+                    return _of_colmap_model(folder, format, lambda name: path / "images" / name)
+    raise HashPoseError(f"{path} holds neither a transforms.json nor a COLMAP model.")
 
 
 def source_points(dataparser: DataParser) -> Optional[Float[np.ndarray, "num_points 3"]]:

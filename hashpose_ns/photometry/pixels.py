@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
@@ -53,10 +54,34 @@ class ImagePixels:
 
     def __init__(self, dataset: InputDataset, index: int) -> None:
         data = dataset[index]
+        self._hold(index, data["image"], mask_of(data), 1)
+
+    @classmethod
+    def of(
+        cls,
+        index: int,
+        image: Float[Tensor, "height width channels"],
+        mask: Optional[Bool[Tensor, "height width"]] = None,
+        factor: int = 1,
+    ) -> ImagePixels:
+        """The pixels of an image that is at hand.
+
+        Args:
+            index: of the image in its dataset.
+            image: colours in [0, 1], with alpha if the image has it; on the CPU.
+            mask: which pixels count; all by default.
+            factor: pixels of the dataset's image along an edge of one of these.
+        """
+        pixels = cls.__new__(cls)
+        pixels._hold(index, image, mask, factor)
+        return pixels
+
+    def _hold(self, index: int, image: Tensor, mask: Optional[Tensor], factor: int) -> None:
         self.index = index
-        self.image: Float[Tensor, "height width channels"] = data["image"]
-        self.mask: Optional[Bool[Tensor, "height width"]] = mask_of(data)
-        self._allowed = None if self.mask is None else torch.nonzero(self.mask)
+        self.image: Float[Tensor, "height width channels"] = image
+        self.mask: Optional[Bool[Tensor, "height width"]] = mask
+        self.factor = factor
+        self._allowed = None if mask is None else torch.nonzero(mask)
 
     @property
     def count(self) -> int:
@@ -87,7 +112,46 @@ class ImagePixels:
     def at(self, pixels: Int[Tensor, "count 2"]) -> Pixels:
         """The pixels in these rows and columns."""
         colors = self.image[pixels[:, 0], pixels[:, 1]]
-        return Pixels(torch.full((len(pixels),), self.index), pixels + 0.5, colors)
+        return Pixels(torch.full((len(pixels),), self.index), (pixels + 0.5) * self.factor, colors)
+
+    def reduced(self, factor: int) -> ImagePixels:
+        """The image with squares of pixels averaged into one, whose ray is that of the square's centre. A square counts
+        if all of its pixels do; what is left over at the right and lower edge does not.
+
+        Args:
+            factor: edge of the squares; smaller where the image is.
+        """
+        factor = max(min(factor, *self.image.shape[:2]), 1)
+        if factor == 1:
+            return self
+        image = functional.avg_pool2d(self.image.movedim(-1, 0)[None], factor)[0].movedim(0, -1)
+        mask = None if self.mask is None else ~shrunk(~self.mask, factor)
+        return ImagePixels.of(self.index, image, mask, self.factor * factor)
+
+    def within(self, region: Bool[Tensor, "height width"], at_least: int) -> ImagePixels:
+        """The same image, of which only pixels of a region count and, where these are too few, others drawn at random.
+
+        Args:
+            region: what is of interest.
+            at_least: how many pixels are to count, if the image has as many.
+        """
+        chosen = region & self.allowed
+        missing = at_least - int(chosen.sum())
+        if missing > 0:
+            others = torch.nonzero(self.allowed & ~chosen)
+            drawn = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:missing]]
+            chosen[drawn[:, 0], drawn[:, 1]] = True
+        return ImagePixels.of(self.index, self.image, chosen, self.factor)
+
+
+def shrunk(region: Bool[Tensor, "height width"], factor: int) -> Bool[Tensor, "rows columns"]:
+    """Whether squares of pixels hold any of a region.
+
+    Args:
+        region: of the pixels.
+        factor: edge of the squares.
+    """
+    return functional.max_pool2d(region[None, None].float(), factor)[0, 0] > 0
 
 
 def draw_pixels(dataset: InputDataset, index: int, count: int, generator: torch.Generator) -> Pixels:

@@ -108,6 +108,27 @@ class HeldOutPixels:
         return float(-10.0 * squared_errors(renderer, cameras, self.pixels).mean().log10())
 
 
+def unexplained(
+    renderer: RayRenderer, dataset: InputDataset, pixels: Pixels, poses: Float[Tensor, "count 3 4"]
+) -> Float[Tensor, "count"]:
+    """Mean squared colour error of an image's pixels at each pose, over the variance of the pixels' colours: the share
+    of the photograph that the field does not explain from there.
+
+    Args:
+        renderer: the field.
+        dataset: that holds the image.
+        pixels: of one image, on the field's device.
+        poses: in the frame of the field.
+    """
+    rays, device = len(pixels), renderer.device
+    variance = renderer.composite(pixels.colors).var(dim=0).mean().clamp(min=1e-4)
+    everywhere = pixels[torch.arange(rays, device=device).repeat(len(poses))]
+    rows = torch.arange(len(poses), device=device).repeat_interleave(rays)
+    cameras = posed_cameras(dataset, poses, device, [int(pixels.images[0])] * len(poses))
+    errors = squared_errors(renderer, cameras, everywhere, rows)
+    return errors.view(len(poses), rays).mean(dim=1) / variance
+
+
 class PoseJudge:
     """Photometric losses of a training camera at any poses, against the field as it is.
 
@@ -129,12 +150,7 @@ class PoseJudge:
 
     def losses(self, poses: Float[Tensor, "count 3 4"]) -> Float[Tensor, "count"]:
         """Mean squared colour error at each pose, over the variance of the pixels' colours."""
-        rays, device = len(self.pixels), self.renderer.device
-        variance = self.renderer.composite(self.pixels.colors).var(dim=0).mean().clamp(min=1e-4)
-        everywhere = self.pixels[torch.arange(rays, device=device).repeat(len(poses))]
-        rows = torch.arange(len(poses), device=device).repeat_interleave(rays)
-        errors = squared_errors(self.renderer, self.cameras_at(poses), everywhere, rows)
-        return errors.view(len(poses), rays).mean(dim=1) / variance
+        return unexplained(self.renderer, self.dataset, self.pixels, poses)
 
     def optimized(
         self, poses: Float[Tensor, "count 3 4"], steps: int, rays: int, lr: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.photometry.pixels import ImagePixels, pixel_rays, posed_cameras
-from hashpose_ns.photometry.scene import PosedScene, frozen
+from hashpose_ns.photometry.scene import PosedScene, RayRenderer, frozen
+from nerfstudio.data.datasets.base_dataset import InputDataset
 
 PRIOR_STD = 1.0
 """Deviation, in scene units and radians, of a weak prior on every component of a twist: what is said of a camera whose
@@ -154,22 +155,66 @@ def pose_covariances(
         raise HashPoseError("The covariance of a pose has 6 dimensions and needs at least 7 rays per camera.")
     poses = scene.poses.refined_camera_to_worlds().detach()
     generator = torch.Generator().manual_seed(seed)
-    covariances: List[Tensor] = []
-    with frozen(scene.renderer):
-        for index, pose in enumerate(poses):
-            image = ImagePixels(scene.train, index)
-            if image.count == 0:
-                covariances.append(PRIOR_STD**2 * torch.eye(6, dtype=torch.float64))
-                continue
-            pixels = image.draw(rays_per_camera, generator).to(scene.device)
-            camera = posed_cameras(scene.train, pose[None], scene.device, [index])
-            bundle = pixel_rays(camera, pixels, torch.zeros_like(pixels.images))
+    return PoseUncertainty(
+        torch.stack(
+            [
+                pose_covariance(
+                    scene.renderer,
+                    scene.train,
+                    ImagePixels(scene.train, index),
+                    pose,
+                    generator,
+                    rays_per_camera,
+                    pixels_per_sample,
+                    own_appearance=True,
+                )
+                for index, pose in enumerate(poses)
+            ]
+        )
+    )
 
-            def render(origins: Tensor, directions: Tensor) -> Tensor:
-                bundle.origins, bundle.directions = origins, directions
-                return scene.renderer.colors(bundle, own_appearance=True)
 
-            colors, jacobians = ray_jacobians(render, bundle.origins, bundle.directions, pose)
-            residuals = colors - scene.renderer.composite(pixels.colors)
-            covariances.append(covariance(jacobians, residuals, image.count / pixels_per_sample).cpu())
-    return PoseUncertainty(torch.stack(covariances))
+def pose_covariance(
+    renderer: RayRenderer,
+    dataset: InputDataset,
+    image: ImagePixels,
+    pose: Float[Tensor, "3 4"],
+    generator: torch.Generator,
+    rays: int = 512,
+    pixels_per_sample: float = PIXELS_PER_SAMPLE,
+    own_appearance: bool = False,
+) -> Float[Tensor, "6 6"]:
+    """Covariance of one camera's pose, as in `PoseUncertainty`.
+
+    Args:
+        renderer: the field as it is.
+        dataset: that holds the image.
+        image: its pixels.
+        pose: camera-to-world in the frame of the field.
+        generator: of the pixels; on the CPU.
+        rays: random pixels outside of the mask.
+        pixels_per_sample: as in `pose_covariances`.
+        own_appearance: as in `RayRenderer.colors`.
+    Returns:
+        The covariance; the prior's (`PRIOR_STD`) for an image whose mask leaves no pixel.
+    """
+    if image.count == 0:
+        return PRIOR_STD**2 * torch.eye(6, dtype=torch.float64)
+    pixels = image.draw(rays, generator).to(renderer.device)
+    with frozen(renderer):
+        camera = posed_cameras(dataset, pose[None], renderer.device, [image.index])
+        bundle = pixel_rays(camera, pixels, torch.zeros_like(pixels.images))
+
+        def render(origins: Tensor, directions: Tensor) -> Tensor:
+            bundle.origins, bundle.directions = origins, directions
+            return renderer.colors(bundle, own_appearance=own_appearance)
+
+        colors, jacobians = ray_jacobians(render, bundle.origins, bundle.directions, pose)
+        residuals = colors - renderer.composite(pixels.colors)
+        return covariance(jacobians, residuals, image.count / pixels_per_sample).cpu()
+
+
+def summed(covariance: Float[Tensor, "6 6"]) -> Tuple[float, float]:
+    """Root of the summed variances of turns, in degrees, and of shifts."""
+    both = PoseUncertainty(covariance[None])
+    return float(both.rotation_deg[0].norm()), float(both.translation[0].norm())

@@ -11,7 +11,7 @@ import os
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.runs.files import checkpoints
@@ -123,14 +123,23 @@ def _load(path: Path) -> Any:
             damaged = archive.testzip()
         if damaged is not None:
             raise HashPoseError(f"it is damaged, as the checksum of {damaged} is wrong")
-        try:  # mapped, which copies nothing: that pays for the checksums
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # on a file system without maps
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            try:  # mapped, which copies nothing: that pays for the checksums
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # on a file system without maps
+                file.seek(0)
+                return torch.load(file, map_location="cpu", weights_only=True)
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             raise HashPoseError("it was replaced while it was read")
         return state
+
+
+def _numpy_numbers() -> List[Any]:
+    """What makes a number of NumPy. nerfstudio's own schedules leave some in their state."""
+    import numpy as np
+
+    scalar = np.float64(0.0).__reduce__()[0]
+    return [scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
 
 
 def _check_parts(state: Any) -> None:

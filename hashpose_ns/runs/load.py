@@ -11,7 +11,10 @@ from hashpose_ns.runs.config import read_config
 
 
 def load_trained_pipeline(
-    load_config: Path, load_points: bool = False, test_mode: Literal["inference", "val"] = "inference"
+    load_config: Path,
+    load_points: bool = False,
+    test_mode: Literal["inference", "val"] = "inference",
+    any_method: bool = False,
 ) -> Any:
     """Load a run in nerfstudio's inference mode, with the images at full resolution, or as it was trained.
 
@@ -22,6 +25,8 @@ def load_trained_pipeline(
             whatever the current folder is.
         load_points: ask the dataparser for the input's 3-D points where it has a setting for that.
         test_mode: `val` reads the images as training did.
+        any_method: take runs of other methods too. Their pipelines have no `scene`, and nerfstudio loads their
+            checkpoints.
 
     Returns:
         The run's pipeline, with the last checkpoint loaded. Its `scene` is a
@@ -42,7 +47,7 @@ def load_trained_pipeline(
         _adapt(config, load_points, test_mode)
         pipeline = config.pipeline.setup(device=_device(), test_mode=test_mode)
         pipeline.eval()
-        if not hasattr(pipeline, "scene"):
+        if not hasattr(pipeline, "scene") and not any_method:
             raise HashPoseError(
                 f"{type(pipeline.model).__name__} has no refined poses; train with one of the hashpose methods."
             )

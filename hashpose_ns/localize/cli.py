@@ -1,0 +1,159 @@
+"""hashpose-localize: where photographs were taken, in a trained run.
+
+Only light modules are imported up here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Literal, Optional, Tuple
+
+import tyro
+
+from hashpose_ns import __version__
+from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.stopping import stops_cleanly
+
+
+@dataclass
+class Localize:
+    """Find the cameras of photographs in a trained run, with or without a rough pose. Poses are written in the frame of
+    the run's input, as JSON, transforms.json, COLMAP model and TUM trajectory, for the photographs that were found."""
+
+    load_config: Path
+    """Path to the config.yml of the trained run: of a hashpose method, or of nerfacto."""
+    images: Tuple[Path, ...]
+    """Photographs, or folders of them."""
+    output_dir: Path
+    """Folder to write. It appears whole or not at all."""
+    start: Optional[Path] = None
+    """Rough poses in the frame of the run's input, and intrinsics: a transforms.json or a folder with a COLMAP model.
+    Photographs that it does not name are looked for everywhere, as all of them are without it."""
+    masks: Optional[Path] = None
+    """Folder with a mask for each photograph, under its name with any suffix. What is not white is not looked at."""
+    overwrite: bool = False
+    """Replace an earlier result in the output folder. A folder with anything else in it is never replaced."""
+    strategy: Literal["regions", "points", "random"] = "regions"
+    """Which pixels are compared. regions: those around SIFT's keypoints. points: the keypoints alone. random: any."""
+    hypotheses: int = 64
+    """Poses that the search for a photograph starts from; a quarter of them survives each round. 1 is iNeRF."""
+    rays: int = 131_072
+    """Rays per photograph that are followed with gradients. More take longer and find more."""
+    loss: Literal["huber", "mse"] = "huber"
+    """Error of colours that is made small."""
+    side: Literal["orbit", "camera", "world"] = "orbit"
+    """What a hypothesis is turned about: the point that all cameras look at, its own centre, or the world's origin."""
+    angle: float = 40.0
+    """Largest angle in degrees between a rough pose and the hypotheses around it."""
+    batch: int = 2
+    """Photographs that are looked for at once. More keep a GPU busy and take memory."""
+    overlay_size: int = 256
+    """Longest side, in pixels, of the pictures of photograph and render; 0 makes none."""
+    seed: int = 0
+    """Seed of hypotheses and pixels."""
+
+    def main(self) -> None:
+        """Load the run, look for the photographs, write and print what was found."""
+        from hashpose_ns.export.replace import check_target, clear_abandoned, replaced_folder
+
+        clear_abandoned(self.output_dir)
+        check_target(self.output_dir, self.overwrite, self._inputs(), what="hashpose-localize")
+        from hashpose_ns.localize.api import Search
+        from hashpose_ns.localize.photographs import photograph_files
+        from hashpose_ns.localize.starts import KnownStarts
+        from hashpose_ns.localize.writing import results_table, write_results
+        from hashpose_ns.photometry.localize import SearchConfig
+        from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+
+        config = SearchConfig(
+            strategy=self.strategy,
+            hypotheses=self.hypotheses,
+            rays=self.rays,
+            loss=self.loss,
+            side=self.side,
+            angle=self.angle,
+            images=self.batch,
+            seed=self.seed,
+        )
+        config.validate()
+        filenames, names = photograph_files(self.images, [self.masks] if self.masks is not None else [])
+        masks = None if self.masks is None else [mask_of(self.masks, Path(name)) for name in names]
+        search = Search(self.load_config, config)
+        starts = KnownStarts.none(len(names))
+        if self.start is not None and str(self.start) != "none":
+            starts = KnownStarts.read(self.start, filenames, names, search.given)
+        photographs = search.photographs(filenames, starts, masks)
+        for origin in sorted({lens.origin for lens in photographs.lenses} - {"the run", "the start file"}):
+            count = sum(lens.origin == origin for lens in photographs.lenses)
+            CONSOLE.print(f"The intrinsics of {count} photographs are guessed, from {origin}.", soft_wrap=True)
+        with get_progress("Looking for photographs", suffix="images") as progress:
+            task = progress.add_task("", total=len(names))
+            results = search.localize(photographs, names, starts, lambda count: progress.advance(task, count))
+        CONSOLE.print(results_table(results))
+        found = sum(result.found for result in results)
+        if not found:
+            what = "The photograph was" if len(results) == 1 else f"None of the {len(results)} photographs was"
+            raise HashPoseError(
+                f"{what}{' not' if len(results) == 1 else ''} found in the run, and nothing is written; more --rays or "
+                "a --start may help if it is of the same scene."
+            )
+        note = (
+            f"Poses of photographs in the run {self.load_config.resolve().parent}. Frame: {search.frame.description}. "
+            f"Written by hashpose-localize {__version__}."
+        )
+        manifest = {
+            "written_by": f"hashpose-localize {__version__}",
+            "run": str(self.load_config.resolve().parent),
+            "frame": search.frame.description,
+            "images": [result.name for result in results if result.found],
+        }
+        try:
+            with replaced_folder(
+                self.output_dir, self.overwrite, manifest, self._inputs(), what="hashpose-localize"
+            ) as folder:
+                notes = write_results(folder, self.output_dir, search, photographs, results, note, self.overlay_size)
+        except OSError as error:
+            raise HashPoseError(f"{self.output_dir} could not be written ({error.strerror or error}).") from error
+        lines = [
+            f"Found {found} of {len(results)} photographs: {self.output_dir}",
+            f"  frame    {search.frame.description}",
+            *(f"  note     {line}" for line in notes),
+        ]
+        text = "\n".join(lines).encode(CONSOLE.encoding, "backslashreplace").decode(CONSOLE.encoding)
+        CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _inputs(self) -> List[Path]:
+        """Files and folders that are read, which the result must not replace."""
+        optional = [path for path in (self.start, self.masks) if path is not None]
+        return [self.load_config.parent, self.load_config, *self.images, *optional]
+
+
+def mask_of(folder: Path, name: Path) -> Path:
+    """The mask of a photograph, in a folder of masks.
+
+    Raises:
+        HashPoseError: there is none, or there are several.
+    """
+    if not folder.is_dir():
+        raise HashPoseError(f"There is no folder {folder}; --masks takes a folder of masks.")
+    parent = folder / name.parent
+    found = [path for path in parent.iterdir() if path.stem in (name.stem, name.name)] if parent.is_dir() else []
+    if len(found) != 1:
+        count = "no mask" if not found else f"{len(found)} masks"
+        raise HashPoseError(f"There is {count} of the photograph {name} in {folder}; give each of them one.")
+    return found[0]
+
+
+@stops_cleanly
+@exits_on_user_error
+def entrypoint() -> None:
+    """Entrypoint for use with pyproject scripts."""
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
+    tyro.extras.set_accent_color("bright_yellow")
+    tyro.cli(Localize, config=(tyro.conf.FlagConversionOff,)).main()
+
+
+if __name__ == "__main__":
+    entrypoint()

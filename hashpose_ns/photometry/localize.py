@@ -1,0 +1,409 @@
+"""Where photographs were taken: iNeRF with several hypotheses, image pyramid and interest regions, against a trained
+field.
+
+After Yen-Chen et al., "iNeRF: Inverting Neural Radiance Fields for Pose Estimation", IROS 2021, and Lin et al.,
+"Parallel Inversion of Neural Radiance Fields for Robust Pose Estimation", ICRA 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Callable, List, Literal, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns.cameras.recovery import focus, turned
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.photometry.align import optimize_cameras
+from hashpose_ns.photometry.interest import Strategy, interest_region
+from hashpose_ns.photometry.pixels import ImagePixels, Pixels, evenly_spaced, posed_cameras, shrunk
+from hashpose_ns.photometry.scene import PosedScene
+from hashpose_ns.photometry.scores import unexplained
+from nerfstudio.data.datasets.base_dataset import InputDataset
+
+
+class Round(NamedTuple):
+    """One round of a search: survivors of the last one are optimised, and the best of them stay."""
+
+    divisor: int
+    """The hypotheses of the first round, over this, take part."""
+    share: float
+    """Of all rays."""
+    reduction: int
+    """Pixels of the image along an edge of those that are compared."""
+    rate: float
+    """Factor on the learning rate."""
+    steps: int
+    """Adam's, where that leaves each hypothesis enough rays and not too many."""
+
+
+ROUNDS = (
+    Round(1, 0.3, 4, 1.0, 30),
+    Round(4, 0.25, 4, 0.8, 30),
+    Round(16, 0.2, 2, 0.6, 40),
+    Round(64, 0.25, 1, 0.4, 100),
+)
+"""64 hypotheses, then 16, 4 and 1; from a small image to the whole one."""
+
+MOST_RAYS = 512
+"""Rays of a hypothesis in a step, at most: where hypotheses are few, there are more steps instead."""
+
+SMALLEST = 32
+"""Shorter side, in pixels, that an image is not reduced below."""
+
+LAST_RATE = 0.2
+"""The rate at the end of a round, over that at its beginning."""
+
+RANKING_RAYS, JUDGING_RAYS, FINAL_RAYS = 256, 128, 2048
+"""Pixels that candidates are ranked by, that hypotheses are judged by after a round, and that a result is measured
+on."""
+
+BETWEEN = 20.0
+"""Largest angle in degrees of hypotheses around training poses, where these are fewer than hypotheses."""
+
+ONE_COLOUR = 1e-4
+"""Variance of the colours, in [0, 1], below which a photograph shows nothing."""
+
+CandidateSource = Callable[[PosedScene, InputDataset, int], Float[Tensor, "count 3 4"]]
+"""Proposes poses, in the learned frame, for an image of a dataset. They are ranked with all others."""
+
+
+@dataclass
+class SearchConfig:
+    """How photographs are looked for in a trained field."""
+
+    strategy: Strategy = "regions"
+    """Which pixels are compared. regions: those around SIFT's keypoints. points: the keypoints alone. random: any."""
+    hypotheses: int = 64
+    """Poses that the search starts from; a quarter of them survives each round. 1 is iNeRF."""
+    rays: int = 131_072
+    """Rays per image that are followed with gradients, in all rounds together."""
+    lr: float = 0.02
+    """Adam's rate in the first round, in radians and in distances from the camera to what all cameras look at."""
+    loss: Literal["huber", "mse"] = "huber"
+    """Error of colours that is made small."""
+    side: Literal["orbit", "camera", "world"] = "orbit"
+    """What a hypothesis is turned about: the point that all cameras look at, its own centre, or the world's origin."""
+    angle: float = 40.0
+    """Largest angle, in degrees, between a given start and the hypotheses around it."""
+    images: int = 2
+    """Photographs that are looked for at once; the result is the same up to rounding."""
+    seed: int = 0
+    """Seed of hypotheses and pixels."""
+
+    def validate(self) -> None:
+        """Raises HashPoseError where a setting is out of range."""
+        if min(self.hypotheses, self.images) < 1 or self.rays < 1024:
+            raise HashPoseError("search.hypotheses and search.images are at least 1, search.rays at least 1024.")
+        if not (self.lr > 0 and 0 <= self.angle <= 180):
+            raise HashPoseError("search.lr is above 0, and search.angle an angle in degrees up to 180.")
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What is known of a photograph's pose before the search."""
+
+    pose: Optional[Float[Tensor, "3 4"]] = None
+    """A rough pose in the learned frame."""
+    candidates: Optional[Float[Tensor, "count 3 4"]] = None
+    """Further poses to try, such as those from matches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Localization:
+    """Where a photograph was taken, in the learned frame."""
+
+    pose: Float[Tensor, "3 4"]
+    """Camera-to-world, OpenGL axes."""
+    residual: float
+    """Share of the photograph's variance that the field does not explain from there."""
+    mse: float
+    """Mean squared error of its colours."""
+    start_residual: Optional[float]
+    """The same share from the given start, if there was one."""
+    agreement: float
+    """Share of the last four hypotheses, weighted by how well they explain the photograph, that are where the best one
+    is; 1 where there was one only."""
+    kept_start: bool
+    """Whether nothing was found that scores better than the given start."""
+
+
+# -- how well known photographs are explained --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Which residuals photographs of this scene have, by those it was trained on."""
+
+    typical: float
+    """Median over training images."""
+    limit: float
+    """Above this, a photograph is not explained."""
+
+    def found(self, localization: Localization) -> bool:
+        """Whether a photograph's place was found: the field explains it about as well as what it was trained on, and
+        no other hypothesis explains it as well from elsewhere, or it is explained better still."""
+        limit = self.limit if localization.agreement >= AGREEMENT else self.limit * ALONE
+        return localization.residual <= limit
+
+
+SPREADS = 3.0
+"""Deviations of the logarithm of the training images' residuals, above their median, up to which one is accepted."""
+
+LEAST_RATIO, LEAST, LARGEST = 4.0, 0.02, 0.5
+"""The limit is this many medians at least, and between these shares of the variance."""
+
+AGREEMENT, ALONE = 0.5, 0.6
+"""Agreement from which on the limit holds; below, it is this fraction of it."""
+
+TRAINING_IMAGES = 24
+"""Training images that the limit comes from."""
+
+
+@torch.no_grad()
+def acceptance(scene: PosedScene) -> Acceptance:
+    """Measures how well the field explains the images it was trained on, with the mean appearance.
+
+    Raises:
+        HashPoseError: no training image has a pixel outside of its mask.
+    """
+    poses = scene.poses.refined_camera_to_worlds().detach()
+    residuals = []
+    for index in evenly_spaced(len(poses), TRAINING_IMAGES):
+        image = ImagePixels(scene.train, index)
+        pixels = image.draw(FINAL_RAYS // 4, torch.Generator().manual_seed(index)).to(scene.device)
+        if len(pixels) and float(scene.renderer.composite(pixels.colors).var(dim=0).mean()) > ONE_COLOUR:
+            residuals.append(float(unexplained(scene.renderer, scene.train, pixels, poses[index : index + 1])))
+    if not residuals:
+        raise HashPoseError("Masks leave nothing of the training images, so nothing says what a right residual is.")
+    logs = torch.tensor(residuals, dtype=torch.float64).clamp(min=1e-6).log()
+    median = logs.median()
+    spread = 1.4826 * float((logs - median).abs().median())
+    ratio = max(math.exp(SPREADS * spread), LEAST_RATIO)
+    typical = float(median.exp())
+    return Acceptance(typical, min(max(typical * ratio, LEAST), LARGEST))
+
+
+# -- the search --------------------------------------------------------------------------------------------------------
+
+
+class _Query:
+    """A photograph that is looked for, at several sizes."""
+
+    def __init__(self, scene: PosedScene, dataset: InputDataset, index: int, config: SearchConfig) -> None:
+        self.dataset, self.index = dataset, index
+        self.whole = whole_image(scene, dataset, index, str(dataset.image_filenames[index]))
+        self.region = interest_region(self.whole.image, self.whole.allowed, config.strategy)
+        self.sources: dict[int, ImagePixels] = {}
+        self.seed = config.seed
+
+    def reduced(self, reduction: int) -> ImagePixels:
+        """The photograph with that many pixels averaged along an edge, or fewer where it, or what its mask leaves, is
+        small."""
+        reduction = min(reduction, min(self.whole.image.shape[:2]) // SMALLEST)
+        small = self.whole.reduced(reduction)
+        return small if small.count else self.reduced(reduction // 2)
+
+    def source(self, reduction: int, rays: int) -> ImagePixels:
+        """What a round draws from."""
+        if reduction not in self.sources:
+            small = self.reduced(reduction)
+            region = self.region if small.factor == 1 else shrunk(self.region, small.factor)
+            self.sources[reduction] = small if bool(region.all()) else small.within(region, rays)
+        return self.sources[reduction]
+
+    def judged(self, reduction: int, rays: int, device: torch.device) -> Pixels:
+        """Random pixels of the whole picture, always the same ones."""
+        return self.reduced(reduction).draw(rays, torch.Generator().manual_seed(self.seed)).to(device)
+
+    def losses(
+        self, scene: PosedScene, poses: Float[Tensor, "count 3 4"], reduction: int, rays: int
+    ) -> Float[Tensor, "count"]:
+        """Share of the photograph's variance that each pose leaves unexplained, on `judged` pixels."""
+        return unexplained(scene.renderer, self.dataset, self.judged(reduction, rays, scene.device), poses)
+
+
+def whole_image(scene: PosedScene, dataset: InputDataset, index: int, name: str) -> ImagePixels:
+    """A photograph on the field's background.
+
+    Raises:
+        HashPoseError: it cannot be read, or shows nothing outside of its mask.
+    """
+    read = ImagePixels(dataset, index)
+    image = ImagePixels.of(index, scene.renderer.composite(read.image).cpu().contiguous(), read.mask)
+    check_visible(image, name)
+    return image
+
+
+def check_visible(image: ImagePixels, name: str) -> None:
+    """Raises HashPoseError if a photograph, without alpha, shows nothing outside of its mask."""
+    if image.count == 0:
+        raise HashPoseError(f"The mask of {name} leaves no pixel, so nothing says where it was taken.")
+    colors = image.image if image.mask is None else image.image[image.mask][None]
+    if float(colors.flatten(0, 1).var(dim=0, correction=0).mean()) < ONE_COLOUR:
+        raise HashPoseError(f"{name} has one colour only, so nothing says where it was taken.")
+
+
+class Localizer:
+    """Looks for photographs in a trained field.
+
+    Args:
+        scene: the field, the training images and their poses.
+        config: settings.
+        sources: what proposes further candidates for an image.
+
+    Raises:
+        HashPoseError: a setting is out of range.
+    """
+
+    def __init__(
+        self, scene: PosedScene, config: Optional[SearchConfig] = None, sources: Sequence[CandidateSource] = ()
+    ) -> None:
+        self.scene, self.config, self.sources = scene, config or SearchConfig(), tuple(sources)
+        self.config.validate()
+        self.training = scene.poses.refined_camera_to_worlds().detach()
+        self.focus = focus(self.training)
+        self.distance = float((self.training[:, :, 3] - self.focus).norm(dim=-1).median().clamp(min=1e-6))
+
+    def localize(
+        self, dataset: InputDataset, indices: Sequence[int], starts: Optional[Sequence[Start]] = None
+    ) -> List[Localization]:
+        """Looks for photographs, all of them at once.
+
+        Args:
+            dataset: that holds them, with their intrinsics. Their poses are not looked at.
+            indices: which of its images.
+            starts: what is known of each; nothing by default.
+
+        Raises:
+            HashPoseError: a mask leaves no pixel of an image, or it has one colour only.
+        """
+        queries = [_Query(self.scene, dataset, index, self.config) for index in indices]
+        known = list(starts or [Start()] * len(queries))
+        hypotheses = [self.hypotheses(query, start) for query, start in zip(queries, known)]
+        agreements = [1.0] * len(queries)
+        for number, stage in enumerate(ROUNDS):
+            count = max(self.config.hypotheses // stage.divisor, 1)
+            if number:  # the best of the last round
+                hypotheses = [poses[:count] for poses in hypotheses]
+            optimized = self._optimized(queries, hypotheses, stage)
+            if count == 1:  # what did not get better stays
+                optimized = [torch.cat(pair) for pair in zip(optimized, hypotheses)]
+            hypotheses = optimized
+            judged = [
+                query.losses(self.scene, poses, stage.reduction, JUDGING_RAYS * (1 if count > 4 else 4))
+                for query, poses in zip(queries, hypotheses)
+            ]
+            orders = [values.argsort() for values in judged]
+            hypotheses = [poses[order] for poses, order in zip(hypotheses, orders)]
+            losses = [values[order] for values, order in zip(judged, orders)]
+            if 1 < count <= 4:
+                agreements = [self._agreement(*pair) for pair in zip(hypotheses, losses)]
+        return [
+            self._result(query, poses[0], start.pose, agreement)
+            for query, poses, start, agreement in zip(queries, hypotheses, known, agreements)
+        ]
+
+    # -- where to begin ------------------------------------------------------------------------------------------------
+
+    def hypotheses(self, query: _Query, start: Start) -> Float[Tensor, "count 3 4"]:
+        """Poses that the search for a photograph begins at: a given one, draws around it, and as many of the training
+        cameras' poses and of what else is proposed, those that explain it best. Without a given pose these alone, and
+        draws around them if they are too few."""
+        wanted = self.config.hypotheses
+        generator = torch.Generator().manual_seed(self.config.seed + 7919 * query.index)
+        proposed = [source(self.scene, query.dataset, query.index).to(self.training) for source in self.sources]
+        if start.candidates is not None:
+            proposed.append(start.candidates.to(self.training))
+        known = torch.cat([self.training, *proposed])
+        if start.pose is not None:
+            pose = start.pose.to(self.training)[None]
+            ranked = self._best(query, known, max(wanted - 1, 0) // 2)
+            drawn = self._around(pose, wanted - 1 - len(ranked), math.radians(self.config.angle), generator)
+            return torch.cat([pose, drawn, ranked])
+        ranked = self._best(query, known, wanted)
+        drawn = self._around(ranked, wanted - len(ranked), math.radians(BETWEEN), generator)
+        return torch.cat([ranked, drawn])
+
+    def _best(self, query: _Query, poses: Float[Tensor, "count 3 4"], wanted: int) -> Float[Tensor, "some 3 4"]:
+        """The poses of the smallest residuals, the least first."""
+        if wanted == 0:
+            return poses[:0]
+        return poses[query.losses(self.scene, poses, ROUNDS[0].reduction, RANKING_RAYS).argsort()[:wanted]]
+
+    def _around(
+        self, poses: Float[Tensor, "some 3 4"], count: int, angle: float, generator: torch.Generator
+    ) -> Float[Tensor, "count 3 4"]:
+        """Draws about poses, each in turn: turned about the point that all cameras look at by up to an angle, and then
+        shifted a little."""
+        if count == 0:
+            return poses[:0]
+        times = [count // len(poses) + (row < count % len(poses)) for row in range(len(poses))]
+        drawn = torch.cat(
+            [turned(pose, self.focus, some, angle, generator) for pose, some in zip(poses, times) if some]
+        )
+        shifts = 0.1 * self.distance * (2 * torch.rand(count, 3, generator=generator) - 1)
+        drawn[:, :, 3] += shifts.to(drawn)
+        return drawn
+
+    # -- rounds --------------------------------------------------------------------------------------------------------
+
+    def schedule(self, stage: Round, count: int) -> Tuple[int, int]:
+        """Steps of a round, and rays of each of its hypotheses in a step."""
+        total = stage.share * self.config.rays / count
+        rays = max(min(round(total / stage.steps), MOST_RAYS), 8)
+        return max(round(total / rays), 1), rays
+
+    def _optimized(
+        self, queries: Sequence[_Query], hypotheses: Sequence[Float[Tensor, "_ 3 4"]], stage: Round
+    ) -> List[Float[Tensor, "_ 3 4"]]:
+        counts = [len(poses) for poses in hypotheses]
+        steps, rays = self.schedule(stage, max(counts))
+        images = [query.source(stage.reduction, rays) for query, count in zip(queries, counts) for _ in range(count)]
+        indices = [query.index for query, count in zip(queries, counts) for _ in range(count)]
+        found = optimize_cameras(
+            self.scene.renderer,
+            posed_cameras(queries[0].dataset, torch.cat(list(hypotheses)), self.scene.device, indices),
+            images,
+            self.config.side,
+            steps,
+            rays,
+            self.config.lr * stage.rate,
+            last_rate=LAST_RATE,
+            loss=self.config.loss,
+            pivot=self.focus,
+            unit=self.distance,
+        )
+        return list(found.split(counts))
+
+    def _agreement(self, poses: Float[Tensor, "count 3 4"], losses: Float[Tensor, "count"]) -> float:
+        """Share of the weight, which falls with the fourth power of the loss (Loc-NeRF), that lies where the first pose
+        is: within 5 degrees, and a twentieth of the distance."""
+        relative = poses[:, :, :3].mT @ poses[0, :, :3]
+        cosines = (relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+        near = (poses[:, :, 3] - poses[0, :, 3]).norm(dim=-1) < 0.05 * self.distance
+        near &= cosines > math.cos(math.radians(5.0))
+        weights = (losses[0].clamp(min=1e-9) / losses.clamp(min=1e-9)) ** 4
+        return float((weights * near).sum() / weights.sum())
+
+    def _result(
+        self, query: _Query, pose: Float[Tensor, "3 4"], start: Optional[Float[Tensor, "3 4"]], agreement: float
+    ) -> Localization:
+        """The better of what was found and the given start."""
+        poses = pose[None] if start is None else torch.stack([pose, start.to(pose)])
+        pixels = query.judged(1, FINAL_RAYS, self.scene.device)
+        residuals = unexplained(self.scene.renderer, query.dataset, pixels, poses)
+        variance = float(self.scene.renderer.composite(pixels.colors).var(dim=0).mean().clamp(min=1e-4))
+        kept = start is not None and bool(residuals[1] <= residuals[0])
+        residual = float(residuals[int(kept)])
+        return Localization(
+            pose=poses[int(kept)],
+            residual=residual,
+            mse=residual * variance,
+            start_residual=None if start is None else float(residuals[1]),
+            agreement=agreement,
+            kept_start=kept,
+        )
