@@ -14,7 +14,8 @@ from hashpose_ns.matches.sfm import FLIP, Structure
 GAUGE = 7
 """Dimensions that no match determines: a similarity of the whole."""
 MAX_CAMERAS = 600
-"""Above, the normal equations are not inverted: their size grows with the square of the number of cameras."""
+"""Above, each camera's deviation is what it is while all points and other cameras stand still, which is smaller: the full
+normal equations grow with the square of the number of cameras."""
 
 
 def pose_deviations(
@@ -38,9 +39,11 @@ def pose_deviations(
     turns = np.full(images.num_images, np.inf)
     shifts = turns.copy()
     active = structure.placed.copy()
-    if not 3 <= int(active.sum()) <= MAX_CAMERAS:
+    if int(active.sum()) < 3:
         return turns, shifts
     terms = _terms(images, structure)
+    if int(active.sum()) > MAX_CAMERAS:
+        return _alone(terms, active)
     while int(active.sum()) >= 3:
         cameras, found, steps = _deviations(terms, active)
         worst = float(found.max())
@@ -50,6 +53,19 @@ def pose_deviations(
         most = np.argsort(-found)[: max(len(found) // 20, 1)]
         active[cameras[most[found[most] >= min(max(limit, 0.5 * worst), worst)]]] = False
     return turns, shifts
+
+
+def _alone(
+    terms: _Terms, active: Bool[np.ndarray, "num_images"]
+) -> Tuple[Float[np.ndarray, "num_images"], Float[np.ndarray, "num_images"]]:
+    """Deviations of each camera by its own observations of points that stand still."""
+    normal = np.zeros((len(active), 6, 6))
+    np.add.at(normal, terms.image, terms.by_camera.transpose(0, 2, 1) @ terms.by_camera)
+    seen = active & (np.bincount(terms.image, minlength=len(active)) >= 6)
+    ridge = 1e-12 * np.trace(normal, axis1=1, axis2=2) + 1e-12
+    variances = terms.sigma**2 * np.diagonal(np.linalg.inv(normal + ridge[:, None, None] * np.eye(6)), 0, 1, 2)
+    turns = np.degrees(np.sqrt(variances[:, :3].sum(axis=1)))
+    return np.where(seen, turns, np.inf), np.where(seen, np.sqrt(variances[:, 3:].sum(axis=1)), np.inf)
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,7 +102,8 @@ def test_what_was_asked_for_is_there():
     presets = suites.presets()
     assert set("abcde") == {name[-1] for name in presets if name.startswith("ablation-")}
     assert {"hashpose", "paper", "true-poses", "colmap-fixed", "colmap-refined"} <= set(presets)
-    assert {preset.base for preset in presets.values()} == {"hashpose", *PEERS}
+    bases = {preset.base for preset in presets.values()}
+    assert bases == {"hashpose", *PEERS, "sfm-given", "sfm-incremental", "sfm-global"}
     for name in ("smoke", "ablation", "lambda", "decoder", "curriculum", "peers", "chair-paper", "llff-fern", "fox"):
         assert name in suites.suite_names()
     entries = [*presets.values(), *suites.scales().values(), *suites.scenarios().values()]

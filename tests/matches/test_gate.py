@@ -10,7 +10,7 @@ import torch
 from synthetic import FOCAL, arc, looking_at, matched, seen_from, turned
 
 from hashpose_ns.cameras.alignment import align_poses, pose_errors
-from hashpose_ns.matches import sfm
+from hashpose_ns.matches import sfm, uncertainty
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.matches.gate import CONFIRMING, DETERMINED, Evidence, support
@@ -140,6 +140,16 @@ def test_deviations_are_the_spread_over_noise(true, monkeypatch):
     assert 0.05 < spread.mean() < 0.3
     assert 0.5 < expected.mean() / spread.mean() < 1.4
     assert 0.3 < (expected / spread).min() and (expected / spread).max() < 2.0
+
+
+def test_deviations_of_more_cameras_than_are_inverted_together_are_smaller_and_of_the_same_size(true, monkeypatch):
+    images = matched(true, noise=0.3, seed=5)
+    found = structure_from_given(images, true, angles=())
+    together, steps = pose_deviations(images, found, DETERMINED)
+    monkeypatch.setattr(uncertainty, "MAX_CAMERAS", 2)
+    alone, steps_alone = pose_deviations(images, found, DETERMINED)
+    assert (alone > 0).all() and (alone < together).all() and alone.mean() > 0.1 * together.mean()
+    assert (steps_alone < steps).all() and (steps_alone > 0).all()
 
 
 # -- the verdict -------------------------------------------------------------------------------------------------------
