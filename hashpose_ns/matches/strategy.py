@@ -55,7 +55,7 @@ class StartFromMatches(PoseStrategy):
             say(f"matches: training starts at the poses as they are, because {reason}")
             return
         matches = self.images.flat()
-        if len(matches):
+        if len(matches) and 2 * len(matches) >= self.config.term.least * matches.num_images:
             scene.poses.terms["match_loss"] = MatchTerm(matches, self.config.term)
         if resumed:
             return
