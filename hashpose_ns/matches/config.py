@@ -42,7 +42,8 @@ class MatchTermConfig:
     per_step: int = 2048
     """Matches that are drawn for a step; all of them where there are no more."""
     least: int = 50
-    """Matches of an image, in the mean, from which the term is used. Of fewer, as small pictures have, many are wrong."""
+    """Matches of an image, in the mean, from which the term is used.
+    Of fewer, as small pictures have, many are wrong."""
     scale: float = 0.5
     """Distance in pixels from which matches pull less the further they are away, as wrong ones are."""
 
