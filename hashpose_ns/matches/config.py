@@ -67,7 +67,7 @@ class MatchConfig:
 
     start: Literal["off", "auto", "always"] = "off"
     """Whether training starts at poses that matches give. `auto`: where there is good reason to believe them, and
-    better ones than those given; `always`: wherever there are any."""
+    better ones than those given, in runs that refine poses; `always`: wherever there are any."""
     from_none: Optional[bool] = None
     """Whether structure from motion starts from nothing, instead of from the given poses. Without a value: where these
     are unknown (`initial-poses identity`), and where it fails from them."""

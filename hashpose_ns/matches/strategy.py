@@ -9,7 +9,7 @@ from typing import Optional
 import torch
 
 from hashpose_ns.cameras.alignment import rotation_angle
-from hashpose_ns.errors import HashPoseError
+from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.epipolar import MatchTerm
 from hashpose_ns.matches.features import MatchedImages, NoMatches, find_matches, pairs_to_match
@@ -44,16 +44,20 @@ class StartFromMatches(PoseStrategy):
         self.config.term.validate()
 
     def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
-        if self.config.start == "off":
-            return
-        begin = time.perf_counter()
+        if self.config.start == "off" or (self.config.start == "auto" and scene.poses.config.mode == "off"):
+            return  # whoever does not refine poses wants them as they are
         try:
-            self.images = matched_images(scene, self.config)
-        except NoMatches as reason:
+            self._prepare(scene, resumed, say)
+        except (NoMatches, ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+            # The latter are pycolmap's. Matches that cannot be used cost no training.
+            reason = str(error) if isinstance(error, NoMatches) else f"pycolmap failed ({one_line(error)})"
             if self.config.start == "always" and not resumed:
-                raise HashPoseError(f"Training cannot start at poses from matches, because {reason}.") from reason
+                raise HashPoseError(f"Training cannot start at poses from matches, because {reason}.") from error
             say(f"matches: training starts at the poses as they are, because {reason}")
-            return
+
+    def _prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
+        begin = time.perf_counter()
+        self.images = matched_images(scene, self.config)
         matches = self.images.flat()
         if len(matches) and 2 * len(matches) >= self.config.term.least * matches.num_images:
             scene.poses.terms["match_loss"] = MatchTerm(matches, self.config.term)
