@@ -45,7 +45,7 @@ HALVES = ("tuned on", "not tuned on")
 """The cases, by turns: the guard's limits were chosen by the first half."""
 POSE_RATE = "optimizers.camera_opt.optimizer.lr"
 SMALL = {
-    **{"guard.mode": "off", RAYS: 256},
+    **{"guard.mode": "off", "matches.start": "off", RAYS: 256},
     **{"pipeline.model.num_samples": 12, "pipeline.model.num_importance_samples": 12},
 }
 """Settings of all runs."""
@@ -233,6 +233,9 @@ def judge(trainer: Any, case: Case, path: Path, thumbnails: dict[str, np.ndarray
     from hashpose_ns.cameras.alignment import align_poses
     from hashpose_ns.guard.config import GuardConfig
     from hashpose_ns.guard.judge import compare_errors
+    from hashpose_ns.guard.matches import disagreement
+    from hashpose_ns.matches.config import MatchConfig
+    from hashpose_ns.matches.strategy import matched_images
 
     scene, config = trainer.pipeline.scene, GuardConfig(rays=JUDGE_RAYS)
     optimizer = scene.poses
@@ -245,6 +248,8 @@ def judge(trainer: Any, case: Case, path: Path, thumbnails: dict[str, np.ndarray
         thumbnails.update(thumbnail_errors(scene, steps, config))
     errors = compare_errors(scene, initial, align_poses(refined, initial).apply_to_poses(refined), steps, config)
     found = {name: getattr(errors, name) for name in ("first", "second", "block_cameras")}
+    matches = disagreement(matched_images(scene, MatchConfig()), initial, refined)
+    found.update(matches_first=matches.first, matches_second=matches.second)
     with whole_file(path) as partial:
         np.savez_compressed(partial, initial=initial, refined=refined, reference=reference, **found, **thumbnails)
 
@@ -277,6 +282,7 @@ def train(case: Case, data: Path, work: Path) -> None:
 def verdict_of(case: Case, step: int, path: Path, config: Any) -> dict[str, Any]:
     """The verdict, and the true errors before and after."""
     from hashpose_ns.cameras.alignment import align_poses, pose_errors
+    from hashpose_ns.guard.matches import Disagreement
     from hashpose_ns.guard.movement import movement
     from hashpose_ns.guard.verdict import HeldOutErrors, decide
 
@@ -285,7 +291,8 @@ def verdict_of(case: Case, step: int, path: Path, config: Any) -> dict[str, Any]
     errors = HeldOutErrors(kept["first"], kept["second"], kept[f"small{config.coarse}"], kept["block_cameras"])
     initial, refined, reference = (kept[name].double() for name in ("initial", "refined", "reference"))
     moved = movement(initial, align_poses(refined, initial).apply_to_poses(refined))
-    verdict = decide(errors, moved, config)
+    matches = Disagreement(kept["matches_first"].numpy(), kept["matches_second"].numpy())
+    verdict = decide(errors, moved, config, matches)
     psnr_initial, psnr_refined = (float(psnr.mean()) for psnr in verdict.psnrs())
     before, after = pose_errors(initial, reference), pose_errors(refined, reference)
     extent = float((reference[:, :, 3] - reference[:, :, 3].mean(dim=0)).norm(dim=-1).mean())
@@ -307,7 +314,13 @@ def verdict_of(case: Case, step: int, path: Path, config: Any) -> dict[str, Any]
         **{"turned_deg": float(moved.degrees.mean()), "turned_deg_most": float(moved.degrees.max())},
         **{"converging": moved.converging, "thrown": case.thrown, "hurt_cameras": len(verdict.hurt_cameras)},
         "doubtful_cameras": len(verdict.doubtful_cameras),
+        **{"matches": len(matches.log_ratios), "matches_log_ratio": mean_of(matches.log_ratios)},
     }
+
+
+def mean_of(values: np.ndarray) -> float | None:
+    """The mean; None of nothing."""
+    return float(values.mean()) if len(values) else None
 
 
 def truth_of(error: dict[str, float], worse: bool) -> str:
