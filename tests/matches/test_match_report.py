@@ -82,12 +82,13 @@ def test_guard_json_says_what_matches_said(tmp_path):
 
 
 def test_a_run_writes_it_and_ns_eval_tells_it(tmp_path, ns_train, ns_eval):
-    cameras = corner_cameras(6)
+    cameras = corner_cameras(8)
     capture = write_corner(tmp_path / "capture", cameras, turned(cameras.camera_to_worlds.double().numpy(), 3.0))
+    two_held_out = ("nerfstudio-data", "--train-split-fraction", 0.7)
     arguments = ("hashpose-small", "--data", capture, "--output-dir", tmp_path, "--experiment-name", "e")
     arguments += (*NO_EVAL, *FEW_RAYS, *SMALL_FIELD, "--guard.mode", "off", "--matches.start", "auto")
     arguments += ("--pipeline.tto-steps", 0, "--pipeline.eval-num-images", 1)
-    outcome = ns_train(*arguments, "--timestamp", "run", "--max-num-iterations", 2)
+    outcome = ns_train(*arguments, "--timestamp", "run", "--max-num-iterations", 2, *two_held_out)
     assert outcome.code == 0, outcome.output
     run = tmp_path / "e/hashpose-small/run"
     report = read_matches(run)
@@ -101,9 +102,8 @@ def test_a_run_writes_it_and_ns_eval_tells_it(tmp_path, ns_train, ns_eval):
     numbers = evaluated()
     assert numbers["matches_verdict"] == 1.0 and numbers["matches_share"] == report.evidence["share"]
     # resumed elsewhere it goes along
-    outcome = ns_train(
-        *arguments, "--timestamp", "on", "--max-num-iterations", 3, "--load-dir", run / "nerfstudio_models"
-    )
+    arguments += ("--timestamp", "on", "--max-num-iterations", 3, "--load-dir", run / "nerfstudio_models")
+    outcome = ns_train(*arguments, *two_held_out)
     assert outcome.code == 0, outcome.output
     assert read_matches(run.with_name("on")) == report
     # a damaged one costs its numbers

@@ -161,7 +161,9 @@ def test_renders_and_losses_are_those_of_nerfstudios_model(settings, monkeypatch
         "format",
         "camera_optimizer.initial_camera_to_worlds",
         "camera_optimizer.reference_camera_to_worlds",
+        "camera_optimizer.base_camera_to_worlds",
         "camera_optimizer.fallen_back",
+        "camera_optimizer.trusted",
     }
     theirs.collider.reset_near_plane = False
     batch = {"image": torch.rand(40, 3)}
