@@ -23,7 +23,6 @@ from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
-from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.matches.report import read_matches
 from hashpose_ns.matches.strategy import StartFromMatches, in_words
 from hashpose_ns.optim.schedules import ScheduleConfig
@@ -329,25 +328,27 @@ class HashPoseTrainer(Trainer):
         CONSOLE.print("Guard: judging the initial and the refined poses by held-out pixels ...")
         try:
             with self.train_lock:
-                report = run_guard(self.scene, self.config.guard, self._matched())
+                start = self._matched_start
+                report = run_guard(self.scene, self.config.guard, start.images if start is not None else None)
             report.write(self.base_dir)
             report.print()
             self.pipeline.pose_panel.show_verdict(report)
         except (HashPoseError, RuntimeError) as error:  # such as memory that is not there
             CONSOLE.print(f"Guard: no verdict. {one_line(error)}", soft_wrap=True)
 
-    def _matched(self) -> Optional[MatchedImages]:
-        """Matches between the training images, where training has them."""
-        return next((each.images for each in self.strategies if isinstance(each, StartFromMatches)), None)
+    @property
+    def _matched_start(self) -> Optional[StartFromMatches]:
+        """What looks at matches, and has them where there are any."""
+        return next((each for each in self.strategies if isinstance(each, StartFromMatches)), None)
 
     def _show_matches(self) -> None:
         """Hands matches, and what came of them, to the viewer's panel and to the run's folder."""
-        for each in self.strategies:
-            if isinstance(each, StartFromMatches) and each.report is not None:
-                each.report.write(self.base_dir)
-            if isinstance(each, StartFromMatches) and each.images is not None:
-                said = in_words(each.start) if each.start is not None else ""  # where training is resumed
-                self.pipeline.pose_panel.show_matches(each.images, said)
+        matched = self._matched_start
+        if matched is not None and matched.report is not None:
+            matched.report.write(self.base_dir)
+        if matched is not None and matched.images is not None:
+            said = in_words(matched.start) if matched.start is not None else ""  # where training is resumed
+            self.pipeline.pose_panel.show_matches(matched.images, said)
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""

@@ -72,9 +72,8 @@ def fall_back_unless_helped(
         return "poses are where they started"
     verdict = judge_refinement(scene, config, since_base=True, matched=matched)
     found = in_words(verdict)
-    no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first))
-    if config.keep_rebased and optimizer.rebased:
-        no_better = False
+    kept = config.keep_rebased and optimizer.rebased
+    no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first)) and not kept
     # Matches contradict whatever pixels say where a trusted start has been left for the worse.
     left = optimizer.is_trusted and verdict.matches_contradict
     if verdict.verdict != "hurt" and not left and not (last and no_better):

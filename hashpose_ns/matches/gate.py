@@ -9,11 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from hashpose_ns.matches.features import MatchedImages
-from hashpose_ns.matches.sfm import FLIP, Structure, epipolar_errors
+from hashpose_ns.matches.sfm import AGREEING_PIXELS, FLIP, Structure, epipolar_errors
 from hashpose_ns.matches.uncertainty import pose_deviations
 
-PIXELS = 2.0
-"""A match agrees with poses up to this distance from its epipolar lines."""
 DETERMINED = 1.0
 """Degrees: a camera whose standard deviation is larger is not determined by matches."""
 MOST = 0.7
@@ -66,16 +64,20 @@ def support(images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_imag
         images: keypoints and verified matches.
         camera_to_worlds: poses, OpenGL axes.
     """
-    errors = epipolar_errors(images, camera_to_worlds)
+    return _support(images, epipolar_errors(images, camera_to_worlds))
+
+
+def _support(images: MatchedImages, errors: List[Float[np.ndarray, "_num_matches"]]) -> Support:
+    """As `support`, by the distances of all matches, pair by pair."""
     together = np.concatenate(errors) if errors else np.zeros(0)
     agreeing, all_ = np.zeros(images.num_images), np.zeros(images.num_images)
     for (first, second), of_pair in zip(images.pairs, errors):
         for index in (first, second):
-            agreeing[index] += (of_pair < PIXELS).sum()
+            agreeing[index] += (of_pair < AGREEING_PIXELS).sum()
             all_[index] += len(of_pair)
     median = float(np.median(together)) if len(together) else np.inf
     return Support(
-        share=float((together < PIXELS).mean()) if len(together) else 0.0,
+        share=float((together < AGREEING_PIXELS).mean()) if len(together) else 0.0,
         median=median,
         median_angle=median / float(images.focals.mean()),
         of_camera=np.where(all_ > 0, agreeing / np.maximum(all_, 1), np.nan),
@@ -102,13 +104,11 @@ class Evidence:
     @classmethod
     def of(cls, images: MatchedImages, structure: Structure) -> Evidence:
         """Collects it."""
+        errors = epipolar_errors(images, structure.camera_to_worlds)
+        deviations, _ = pose_deviations(images, structure, DETERMINED)
         return cls(
-            support=support(images, structure.camera_to_worlds),
-            deviations=np.where(
-                in_core(images, structure.camera_to_worlds),
-                pose_deviations(images, structure, DETERMINED)[0],
-                np.inf,
-            ),
+            support=_support(images, errors),
+            deviations=np.where(_in_core(images, errors), deviations, np.inf),
             tracks=structure.three_view_tracks().astype(float),
             turns_agree=_turns_agree(images, structure.camera_to_worlds),
             reprojection=structure.reprojection,
@@ -148,20 +148,18 @@ def believed(evidence: Evidence) -> bool:
     return evidence.reason_for_doubt() is None
 
 
-def in_core(
-    images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"]
-) -> Bool[np.ndarray, "num_images"]:
+def _in_core(images: MatchedImages, errors: List[Float[np.ndarray, "_num_matches"]]) -> Bool[np.ndarray, "num_images"]:
     """Cameras that hang together: the largest set in which each has `NEIGHBORS` others (all others, of fewer cameras)
     with which it shares `SHARED` matches and most of all that there are (the k-core of that graph).
 
     Args:
         images: keypoints and verified matches.
-        camera_to_worlds: poses by which matches agree.
+        errors: distances of all matches from their epipolar lines, pair by pair.
     """
     neighbors: List[Set[int]] = [set() for _ in range(images.num_images)]
-    for (first, second), errors in zip(images.pairs.tolist(), epipolar_errors(images, camera_to_worlds)):
-        agreeing = int((errors < PIXELS).sum())
-        if agreeing >= SHARED and agreeing > len(errors) / 2:
+    for (first, second), of_pair in zip(images.pairs.tolist(), errors):
+        agreeing = int((of_pair < AGREEING_PIXELS).sum())
+        if agreeing >= SHARED and agreeing > len(of_pair) / 2:
             neighbors[first].add(second)
             neighbors[second].add(first)
     least = min(NEIGHBORS, images.num_images - 1)

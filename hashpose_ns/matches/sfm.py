@@ -23,10 +23,14 @@ MAX_REPROJECTION = 4.0
 """Pixels beyond which an observation is dropped after a pass: COLMAP's."""
 MIN_ANGLE = 1.5
 """Degrees between two rays, below which they determine no point: COLMAP's."""
+FEWEST_POINTS = 8
+"""Points below which there is no structure."""
 MIN_OBSERVATIONS = 15
 """Observations of points that place a camera, at least."""
 RESECTIONS = 2
 """How often cameras that contradict the others are looked for."""
+AGREEING_PIXELS = 2.0
+"""A match agrees with poses up to this distance from its epipolar lines."""
 FLIP = np.diag([1.0, -1.0, -1.0])
 """From OpenGL's camera axes to OpenCV's, and back."""
 
@@ -62,20 +66,17 @@ class Structure:
     reprojection: float
     """Mean distance of observations from where points are seen, in pixels."""
 
-    def observations(self) -> Int[np.ndarray, "num_images"]:
-        """How many points each image sees."""
+    def observations(self, views: int = 1) -> Int[np.ndarray, "num_images"]:
+        """How many points each image sees that so many images see, at least."""
         counts = np.zeros(len(self.placed), dtype=np.int64)
         for track in self.tracks:
-            counts[track[:, 0]] += 1
+            if len(track) >= views:
+                counts[track[:, 0]] += 1
         return counts
 
     def three_view_tracks(self) -> Int[np.ndarray, "num_images"]:
         """How many points each image sees that two others see, at least."""
-        counts = np.zeros(len(self.placed), dtype=np.int64)
-        for track in self.tracks:
-            if len(track) >= 3:
-                counts[track[:, 0]] += 1
-        return counts
+        return self.observations(views=3)
 
 
 def structure_from_given(
@@ -175,12 +176,6 @@ def _reprojects(
     return (z > 0) & (images.focals[image] * np.hypot(*off.T) < MAX_REPROJECTION)
 
 
-def polished(images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"]) -> Optional[Structure]:
-    """The last pass alone, from poses that are right to about a degree. Arguments and result as above."""
-    library = pycolmap()
-    return _pass(library, _graph(library, images), images, camera_to_worlds, POLISH)
-
-
 def _graph(library: Any, images: MatchedImages) -> Any:
     graph = library.CorrespondenceGraph()
     for index, points in enumerate(images.points):
@@ -196,7 +191,7 @@ def _graph(library: Any, images: MatchedImages) -> Any:
 
 def _camera(library: Any, focal: float, index: int) -> Any:
     """A camera for `_keypoints`, which have neither distortion nor a principal point of their own any more."""
-    size = max(int(round(2 * focal)), 1)
+    size = _size(focal)
     camera = library.Camera(
         model="SIMPLE_PINHOLE", width=size, height=size, params=[focal, size / 2, size / 2], camera_id=index + 1
     )
@@ -207,7 +202,12 @@ def _camera(library: Any, focal: float, index: int) -> Any:
 def _keypoints(images: MatchedImages, index: int) -> Float[np.ndarray, "num_keypoints 2"]:
     """Keypoints of an image in the pixels of `_camera`."""
     focal = float(images.focals[index])
-    return focal * images.points[index] + max(int(round(2 * focal)), 1) / 2
+    return focal * images.points[index] + _size(focal) / 2
+
+
+def _size(focal: float) -> int:
+    """Width and height of `_camera`: COLMAP passes over cameras whose focal length is far from their size."""
+    return max(int(round(2 * focal)), 1)
 
 
 def _reconstruction(library: Any, images: MatchedImages, poses: Float[np.ndarray, "num_images 3 4"]) -> Any:
@@ -242,13 +242,13 @@ def _pass(
         triangulator.complete_all_tracks(options)
         triangulator.merge_all_tracks(options)
         manager.filter_observations_with_negative_depth()
-        if reconstruction.num_points3D() < 8:
+        if reconstruction.num_points3D() < FEWEST_POINTS:
             return None
         scale = 1.0 if number == 0 else _scale(reconstruction)
         _adjust(library, reconstruction, one.robust, scale)
         manager.filter_observations_with_negative_depth()
         manager.filter_all_points3D(MAX_REPROJECTION if number == 0 else MAX_REPROJECTION / 2, MIN_ANGLE)
-    if reconstruction.num_points3D() < 8:
+    if reconstruction.num_points3D() < FEWEST_POINTS:
         return None
     return _structure(reconstruction, poses)
 
@@ -383,7 +383,7 @@ def _largest(images: MatchedImages, library: Any, mapped: Callable[[Path, str], 
     if not models:
         return None
     largest = max(models.values(), key=lambda model: model.num_reg_images())
-    if largest.num_points3D() < 8:
+    if largest.num_points3D() < FEWEST_POINTS:
         return None
     return _structure(largest, np.full((images.num_images, 3, 4), np.nan))
 
@@ -433,15 +433,16 @@ def epipolar_errors(
     """
     errors = []
     for (first, second), match in zip(images.pairs.tolist(), images.matches):
-        x = _homogeneous(images.points[first][match[:, 0]])
-        y = _homogeneous(images.points[second][match[:, 1]])
+        x = homogeneous(images.points[first][match[:, 0]])
+        y = homogeneous(images.points[second][match[:, 1]])
         errors.append(
             _pair_errors(x, y, camera_to_worlds[first], camera_to_worlds[second], images.focals[[first, second]])
         )
     return errors
 
 
-def _homogeneous(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+def homogeneous(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+    """Points of the plane at depth 1 as rays, OpenCV's axes."""
     return np.concatenate([points, np.ones((len(points), 1))], axis=1)
 
 
@@ -480,8 +481,8 @@ def _pair_errors(
 
 
 def explained(
-    images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"], pixels: float = 2.0
+    images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"]
 ) -> Bool[np.ndarray, "num_matches"]:
-    """Whether poses put each match within some pixels of its epipolar lines, all pairs one after the other."""
+    """Whether poses put each match within `AGREEING_PIXELS` of its epipolar lines, all pairs one after the other."""
     errors = epipolar_errors(images, camera_to_worlds)
-    return np.concatenate(errors) < pixels if errors else np.zeros(0, dtype=bool)
+    return np.concatenate(errors) < AGREEING_PIXELS if errors else np.zeros(0, dtype=bool)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Literal, Optional, Sequence, Tuple
 
 import numpy as np
+import roma
 import torch
 from jaxtyping import Bool, Float
 
@@ -102,10 +103,9 @@ def start_from_matches(
 
 
 def _attempts(config: MatchConfig, known: bool) -> List[str]:
-    from_none = config.from_none if config.from_none is not None else None
-    if from_none is True or not known:
+    if config.from_none or not known:
         return ["none"]
-    return ["given"] if from_none is False else ["given", "none"]
+    return ["given"] if config.from_none is False else ["given", "none"]
 
 
 def _from_none(images: MatchedImages) -> Optional[Structure]:
@@ -154,8 +154,7 @@ def _forward_facing(structure: Structure) -> Float[np.ndarray, "num_images 3 4"]
     it at `NEAREST_DEPTH`."""
     poses = structure.camera_to_worlds
     placed = poses[structure.placed]
-    u, _, vt = np.linalg.svd(placed[:, :, :3].sum(axis=0))
-    rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    rotation = roma.special_procrustes(torch.from_numpy(placed[:, :, :3].sum(axis=0))).numpy()
     center = placed[:, :, 3].mean(axis=0)
     depths = -((structure.points - center) @ rotation)[:, 2]
     depths = depths[depths > 0]

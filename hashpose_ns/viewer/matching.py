@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.matches.gate import Support, support
-from hashpose_ns.matches.sfm import FLIP, epipolar_errors
+from hashpose_ns.matches.sfm import FLIP, epipolar_errors, homogeneous
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.viewer.colors import FAR_OFF, NEAR, OFF
 from hashpose_ns.viewer.state import PoseState
@@ -211,8 +211,8 @@ def residuals(images: MatchedImages, index: int, camera_to_worlds: Float[np.ndar
     others = [int(pair[there]) for pair, (_, there) in zip(images.pairs, sides)]
     seen = [images.points[o][match[:, there]] for o, match, (_, there) in zip(others, images.matches, sides)]
     other = np.repeat(np.array(others, dtype=int), [len(match) for match in images.matches])
-    x = _on_plane(images.points[index][own])
-    y = _on_plane(np.concatenate(seen or [np.zeros((0, 2))]))
+    x = homogeneous(images.points[index][own])
+    y = homogeneous(np.concatenate(seen or [np.zeros((0, 2))]))
     # this camera from the other one, both with OpenCV's axes
     from_world = FLIP @ camera_to_worlds[index, :, :3].T
     turned = np.einsum("ij,njk,nk->ni", from_world, camera_to_worlds[other, :, :3] @ FLIP, y)
@@ -240,7 +240,7 @@ def meeting_points(
     pairs = list(zip(images.pairs, images.matches))
     seen = [np.concatenate([images.points[pair[side]][match[:, side]] for pair, match in pairs]) for side in (0, 1)]
     rays = [
-        np.einsum("nij,nj->ni", camera_to_worlds[index, :, :3] @ FLIP, _on_plane(points))
+        np.einsum("nij,nj->ni", camera_to_worlds[index, :, :3] @ FLIP, homogeneous(points))
         for index, points in zip((first, second), seen)
     ]
     a, b = (ray / np.linalg.norm(ray, axis=1, keepdims=True) for ray in rays)
@@ -251,10 +251,6 @@ def meeting_points(
     along_a, along_b = (to_a - cosine * to_b) / square, (cosine * to_a - to_b) / square
     points = 0.5 * (begin + along_a[:, None] * a + end + along_b[:, None] * b)
     return points, np.arccos(np.clip(cosine, -1.0, 1.0))
-
-
-def _on_plane(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
-    return np.concatenate([points, np.ones((len(points), 1))], axis=1)
 
 
 def residual_colors(distances: Float[np.ndarray, "n"]) -> UInt8[np.ndarray, "n 3"]:
