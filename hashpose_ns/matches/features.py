@@ -27,7 +27,7 @@ from hashpose_ns.stopping import keeps_handlers
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever the same images would give other matches."""
 RATIO, MAX_DISTANCE = 0.8, 0.7
 """Lowe's ratio and the largest distance of a match, both of angles between descriptors in radians: COLMAP's."""
@@ -143,15 +143,16 @@ def _find(
     begin = time.process_time()
     options = library.FeatureExtractionOptions()
     options.use_gpu, options.num_threads = False, max(torch.get_num_threads(), 1)
-    options.max_image_size = config.max_image_size
     options.sift.max_num_features = config.max_keypoints
     extractor = library.FeatureExtractor.create(options, library.Device.cpu)
     pixels, points, descriptors = [], [], []
     with Progress(console=CONSOLE, transient=True) as progress:
         for index in progress.track(range(len(filenames)), description="Finding keypoints"):
             picture, usable = _picture(filenames[index], masks[index] if masks else None)
-            found, described = extractor.extract_from_uint8_array(picture)
+            reduced = _reduced(picture, config.max_image_size)
+            found, described = extractor.extract_from_uint8_array(reduced)
             places = library.keypoints_to_matrix(found)[:, :2].astype(np.float64).reshape(-1, 2)
+            places *= np.array(picture.shape[::-1]) / reduced.shape[::-1]
             on_plane = _undistorted(cameras, index, places)
             column, row = np.clip(places.astype(int), 0, np.array(picture.shape[::-1]) - 1).T
             kept = usable[row, column] & np.isfinite(on_plane).all(axis=1)
@@ -211,6 +212,17 @@ def _picture(filename: Path, mask: Optional[Path]) -> Tuple[np.ndarray, Bool[np.
     except (OSError, ValueError) as error:
         raise NoMatches(f"the image {filename} cannot be read ({one_line(error)})") from error
     return grey, usable
+
+
+def _reduced(picture: np.ndarray, longest: int) -> np.ndarray:
+    """A grey image [height, width] with a longer side of so many pixels at most. pycolmap reduces files, not arrays."""
+    from PIL import Image
+
+    factor = longest / max(picture.shape)
+    if factor >= 1:
+        return picture
+    height, width = (max(round(factor * side), 1) for side in picture.shape)
+    return np.ascontiguousarray(np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX)))
 
 
 def _undistorted(

@@ -82,6 +82,17 @@ def test_points_are_undistorted_as_the_rays_of_training_are(distorted):
     np.testing.assert_allclose(found.points[0], seen, atol=1e-4)
 
 
+def test_large_images_are_reduced_and_keypoints_stay_where_they_are(distorted):
+    files, cameras = distorted
+    width = int(cameras.width[0])
+    config = FeatureConfig(max_image_size=width // 2)
+    found, whole = (find_matches(files, cameras, None, all_pairs(COUNT), each) for each in (config, FeatureConfig()))
+    assert 0 < sum(map(len, found.pixels)) < 0.7 * sum(map(len, whole.pixels))
+    assert max(pixels[:, 0].max() for pixels in found.pixels) > 0.8 * width
+    errors = np.concatenate(epipolar_errors(found, cameras.camera_to_worlds.double().numpy()))
+    assert len(errors) > 100 and np.median(errors) < 1.0
+
+
 def test_masks_and_transparency_take_keypoints_out(tmp_path):
     cameras = corner_cameras(2)
     photographs = corner_photographs(cameras)
