@@ -6,14 +6,15 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import List, Literal, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import tyro
 
 from hashpose_ns import __version__
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.photometry.search_config import SearchConfig
 from hashpose_ns.stopping import stops_cleanly
 
 
@@ -35,24 +36,12 @@ class Localize:
     """Folder with a mask for each photograph, under its name with any suffix. What is not white is not looked at."""
     overwrite: bool = False
     """Replace an earlier result in the output folder. A folder with anything else in it is never replaced."""
-    strategy: Literal["regions", "points", "random"] = "regions"
-    """Which pixels are compared. regions: those around SIFT's keypoints. points: the keypoints alone. random: any."""
-    hypotheses: int = 64
-    """Poses that the search for a photograph starts from; a quarter of them survives each round. 1 is iNeRF."""
-    rays: int = 131_072
-    """Rays per photograph that are followed with gradients. More take longer and find more."""
-    loss: Literal["huber", "mse"] = "huber"
-    """Error of colours that is made small."""
-    side: Literal["orbit", "camera", "world"] = "orbit"
-    """What a hypothesis is turned about: the point that all cameras look at, its own centre, or the world's origin."""
-    angle: float = 40.0
-    """Largest angle in degrees between a rough pose and the hypotheses around it."""
-    batch: int = 2
+    search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
+    """How they are looked for."""
+    batch: int = SearchConfig.images
     """Photographs that are looked for at once. More keep a GPU busy and take memory."""
     overlay_size: int = 256
     """Longest side, in pixels, of the pictures of photograph and render; 0 makes none."""
-    seed: int = 0
-    """Seed of hypotheses and pixels."""
 
     def main(self) -> None:
         """Load the run, look for the photographs, write and print what was found."""
@@ -64,19 +53,9 @@ class Localize:
         from hashpose_ns.localize.photographs import photograph_files
         from hashpose_ns.localize.starts import KnownStarts
         from hashpose_ns.localize.writing import results_table, write_results
-        from hashpose_ns.photometry.localize import SearchConfig
         from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
-        config = SearchConfig(
-            strategy=self.strategy,
-            hypotheses=self.hypotheses,
-            rays=self.rays,
-            loss=self.loss,
-            side=self.side,
-            angle=self.angle,
-            images=self.batch,
-            seed=self.seed,
-        )
+        config = replace(self.search, images=self.batch)
         config.validate()
         filenames, names = photograph_files(self.images, [self.masks] if self.masks is not None else [])
         masks = None if self.masks is None else [mask_of(self.masks, Path(name)) for name in names]

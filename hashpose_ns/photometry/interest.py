@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hashpose_ns.photometry.pixels import ImagePixels
-
-Strategy = Literal["regions", "points", "random"]
+from hashpose_ns.photometry.search_config import Strategy
 
 KERNEL, DILATIONS = 5, 3
 """Edge of the square that interest points are dilated with, and how often: iNeRF's interest regions."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, List, Literal, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,11 @@ from torch import Tensor
 from hashpose_ns.cameras.recovery import focus, turned
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.photometry.align import optimize_cameras
-from hashpose_ns.photometry.interest import Strategy, interest_region
+from hashpose_ns.photometry.interest import interest_region
 from hashpose_ns.photometry.pixels import ImagePixels, Pixels, evenly_spaced, posed_cameras, shrunk
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.photometry.scores import unexplained
+from hashpose_ns.photometry.search_config import SearchConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 
@@ -69,37 +70,6 @@ ONE_COLOUR = 1e-4
 
 CandidateSource = Callable[[PosedScene, InputDataset, int], Float[Tensor, "count 3 4"]]
 """Proposes poses, in the learned frame, for an image of a dataset. They are ranked with all others."""
-
-
-@dataclass
-class SearchConfig:
-    """How photographs are looked for in a trained field."""
-
-    strategy: Strategy = "regions"
-    """Which pixels are compared. regions: those around SIFT's keypoints. points: the keypoints alone. random: any."""
-    hypotheses: int = 64
-    """Poses that the search starts from; a quarter of them survives each round. 1 is iNeRF."""
-    rays: int = 131_072
-    """Rays per image that are followed with gradients, in all rounds together."""
-    lr: float = 0.02
-    """Adam's rate in the first round, in radians and in distances from the camera to what all cameras look at."""
-    loss: Literal["huber", "mse"] = "huber"
-    """Error of colours that is made small."""
-    side: Literal["orbit", "camera", "world"] = "orbit"
-    """What a hypothesis is turned about: the point that all cameras look at, its own centre, or the world's origin."""
-    angle: float = 40.0
-    """Largest angle, in degrees, between a given start and the hypotheses around it."""
-    images: int = 2
-    """Photographs that are looked for at once; the result is the same up to rounding."""
-    seed: int = 0
-    """Seed of hypotheses and pixels."""
-
-    def validate(self) -> None:
-        """Raises HashPoseError where a setting is out of range."""
-        if min(self.hypotheses, self.images) < 1 or self.rays < 1024:
-            raise HashPoseError("search.hypotheses and search.images are at least 1, search.rays at least 1024.")
-        if not (self.lr > 0 and 0 <= self.angle <= 180):
-            raise HashPoseError("search.lr is above 0, and search.angle an angle in degrees up to 180.")
 
 
 @dataclass(frozen=True, eq=False)
