@@ -19,16 +19,19 @@ from hashpose_ns.export.frame import flip_axes
 from hashpose_ns.export.transforms import write_transforms
 from hashpose_ns.localize.photographs import Lens, cameras_of, known_lens, lens_from_exif
 from hashpose_ns.localize.starts import row_of
-from hashpose_ns.sparse.crops import Crops
+from hashpose_ns.sparse.crops import MARGIN, Crops
 from hashpose_ns.sparse.evaluation import camera_centers
 from hashpose_ns.sparse.geometry import angles, pair_rotations
 from hashpose_ns.sparse.network import Cameras
 
 GROUP = 8
 """Views that the network sees at once. More are taken in groups that share the first."""
+OBJECT = 0.6
+"""Half the longer side of the object's largest box, which is the unit of what is written: it fits into the box of
+hashpose-object, of 0.8, whatever the lens."""
 FRAME = (
-    "the object's centre at the origin, the first camera at distance 1, z upwards as far as the network could tell; "
-    "the object lies within 0.35 of the origin"
+    f"the object's centre at the origin, {OBJECT} half the object's width where it looks widest, z upwards as far as "
+    "the network could tell"
 )
 
 
@@ -100,7 +103,8 @@ def find_cameras(network: Callable[..., list[Cameras]], crops: Crops, steps: int
     back = crops.turns.double().transpose(-1, -2)
     rotations = back @ first.rotations
     translations = (back @ first.centers[..., None])[..., 0]
-    translations = translations / translations[0].norm()
+    widths = crops.tangents.double() / MARGIN * first.centers[..., 2]
+    translations = translations * (OBJECT / widths.max())
     centers = camera_centers(rotations, translations)
     poses = torch.cat([rotations.transpose(-1, -2), centers[..., None]], -1)
     return Found(flip_axes(poses), float(spread))

@@ -297,6 +297,7 @@ class Training:
         if settings["steps"] != mine["steps"] and mine["steps"] > state["step"]:
             self.lengths.append([state["step"], mine["steps"]])
             settings["steps"] = mine["steps"]
+            write_whole(self.folder / SETTINGS, json.dumps(mine, indent=1) + "\n")
         if settings != mine:
             changed = sorted(name for name in mine if settings.get(name) != mine[name])
             raise HashPoseError(
