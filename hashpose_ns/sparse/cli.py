@@ -44,6 +44,8 @@ class Train:
     """Folder of the checkpoint, the weights, the log and its figure."""
     settings: TrainSettings = field(default_factory=TrainSettings)
     """What decides the result."""
+    allow_change: bool = False
+    """Resume with other settings than before; when and which is noted in the weights."""
     minutes: Optional[float] = None
     """Stop after as many minutes; run again to go on."""
     device: str = "auto"
@@ -68,7 +70,7 @@ class Train:
         except OSError as error:
             raise HashPoseError(f"{self.output_dir} cannot be made ({error.strerror}).") from error
         training = Training(self.output_dir, self.settings, device_named(self.device), self.precision)
-        if training.resume():
+        if training.resume(self.allow_change):
             print(f"Resumes at step {training.step} of {self.settings.steps}.")
         with StopSignals() as signals:
             seconds = None if self.minutes is None else 60 * self.minutes
@@ -191,7 +193,6 @@ class Poses:
         lines = [
             f"Wrote {len(names)} cameras: {self.output_dir}",
             f"  frame    {FRAME}",
-            f"  spread   {found.spread_deg:.1f} degrees between two orders of the views (median over pairs)",
             *(f"  note     {line}" for line in notes),
             f"  use      ns-train hashpose-object --data {self.output_dir} nerfstudio-data --orientation-method none "
             "--center-method none --auto-scale-poses False --eval-mode all",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -21,7 +20,6 @@ from hashpose_ns.localize.photographs import Lens, cameras_of, known_lens, lens_
 from hashpose_ns.localize.starts import row_of
 from hashpose_ns.sparse.crops import MARGIN, Crops
 from hashpose_ns.sparse.evaluation import camera_centers
-from hashpose_ns.sparse.geometry import angles, pair_rotations
 from hashpose_ns.sparse.network import Cameras
 
 GROUP = 8
@@ -33,17 +31,6 @@ FRAME = (
     f"the object's centre at the origin, {OBJECT} half the object's width where it looks widest, z upwards as far as "
     "the network could tell"
 )
-
-
-@dataclass
-class Found:
-    """Cameras of photographs."""
-
-    camera_to_worlds: Float[Tensor, "views 3 4"]
-    """float64, OpenGL axes; see `FRAME`."""
-    spread_deg: float
-    """Median angle between turns of pairs of views, estimated with the views in one order and in another. Large where
-    the network guesses; small does not mean that it is right."""
 
 
 def lenses_of(filenames: list[Path], names: list[str], intrinsics: Optional[Path], fov: Optional[float]) -> list[Lens]:
@@ -85,10 +72,10 @@ def lenses_of(filenames: list[Path], names: list[str], intrinsics: Optional[Path
 
 
 @torch.no_grad()
-def find_cameras(network: Callable[..., list[Cameras]], crops: Crops, steps: int, seed: int = 0) -> Found:
-    """Cameras of the crops' photographs.
-
-    The views are given in two orders; the poses are those of the given order.
+def find_cameras(
+    network: Callable[..., list[Cameras]], crops: Crops, steps: int, seed: int = 0
+) -> Float[Tensor, "views 3 4"]:
+    """Cameras of the crops' photographs: camera-to-world poses, float64, OpenGL axes, see `FRAME`.
 
     Args:
         network: a `SparsePoseNet` in evaluation mode.
@@ -96,43 +83,29 @@ def find_cameras(network: Callable[..., list[Cameras]], crops: Crops, steps: int
         steps: of refinement.
         seed: of the points.
     """
-    first = _estimate(network, crops, torch.arange(len(crops.tangents)), steps, seed)
-    other = _estimate(network, crops, torch.arange(len(crops.tangents)).flip(0), steps, seed + 1)
-    spread = angles(pair_rotations(first.rotations), pair_rotations(other.rotations)).median()
-    # The crops' cameras are turned ones of the photographs.
-    back = crops.turns.double().transpose(-1, -2)
-    rotations = back @ first.rotations
-    translations = (back @ first.centers[..., None])[..., 0]
-    widths = crops.tangents.double() / MARGIN * first.centers[..., 2]
-    translations = translations * (OBJECT / widths.max())
-    centers = camera_centers(rotations, translations)
-    poses = torch.cat([rotations.transpose(-1, -2), centers[..., None]], -1)
-    return Found(flip_axes(poses), float(spread))
-
-
-def _estimate(network: Callable[..., list[Cameras]], crops: Crops, order: Tensor, steps: int, seed: int) -> Cameras:
-    """Cameras [views], float64, in the order of the crops though given to the network in another."""
-    count = len(order)
+    count = len(crops.tangents)
     rotations, centers = torch.zeros(count, 3, 3).double(), torch.zeros(count, 3).double()
-    rest = order[1:].split(GROUP - 1)
-    for part in rest:
-        group = torch.cat([order[:1], part])
+    for number, part in enumerate(torch.arange(1, count).split(GROUP - 1)):
+        group = torch.cat([torch.zeros(1, dtype=torch.long), part])
         generator = torch.Generator().manual_seed(seed)
         found = network(crops.images[group][None], crops.tangents[group][None], steps=steps, generator=generator)[-1]
         turns, places = found.rotations[0].double(), found.centers[0].double()
-        if part is not rest[0]:  # into the first group's frame and unit, by the shared view
-            turns = turns @ turns[0].T @ rotations[order[0]]
-            places = places / places[0].norm() * centers[order[0]].norm()
-        rotations[group[1:]], centers[group[1:]] = turns[1:], places[1:]
-        if part is rest[0]:
-            rotations[group[0]], centers[group[0]] = turns[0], places[0]
-    return Cameras(rotations, centers)
+        if number:  # into the first group's frame and unit, by the view that they share
+            turns = turns @ turns[0].T @ rotations[0]
+            places = places / places[0].norm() * centers[0].norm()
+        rotations[group], centers[group] = turns, places
+    widths = crops.tangents.double() / MARGIN * centers[:, 2]
+    # The crops' cameras are turned ones of the photographs.
+    back = crops.turns.double().transpose(-1, -2)
+    rotations, centers = back @ rotations, (back @ centers[..., None])[..., 0] * (OBJECT / widths.max())
+    positions = camera_centers(rotations, centers)
+    return flip_axes(torch.cat([rotations.transpose(-1, -2), positions[..., None]], -1))
 
 
 def write_found(
     folder: Path,
     target: Path,
-    found: Found,
+    camera_to_worlds: Float[Tensor, "views 3 4"],
     crops: Crops,
     lenses: list[Lens],
     filenames: list[Path],
@@ -145,7 +118,7 @@ def write_found(
     Args:
         folder: an existing folder.
         target: where it will lie in the end.
-        found: the cameras.
+        camera_to_worlds: of `find_cameras`.
         crops: what the network saw.
         lenses, filenames, names, masks: of the photographs.
         note: of the weights.
@@ -154,12 +127,11 @@ def write_found(
     """
     cameras = cameras_of(lenses)
     text = f"Camera poses by SparsePose. Frame: {FRAME}. Written by hashpose-sparse {__version__}."
-    write_transforms(folder, found.camera_to_worlds, cameras, filenames, text, relative_to=target, mask_filenames=masks)
+    write_transforms(folder, camera_to_worlds, cameras, filenames, text, relative_to=target, mask_filenames=masks)
     content = {
         "written_by": f"hashpose-sparse {__version__}",
         "frame": FRAME,
         "axes": "camera-to-world, OpenGL axes: right, up, backwards",
-        "spread_deg": round(found.spread_deg, 2),
         "weights": note,
         "images": [
             {
@@ -169,7 +141,7 @@ def write_found(
                 "intrinsics_from": lens.origin,
                 "camera_to_world": pose.tolist(),
             }
-            for name, box, how, lens, pose in zip(names, crops.boxes, crops.found_by, lenses, found.camera_to_worlds)
+            for name, box, how, lens, pose in zip(names, crops.boxes, crops.found_by, lenses, camera_to_worlds)
         ],
     }
     (folder / "poses.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -177,7 +149,7 @@ def write_found(
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
     try:
-        write_colmap_model(model, flip_axes(found.camera_to_worlds), cameras, names)
+        write_colmap_model(model, flip_axes(camera_to_worlds), cameras, names)
     except HashPoseError as error:  # a lens or a name that COLMAP has no place for
         for path in (*model.iterdir(), model, model.parent):
             path.unlink() if path.is_file() else path.rmdir()

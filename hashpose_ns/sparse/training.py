@@ -125,18 +125,28 @@ class Training:
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=True)
         self.step, self.seconds, self.cpu_seconds, self.pictures = 0, 0.0, 0.0, 0
-        self.lengths = [[0, settings.steps]]
-        """Steps from which on training was to have as many steps in all."""
+        self.frozen = False
+        self.changes: list[list[Any]] = []
+        """Steps from which on settings were others, and these."""
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up, then half a cosine to a hundredth."""
-        part = step / self.settings.steps
-        if part < self.settings.warmup:
-            return self.settings.lr * (step + 1) / (self.settings.warmup * self.settings.steps + 1)
-        part = (part - self.settings.warmup) / (1 - self.settings.warmup)
-        return self.settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))
+        """Warm-up, then half a cosine to a hundredth; the same again for what is left after freezing."""
+        settings = self.settings
+        freeze = settings.freeze_from * settings.steps
+        begin, end = (0.0, freeze) if step < freeze else (freeze, float(settings.steps))
+        part = (step - begin) / max(end - begin, 1.0)
+        if part < settings.warmup:
+            return settings.lr * (step - begin + 1) / (settings.warmup * (end - begin) + 1)
+        part = (part - settings.warmup) / (1 - settings.warmup)
+        return settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))
+
+    def freeze(self) -> None:
+        """From here on only refinement and its feature map are trained, beside a coarse estimate as it is evaluated."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name.startswith(("refinement.", "encoder.to_map.")))
+        self.frozen = True
 
     def train_step(self, scenes: Scenes) -> list[Tensor]:
         """One step on some scenes; the losses of the coarse estimate and of each refinement step, detached."""
@@ -149,11 +159,14 @@ class Training:
         if refines:
             start = disturbed(scenes, settings, generator)
             count = 1 + int(torch.randint(settings.network.steps, (), generator=generator, device=self.device))
-        self.network.train()
+        if not self.frozen and self.step >= settings.freeze_from * settings.steps:
+            self.network.load_state_dict(self.averaged.state_dict())
+            self.freeze()
+        self.network.train(not self.frozen)
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             stages = self.network(scenes.images, scenes.tangents, start, count, generator)
         losses = [pose_loss(cameras, scenes, settings.absolute) for cameras in stages]
-        loss = torch.stack(losses).mean() if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
+        loss = losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -253,7 +266,8 @@ class Training:
         state = {
             "settings": json.dumps(asdict(self.settings)),
             "step": self.step,
-            "lengths": self.lengths,
+            "changes": self.changes,
+            "frozen": self.frozen,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
             "pictures": self.pictures,
@@ -266,49 +280,53 @@ class Training:
         note = {
             "settings": asdict(self.settings),
             "step": self.step,
-            "lengths": self.lengths,
+            "changes": self.changes,
             "seconds": round(self.seconds),
             "cpu_seconds": round(self.cpu_seconds),
             "pictures": self.pictures,
         }
         save_weights(self.folder / WEIGHTS, self.averaged, note)
 
-    def resume(self) -> bool:
-        """Goes on from the folder's checkpoint, if there is one. The number of steps may be another one; schedules are
-        those of the new length from then on.
+    def resume(self, allow_change: bool = False) -> bool:
+        """Goes on from the folder's checkpoint, if there is one.
+
+        Args:
+            allow_change: take other settings than the checkpoint was trained with from here on. Schedules are then
+                those of the new settings.
 
         Returns:
             Whether there was one.
 
         Raises:
-            HashPoseError: it cannot be read, is of other settings, or has as many steps already.
+            HashPoseError: it cannot be read, or is of other settings.
         """
         path = self.folder / CHECKPOINT
+        mine = json.loads(json.dumps(asdict(self.settings)))
         if not path.exists():
-            write_whole(self.folder / SETTINGS, json.dumps(asdict(self.settings), indent=1) + "\n")
+            write_whole(self.folder / SETTINGS, json.dumps(mine, indent=1) + "\n")
             return False
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             settings = json.loads(state["settings"])
-        except Exception as error:  # of pickle, zip files, JSON
+            changed = {name: mine[name] for name in mine if settings.get(name) != mine[name]}
+            if not changed or allow_change:
+                self.network.load_state_dict(state["network"])
+                self.averaged.load_state_dict(state["averaged"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                for name in ("step", "seconds", "cpu_seconds", "pictures", "changes"):
+                    setattr(self, name, state[name])
+                if state["frozen"]:
+                    self.freeze()
+        except Exception as error:  # of pickle, zip files, JSON, shapes
             raise HashPoseError(f"{path} cannot be read ({one_line(error)}); choose another --output-dir.") from error
-        mine = json.loads(json.dumps(asdict(self.settings)))
-        self.lengths = [*state["lengths"]]
-        if settings["steps"] != mine["steps"] and mine["steps"] > state["step"]:
-            self.lengths.append([state["step"], mine["steps"]])
-            settings["steps"] = mine["steps"]
-            write_whole(self.folder / SETTINGS, json.dumps(mine, indent=1) + "\n")
-        if settings != mine:
-            changed = sorted(name for name in mine if settings.get(name) != mine[name])
+        if changed and not allow_change:
             raise HashPoseError(
-                f"{path} was trained with other settings ({', '.join(changed)}); give the same ones, or another "
-                "--output-dir."
+                f"{path} was trained with other settings ({', '.join(changed)}); give the same ones, another "
+                "--output-dir, or --allow-change True."
             )
-        self.network.load_state_dict(state["network"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("step", "seconds", "cpu_seconds", "pictures"):
-            setattr(self, name, state[name])
+        if changed:
+            self.changes.append([self.step, changed])
+            write_whole(self.folder / SETTINGS, json.dumps(mine, indent=1) + "\n")
         self._cut_log()
         return True
 

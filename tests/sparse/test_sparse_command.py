@@ -96,8 +96,7 @@ def test_poses_of_crops_become_those_of_the_photographs(capture, count):
     widths = crops.tangents / 1.15 * (crops.turns.float() @ poses[:count])[:, 2, 3]  # of the object's boxes
     centers = centers * 0.6 / widths.max()
     expected = torch.cat([poses[:count, :, :3].transpose(1, 2).double(), centers[..., None]], -1)
-    torch.testing.assert_close(flip_axes(found.camera_to_worlds), expected, atol=1e-4, rtol=0)
-    assert found.spread_deg < 0.1
+    torch.testing.assert_close(flip_axes(found), expected, atol=1e-4, rtol=0)
 
 
 def test_a_crop_is_what_a_camera_turned_towards_the_object_sees(capture):
@@ -132,7 +131,7 @@ def test_the_command_writes_transforms_colmap_and_what_it_saw(capture, weights, 
     forwards = (first[:, :, :3].transpose(1, 2) @ -first[:, :, 3:])[..., 0]
     assert bool((forwards[:, 2] < 0).all())
     said = json.loads((out / "poses.json").read_text())
-    assert said["spread_deg"] >= 0 and len(said["images"]) == 3 and said["weights"]["step"] == 0
+    assert len(said["images"]) == 3 and said["weights"]["step"] == 0
     assert Image.open(out / "crops.png").width > 90
     with pytest.raises(HashPoseError, match="exists"):
         sparse("poses", "--images", *files[:3], "--output-dir", out, "--fov", 53.13, "--weights", weights)

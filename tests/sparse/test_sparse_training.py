@@ -27,10 +27,10 @@ def tiny(**changes) -> TrainSettings:
     return TrainSettings(network=network, **{**settings, **changes})
 
 
-def training_in(folder: Path, settings: TrainSettings) -> Training:
+def training_in(folder: Path, settings: TrainSettings, allow_change: bool = False) -> Training:
     folder.mkdir(exist_ok=True)
     training = Training(folder, settings, CPU, "float32")
-    training.resume()
+    training.resume(allow_change)
     return training
 
 
@@ -89,9 +89,7 @@ def test_other_settings_and_damaged_checkpoints_are_refused(tmp_path):
     training.save()
     with pytest.raises(HashPoseError, match=r"other settings \(lr\)"):
         training_in(tmp_path / "run", tiny(lr=1e-3))
-    assert training_in(tmp_path / "run", tiny(steps=70)).lengths == [[0, 50], [1, 70]]
-    with pytest.raises(HashPoseError, match=r"other settings \(steps\)"):
-        training_in(tmp_path / "run", tiny(steps=1))
+    assert training_in(tmp_path / "run", tiny(lr=1e-3), allow_change=True).changes == [[1, {"lr": 1e-3}]]
     (tmp_path / "run" / CHECKPOINT).write_bytes(b"nothing")
     with pytest.raises(HashPoseError, match="cannot be read"):
         training_in(tmp_path / "run", tiny())
@@ -100,6 +98,22 @@ def test_other_settings_and_damaged_checkpoints_are_refused(tmp_path):
             tiny(**wrong).validate()
     with pytest.raises(HashPoseError, match="multiple of 16"):
         TrainSettings(network=NetworkConfig(size=50)).validate()
+
+
+def test_after_freezing_only_refinement_learns(tmp_path, scenes):
+    training = training_in(tmp_path / "run", tiny(steps=8, freeze_from=0.5))
+    for _ in range(5):
+        training.train_step(scenes)
+    before = {name: value.clone() for name, value in training.network.state_dict().items()}
+    training.save()
+    training = training_in(tmp_path / "run", tiny(steps=8, freeze_from=0.5))
+    training.train_step(scenes)
+    for name, value in training.network.state_dict().items():
+        if value.is_floating_point():
+            learns = name.startswith(("refinement.", "encoder.to_map."))
+            assert learns != torch.equal(value, before[name]), name
+    rates = [training.learning_rate(step) for step in range(8)]
+    assert rates[4] == rates[0] > rates[3]
 
 
 def test_refinement_starts_at_no_update_and_gets_gradients(scenes):
