@@ -219,12 +219,20 @@ class HashPoseField(RenderedField):
         # nerfstudio's positions to the bit, with one operation less on every sample.
         positions = frustums.origins + frustums.directions * ((frustums.starts + frustums.ends) / 2)
         unit, inside = self.to_grid(positions)
+        return self._features(unit, smoothed), inside
+
+    def density_at(self, unit: Float[Tensor, "points 3"]) -> Float[Tensor, "points"]:
+        """Densities (per scene unit) at points of the grid's unit cube."""
+        inside = torch.ones(len(unit), dtype=torch.bool, device=unit.device)
+        return self.decode_density(self._features(unit), inside, self.uses_bfloat16(unit.device))[0][..., 0]
+
+    def _features(self, unit: Float[Tensor, "*batch 3"], smoothed: bool = True) -> Float[Tensor, "*batch features"]:
         train_levels = None
         if self.training:
             train_levels = [factor > 0 for factor in self.curriculum.learning_rate_weights(self.step)]
         features = self.encoding(unit, train_levels, None if smoothed else "linear")
         levels = features.unflatten(-1, (self.encoding.num_levels, -1))
-        return self.curriculum.mask_features(levels, self.step).flatten(-2), inside
+        return self.curriculum.mask_features(levels, self.step).flatten(-2)
 
     def decode_density(
         self, features: Float[Tensor, "*batch features"], inside: Bool[Tensor, "*batch"], bfloat16: bool
