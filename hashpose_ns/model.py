@@ -285,7 +285,8 @@ class HashPoseModel(PoseRefiningModel):
                 "--pipeline.model.num-importance-samples to 0 or at least 2."
             )
         self.populate_poses()
-        if config.planes == "cameras" and centers_coincide(self.camera_optimizer.initial_camera_to_worlds):
+        known = TrainingCameras.of(self.kwargs.get("metadata", {}))
+        if config.planes == "cameras" and known is not None and centers_coincide(known.initial_camera_to_worlds):
             raise HashPoseError(
                 "--pipeline.model.planes cameras needs cameras that start apart from each other; give fixed planes."
             )
@@ -293,7 +294,7 @@ class HashPoseModel(PoseRefiningModel):
         self._follow_start()
         self.field = config.field.setup(
             warp=config.scene,
-            aabb=self._grid_box(TrainingCameras.of(self.kwargs.get("metadata", {}))),
+            aabb=self._grid_box(known),
             num_images=self.num_train_data,
             curriculum=self.curriculum,
         )
