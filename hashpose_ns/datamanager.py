@@ -44,8 +44,11 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
 
     _target: Type = field(default_factory=lambda: HashPoseDataManager)
     initial_poses: Literal["given", "perturbed", "identity"] = "given"
-    """Where training starts: at the dataparser's poses, at those poses after a perturbation, or with all cameras at the
-    origin looking the same way. The dataparser's poses are kept as the reference that errors are measured against."""
+    """Where training starts.
+    - given: at the dataparser's poses.
+    - perturbed: at those poses plus noise.
+    - identity: with all cameras at the origin, looking the same way.
+    The dataparser's poses are kept as the reference that errors are measured against."""
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)

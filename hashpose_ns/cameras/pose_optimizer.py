@@ -45,24 +45,26 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     mode: Literal["off", "SE3"] = "SE3"
     """`SE3` refines the poses, `off` keeps them as they are."""
     side: Literal["world", "camera", "orbit"] = "world"
-    """Where the correction acts. `world`: refined = exp(xi) * initial, a motion about the world's origin (BARF);
-    `camera`: refined = initial * exp(xi), a motion about the camera's own centre; `orbit`: about the world's origin,
-    with xi along the camera's axes, so that Adam tells distance, shift, roll and tilt apart."""
+    """Where the correction acts.
+    - world: refined = exp(xi) * initial, a motion about the world's origin (BARF).
+    - camera: refined = initial * exp(xi), a motion about the camera's own centre.
+    - orbit: about the world's origin, with xi along the camera's axes.
+    With orbit Adam can tell distance, shift, roll and tilt apart."""
     start: float = 0.02
-    """Fraction of training before which poses stand still. Early gradients come from an untrained field and throw
-    poses off."""
+    """Poses are frozen until this fraction of training.
+    Early gradients come from an untrained field and throw poses off."""
     warmup: float = 0.02
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
     rotation_start: float = 0.0
-    """Fraction of training before which cameras are shifted only, and not turned. Where pictures lie far from where
-    poses put them, shifts bring them there, and turns made before that lead astray."""
+    """Cameras are shifted but not turned until this fraction of training.
+    If pictures lie far from where poses put them, early turns lead astray."""
     settling: SettlingConfig = field(default_factory=SettlingConfig)
     """Lowers the rate of poses that have arrived, and in the end stops them."""
     trusted: TrustedStartConfig = field(default_factory=TrustedStartConfig)
     """In place of `start`, `warmup` and others where training starts at trusted poses."""
     frozen_cameras: Tuple[str, ...] = ()
-    """Cameras that keep their initial pose exactly: image file names (with or without folder) or indices into the
-    training images."""
+    """Cameras that keep their initial pose exactly.
+    Image file names (with or without folder) or indices into the training images."""
     trans_l2_penalty: float = 0.0
     """Weight of a squared penalty on the translation part of the corrections; 0 leaves it out."""
     rot_l2_penalty: float = 0.0

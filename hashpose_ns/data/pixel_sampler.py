@@ -24,10 +24,11 @@ class EdgePixelSamplerConfig(PixelSamplerConfig):
 
     _target: Type = field(default_factory=lambda: EdgePixelSampler)
     edge_fraction: float = 0.0
-    """Fraction of a batch's pixels drawn in proportion to the smoothed image gradient around them; the rest is drawn
-    uniformly. 0 samples as nerfstudio does."""
+    """Fraction of a batch's pixels drawn in proportion to the smoothed image gradient.
+    The rest is drawn uniformly. 0 samples as nerfstudio does."""
     edge_radius: float = 0.03
-    """Radius of the smoothing as a fraction of the image's width: a wrong pose moves an edge into its neighbourhood."""
+    """Radius of the smoothing, as a fraction of the image's width.
+    A wrong pose moves an edge into its neighbourhood."""
 
 
 class EdgePixelSampler(PixelSampler):

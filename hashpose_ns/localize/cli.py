@@ -30,10 +30,12 @@ class Localize:
     output_dir: Path
     """Folder to write. It appears whole or not at all."""
     start: Optional[Path] = None
-    """Rough poses in the frame of the run's input, and intrinsics: a transforms.json or a folder with a COLMAP model.
-    Photographs that it does not name are looked for everywhere, as all of them are without it."""
+    """Rough poses in the frame of the run's input, and intrinsics.
+    A transforms.json or a folder with a COLMAP model.
+    Photographs it does not name are searched for everywhere, as all are without it."""
     masks: Optional[Path] = None
-    """Folder with a mask for each photograph, under its name with any suffix. What is not white is not looked at."""
+    """Folder with a mask for each photograph, under its name with any suffix.
+    Only white pixels are compared."""
     overwrite: bool = False
     """Replace an earlier result in the output folder. A folder with anything else in it is never replaced."""
     search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
