@@ -40,6 +40,7 @@ def commands() -> Dict[str, type]:
     from hashpose_ns.export import cli as export
     from hashpose_ns.guard import cli as guard
     from hashpose_ns.localize import cli as localize
+    from hashpose_ns.sparse import cli as sparse
 
     found: Dict[str, type] = {
         "hashpose-demo": demo.Demo,
@@ -47,7 +48,8 @@ def commands() -> Dict[str, type]:
         "hashpose-guard": guard.Guard,
         "hashpose-localize": localize.Localize,
     }
-    for name, union in (("hashpose-export", export.Commands), ("hashpose-bench", bench.Commands)):
+    unions = {"hashpose-export": export.Commands, "hashpose-sparse": sparse.Commands, "hashpose-bench": bench.Commands}
+    for name, union in unions.items():
         for member in typing.get_args(_bare(union)):
             config = typing.get_args(member)[1]
             found[f"{name} {config.name}"] = _bare(member)
