@@ -11,11 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity
-from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
+from hashpose_ns.cameras.perturbation import (
+    ROUNDING_TOLERANCE,
+    PerturbationConfig,
+    identity_poses,
+    perturb_poses,
+    validate_poses,
+)
 from hashpose_ns.cameras.start import TrainingCameras
-from hashpose_ns.data.checks import check_outputs, make_rigid
+from hashpose_ns.data.added import with_added
+from hashpose_ns.data.checks import check_intrinsics, check_outputs, dataparser_similarity, make_rigid, one_way
 from hashpose_ns.data.downscaled import in_full_order
 from hashpose_ns.data.full_opencv import ColmapWithFullOpenCV
+from hashpose_ns.data.names import printable
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.reading import (
     NamedImages,
@@ -51,6 +59,9 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
     """Which pixels are looked at."""
+    added_images: Optional[Path] = None
+    """A transforms.json of photographs that are trained on as well, with poses in the frame of the data's own files.
+    `hashpose-localize --add` writes one. They start at these poses, whatever `initial_poses` is."""
     # No field: neither a flag nor part of config.yml.
     trained = None  # type: Optional[PosedScene]
     """The finished run whose data these are, where a pipeline was loaded to look at one. A datamanager made from this
@@ -122,10 +133,13 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
         if self.source is not None:
             self._say(check_source(self.dataparser, self.source))
         self._settle(outputs)
+        count = len(outputs.image_filenames)
+        if self.config.added_images is not None:
+            outputs = self.train_dataparser_outputs = self._with_added(outputs, Path(self.config.added_images))
         reference = outputs.cameras.camera_to_worlds
         dataset = super().create_train_dataset()
         dataset.cameras.metadata = dataset.cameras.metadata or {}
-        initial = self._initial_poses(reference)
+        initial = torch.cat([self._initial_poses(reference[:count]), reference[count:]])
         dataset.cameras.camera_to_worlds = initial.clone()
         TrainingCameras(
             initial_camera_to_worlds=initial,
@@ -134,6 +148,22 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
             half_extent=half_extent(outputs.cameras),
         ).into(dataset.metadata)
         return dataset
+
+    def _with_added(self, outputs: DataparserOutputs, path: Path) -> DataparserOutputs:
+        """The training images and, behind them, those of a file."""
+        similarity = self.from_source
+        if similarity is None:
+            if (reason := one_way(self.dataparser)) is not None:
+                raise HashPoseError(f"No images can be added, because {reason}.")
+            similarity = dataparser_similarity(outputs)
+        known = len(outputs.image_filenames)
+        outputs = with_added(outputs, path, self.dataparser, similarity)
+        names = [printable(file.name) for file in outputs.image_filenames]
+        check_intrinsics(outputs.cameras, names)
+        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
+        validate_poses(outputs.cameras.camera_to_worlds[known:], names[known:], ROUNDING_TOLERANCE)
+        self._say(make_rigid(outputs))
+        return outputs
 
     def _similarity(self, source: SourceCameras, outputs: DataparserOutputs) -> Similarity:
         """From the frame of the user's files to nerfstudio's."""

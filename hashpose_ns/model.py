@@ -134,6 +134,19 @@ class PoseRefiningModel(Model):
         self.is_logged = True
         """Whether this training step's metrics are written down; the trainer says so."""
 
+    def per_image(self) -> Dict[str, int]:
+        """Entries of the state that have a row for each training image, and which dimension the rows are."""
+        optimizer, before = self.camera_optimizer, "camera_optimizer."
+        found = {f"{before}{name}_camera_to_worlds": 0 for name in ("initial", "base", "reference")}
+        if optimizer.config.mode != "off":
+            found[before + "pose_adjustment"] = 0
+        if optimizer.settling is not None:
+            found[before + "settling.corrections"] = 1
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding) and module.num_embeddings == self.num_train_data:
+                found[f"{name}.weight"] = 0
+        return found
+
     def set_training_length(self, total_steps: int) -> None:
         """Tells the schedules how many steps training takes."""
         self.progress[1] = total_steps

@@ -28,8 +28,10 @@ from hashpose_ns.matches.strategy import StartFromMatches, in_words
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
+from hashpose_ns.runs.carry import carry_moments
 from hashpose_ns.runs.checkpoint import check_training_state, older_offered, read_checkpoint
 from hashpose_ns.runs.files import (
+    CONFIG,
     HISTORY_FILE,
     append_pose_log,
     checkpoints,
@@ -236,6 +238,8 @@ class HashPoseTrainer(Trainer):
         done = self.trained_step + 1
         if done < self.total_steps:
             how = f"To go on, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
+            if self.config.load_dir is not None and self.config.load_dir.absolute() == self.checkpoint_dir.absolute():
+                how = f"To go on: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
         else:
             how = "Training is complete; evaluation and the guard may not be."
         CONSOLE.print(
@@ -459,6 +463,11 @@ class HashPoseTrainer(Trainer):
             state = read_checkpoint(path)
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        rows = self.pipeline.carried_rows
+        if rows is not None:
+            named = dict(self.pipeline.model.named_parameters())
+            owners = {named[name]: at for name, at in self.pipeline.model.per_image().items() if name in named}
+            carry_moments(state["optimizers"], self.optimizers.optimizers, owners, rows)
         schedulers = self.optimizers.schedulers if self.config.load_scheduler else {}
         with older_offered(path, how):
             check_training_state(path, state, self.optimizers.optimizers, schedulers)
@@ -478,7 +487,7 @@ class HashPoseTrainer(Trainer):
         run = path.parent.parent
         self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)
         matches = read_matches(run)
-        if matches is not None:
+        if matches is not None and rows is None:
             matches.write(self.base_dir)
         self.pose_history = PoseHistory(
             *(self.base_dir / HISTORY_FILE, run / HISTORY_FILE, self._start_step),
