@@ -173,6 +173,7 @@ class PoseOptimizer(CameraOptimizer):
         """Whether somebody stopped all poses by hand. Belongs to the running process and not to a checkpoint."""
         self.held: Set[int] = set()
         """Cameras that somebody holds where they are. Belongs to the running process and not to a checkpoint."""
+        self._held: Optional[Tuple[Tuple[int, ...], Tensor]] = None
         self.settling = Settling(config.settling, num_cameras).to(device) if config.settling.decay != 1 else None
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
             raise HashPoseError("camera-optimizer.start and .warmup are fractions of training; their sum is at most 1.")
@@ -311,9 +312,16 @@ class PoseOptimizer(CameraOptimizer):
             twists = torch.cat([twists[:, :3], twists[:, 3:].detach()], dim=-1)
         if not self.held:
             return twists
-        held = torch.zeros(self.num_cameras, 1, dtype=torch.bool, device=twists.device)
-        held[sorted(self.held)] = True
-        return torch.where(held, twists.detach(), twists)
+        return torch.where(self._held_mask(twists.device), twists.detach(), twists)
+
+    def _held_mask(self, device: torch.device) -> Bool[Tensor, "num_cameras 1"]:
+        """Which cameras are held; sent to the device when that has changed."""
+        held = tuple(sorted(self.held))
+        if self._held is None or self._held[0] != held or self._held[1].device != device:
+            mask = torch.zeros(self.num_cameras, 1, dtype=torch.bool)
+            mask[list(held)] = True
+            self._held = held, mask.to(device)
+        return self._held[1]
 
     @torch.no_grad()
     def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
@@ -397,7 +405,8 @@ def corrections_to_world(
     frame = correction_frame(camera_to_worlds, side, pivot)
     if frame is None:
         return corrections
-    return pose_utils.multiply(pose_utils.multiply(frame, corrections), pose_utils.inverse(frame))
+    with torch.autocast(corrections.device.type, enabled=False):  # mixed precision would round the matrix products
+        return pose_utils.multiply(pose_utils.multiply(frame, corrections), pose_utils.inverse(frame))
 
 
 def correction_frame(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.host import sent
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Curriculum:
         weights = self.weights(step, features.shape[-2])
         if all(weight == 1.0 for weight in weights):
             return features
-        scale = torch.tensor(weights, dtype=features.dtype, device=features.device)[:, None]
+        scale = sent(torch.tensor(weights, dtype=features.dtype), features.device)[:, None]
         masked = features * scale
         if self.config.mode == "repeat":
             open_levels = [level for level, weight in enumerate(weights) if weight > 0]
