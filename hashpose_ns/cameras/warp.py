@@ -20,17 +20,18 @@ class WarpConfig:
     """Local-to-global registration: every ray moves by itself, and a camera's rays are tied to one rigid motion."""
 
     init: Literal["default", "zero"] = "default"
-    """How the network starts. `default` has torch's initialisation, as L2G-NeRF: it turns cameras by 5 to 7 degrees
-    before the first step; `zero` moves nothing at first."""
+    """How the network starts.
+    `default` has torch's initialisation, as L2G-NeRF: it turns cameras by 5 to 7 degrees before the first step. `zero`
+    moves nothing at first."""
     width: int = 256
     """Width of the network's hidden layers."""
     embedding: int = 128
     """Numbers that the network knows of each camera."""
     weight: float = 100.0
-    """Weight of the distance between rays as they have moved and their camera's rigid motion. 0 lets rays go where they
-    like."""
+    """Weight of the distance between rays and their camera's rigid motion.
+    0 lets rays go where they like."""
     until: float = 1.0
-    """Fraction of training at which cameras go on by a twist each, from where their rays have brought them."""
+    """Fraction of training at which cameras go on by a twist each."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
