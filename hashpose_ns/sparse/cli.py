@@ -87,7 +87,7 @@ class Eval:
     """Score weights on objects that training never draws: turns between pairs of views, and camera centres."""
 
     weights: Optional[Path] = None
-    """weights.npz of hashpose-sparse train; by default the package's, if it has any."""
+    """A weights.npz of hashpose-sparse train; by default the package's, if it has any."""
     views: Tuple[int, ...] = (3, 5, 8)
     """Numbers of views."""
     families: Tuple[Literal["articulated", "blobs"], ...] = ("articulated", "blobs")
@@ -145,7 +145,7 @@ class Poses:
     masks: Optional[Path] = None
     """Folder with a mask for each photograph, under its name with any suffix, white where the object is."""
     weights: Optional[Path] = None
-    """weights.npz of hashpose-sparse train; by default the package's, if it has any."""
+    """A weights.npz of hashpose-sparse train; by default the package's, if it has any."""
     steps: int = 5
     """Refinement steps."""
     seed: int = 0
