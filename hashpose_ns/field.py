@@ -148,6 +148,8 @@ class HashPoseField(RenderedField):
         self.config = config
         self.curriculum = curriculum
         self.step = 0
+        self.direction_start = config.decoder.direction_start
+        """Fraction of training before which colour does not depend on the view direction."""
         self.register_buffer("aabb", aabb.clone().float())
         self.warp = warp
         decoder = config.decoder
@@ -301,7 +303,7 @@ class HashPoseField(RenderedField):
     @property
     def sees_directions(self) -> bool:
         """Whether colour may depend on the direction at this step of training."""
-        return self.step >= self.config.decoder.direction_start * self.curriculum.total_steps
+        return self.step >= self.direction_start * self.curriculum.total_steps
 
     def appearance_of(self, ray_samples: RaySamples, own: Optional[bool] = None) -> Optional[Tensor]:
         """Embeddings [*, 1, appearance] of the rays' images, or the mean one [appearance]; None without any.

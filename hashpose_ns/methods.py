@@ -1,7 +1,9 @@
-"""The registered methods: `hashpose`, `hashpose-blender`, `hashpose-llff`, `hashpose-small`, `hashpose-object`."""
+"""The registered methods: `hashpose`, `hashpose-blender`, `hashpose-llff`, `hashpose-small`, `hashpose-object`,
+`hashpose-object-fine`."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Dict, Tuple
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
@@ -243,4 +245,24 @@ object_ = MethodSpecification(
         background_color="white",
     ),
     description="An object on white, seen from all around, with poses off by up to 20 degrees; minutes on a CPU.",
+)
+
+
+def _finer(config: Any) -> HashPoseTrainerConfig:
+    """The same for larger pictures: more steps and rays, a finer grid, more places at which the field is asked."""
+    config = copy.deepcopy(config)
+    config.method_name, config.max_num_iterations = "hashpose-object-fine", 12_000
+    config.steps_per_save = 2000
+    config.pipeline.datamanager.train_num_rays_per_batch = 1024
+    model = config.pipeline.model
+    model.num_samples, model.eval_num_samples, model.eval_skips_empty_space = 48, 64, True
+    model.field.encoding = HashEncodingConfig(
+        num_levels=10, log2_hashmap_size=18, base_resolution=8, max_resolution=1024
+    )
+    return config
+
+
+object_fine = MethodSpecification(
+    config=_finer(object_.config),
+    description="As hashpose-object, for pictures of 300 pixels and more: a quarter of an hour on a CPU.",
 )

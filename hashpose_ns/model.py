@@ -306,13 +306,13 @@ class HashPoseModel(PoseRefiningModel):
                 "--pipeline.model.planes cameras needs cameras that start apart from each other; give fixed planes."
             )
         self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
-        self._follow_start()
         self.field = config.field.setup(
             warp=config.scene,
             aabb=self._grid_box(known),
             num_images=self.num_train_data,
             curriculum=self.curriculum,
         )
+        self._follow_start()
         self.sampler = SAMPLERS[config.sampler](num_samples=config.num_samples)
         self._occupied: Optional[Tuple[Tuple[int, ...], OccupiedSpace]] = None
         # Every ray keeps a share of samples everywhere: a wrong pose is corrected by what lies beside the surface.
@@ -347,13 +347,16 @@ class HashPoseModel(PoseRefiningModel):
         self.curriculum.total_steps = total_steps
 
     def _follow_start(self) -> None:
-        """Has the curriculum follow the start, which is trusted or not."""
-        config = self.config.curriculum
+        """Has curriculum and decoder follow the start, which is trusted or not."""
+        config, trusted = self.config.curriculum, self.config.camera_optimizer.trusted
         self.follows_trusted = self.camera_optimizer.is_trusted
         if self.follows_trusted:
-            config = dataclasses.replace(config, window=self.config.camera_optimizer.trusted.window)
+            config = dataclasses.replace(config, window=trusted.window)
         config.validate()
         self.curriculum.config = config
+        if isinstance(self.field, HashPoseField):
+            start = self.field.config.decoder.direction_start
+            self.field.direction_start = min(start, trusted.direction_start) if self.follows_trusted else start
 
     def update_to_step(self, step: int) -> None:
         """Sets everything that depends on the step of training."""
