@@ -19,7 +19,9 @@ class SearchConfig:
     strategy: Strategy = "regions"
     """Which pixels are compared. regions: those around SIFT's keypoints. points: the keypoints alone. random: any."""
     hypotheses: int = 64
-    """Poses that the search for a photograph starts from; a quarter of them survives each round. 1 is iNeRF."""
+    """Poses that the search for a photograph starts from; in rounds they become fewer. 1 is iNeRF."""
+    attempts: int = 2
+    """Searches for a photograph that was not found, each with other hypotheses."""
     rays: int = 131_072
     """Rays per photograph that are followed with gradients, in all rounds together. More take longer and find more."""
     lr: tyro.conf.Suppress[float] = 0.02
@@ -37,7 +39,9 @@ class SearchConfig:
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
-        if min(self.hypotheses, self.images) < 1 or self.rays < 1024:
-            raise HashPoseError("search.hypotheses and search.images are at least 1, search.rays at least 1024.")
+        if min(self.hypotheses, self.attempts, self.images) < 1 or self.rays < 1024:
+            raise HashPoseError(
+                "search.hypotheses, search.attempts and search.images are at least 1, search.rays at least 1024."
+            )
         if not (self.lr > 0 and 0 <= self.angle <= 180):
             raise HashPoseError("search.lr is above 0, and search.angle an angle in degrees up to 180.")

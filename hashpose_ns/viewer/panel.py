@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hashpose_ns.matches.features import MatchedImages
     from hashpose_ns.viewer.actions import PoseActions
     from hashpose_ns.viewer.live import LivePoses
+    from hashpose_ns.viewer.locating import Locating
     from hashpose_ns.viewer.widgets import Widgets
     from nerfstudio.viewer.viewer import Viewer
 
@@ -37,6 +38,8 @@ class PosePanel(ViewerControl):
         self.actions: Optional["PoseActions"] = None
         """What can be done; None where nothing is trained."""
         self.widgets: Optional["Widgets"] = None
+        self.locating: Optional["Locating"] = None
+        """Looks for photographs, in ns-viewer."""
 
     def _setup(self, viewer: "Viewer") -> None:
         """Called by nerfstudio when its viewer starts, before a checkpoint is loaded and before there are cameras."""
@@ -59,6 +62,10 @@ class PosePanel(ViewerControl):
                 poses = run.poses.reference_camera_to_worlds.cpu()
                 scale = fitting_frustum_scale(run.train.cameras, poses)
                 viewer.config = dataclasses.replace(viewer.config, camera_frustum_scale=scale)
+            if trainer is None:
+                from hashpose_ns.viewer.locating import Locating
+
+                self.locating = Locating(viewer, run, self.boundary, viewer.stats_markdown.order + 0.6)
             live = LivePoses(viewer, self.widgets, self.boundary)
             self._connect(live)
             # viser calls this with a lock held that asking for clients takes as well
