@@ -64,17 +64,20 @@ class HashPoseModelConfig(ModelConfig):
     curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     """When the grid's levels are trained."""
     scene: SceneWarp = "contraction"
-    """`none`: the scene fits into the dataparser's scene box and space outside of it is empty; `contraction`: unbounded
-    captures; `forward-facing`: all cameras look down -z from near the origin (LLFF)."""
+    """Extent of the scene.
+    - none: it fits into the dataparser's scene box, and space outside is empty.
+    - contraction: unbounded captures.
+    - forward-facing: all cameras look down -z from near the origin (LLFF)."""
     scene_box_scale: float = 1.0
     """Factor on the dataparser's scene box, for `scene` = none."""
     sampler: Literal["uniform", "inverse-depth", "piecewise"] = "piecewise"
-    """Spacing of samples along a ray: uniform in depth, uniform in 1/depth, or uniform to 1 and in 1/depth behind."""
+    """Spacing of samples along a ray.
+    Uniform in depth, uniform in 1/depth, or uniform to 1 and in 1/depth behind."""
     num_samples: int = 128
     """Samples per ray; stratified in training."""
     num_importance_samples: int = 0
-    """Samples per ray that are drawn, from `importance_start` on, where the field has its weights; `num_samples` are
-    then only asked for their density, without gradient, to find out where that is. 0 draws none."""
+    """Samples per ray drawn where the field has its weights; 0 draws none.
+    They begin at `importance_start`. `num_samples` are then asked for their density alone, without gradient."""
     importance_start: float = 0.0
     """Fraction of training from which `num_importance_samples` are drawn."""
     near_plane: float = 0.05
@@ -82,10 +85,11 @@ class HashPoseModelConfig(ModelConfig):
     far_plane: float = 1000.0
     """Farthest sample."""
     clip_to_box: bool = False
-    """With `scene` = none: place a ray's samples only where it crosses the scene box. Space outside is empty, and all
-    samples go to where there is something."""
+    """Place a ray's samples only inside the scene box.
+    For `scene` = none, where space outside is empty."""
     depth_measure: Literal["distance", "z"] = "distance"
-    """Whether near and far planes are distances along the ray, or depths along the optical axis (BARF on LLFF)."""
+    """What near and far planes are.
+    Distances along the ray, or depths along the optical axis (BARF on LLFF)."""
     background_color: Literal["white", "black", "last_sample", "random"] = "last_sample"
     """What lies behind the field. For images with an alpha channel, the colour they are composited on."""
     loss: Literal["mse", "smooth-l1"] = "mse"
@@ -93,8 +97,9 @@ class HashPoseModelConfig(ModelConfig):
     enable_collider: bool = False
     """Not used: near and far planes are set here."""
     compile: bool = False
-    """Compile decoder and rendering of training batches with `torch.compile`, on an NVIDIA GPU as CUDA graphs. The
-    first step then takes up to a minute. Where it does not work, a line says so and training goes on without."""
+    """Compile decoder and rendering of training batches with `torch.compile`.
+    On an NVIDIA GPU as CUDA graphs; the first step then takes up to a minute.
+    If compilation fails, a line says so and training continues without."""
     eval_num_rays_per_chunk: int = 0
     """Rays per chunk when rendering images. 0: as many as memory allows."""
 

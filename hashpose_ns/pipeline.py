@@ -46,18 +46,24 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     eval_num_images: int = -1
     """Number of held-out images that are evaluated, spread evenly over all; -1 takes all."""
     tto_steps: int = 100
-    """Steps of test-time photometric optimisation of each held-out camera, with the field frozen; 0 leaves it out."""
+    """Steps of test-time optimisation of each held-out camera; 0 leaves it out.
+    The field is frozen meanwhile."""
     tto_rays: int = 1024
     """Rays per held-out image and step of test-time optimisation."""
     tto_images: int = 4
-    """Held-out cameras that are optimised at once; the result is the same. More keep a GPU busy and take memory."""
+    """Held-out cameras optimised at once; the result is the same.
+    More keep a GPU busy and take memory."""
     tto_lr: float = 1e-3
-    """Adam's rate in test-time optimisation, without a schedule: the poses' initial rate in BARF's protocol."""
+    """Adam's learning rate in test-time optimisation, constant.
+    It is the poses' initial rate in BARF's protocol."""
     held_out_rays: int = 2048
     """Pixels of held-out images whose PSNR is followed during training; 0 leaves it out."""
     changed_images: Literal["refuse", "warn", "carry"] = "refuse"
-    """What resuming does if images or intrinsics are not those that the checkpoint was trained on. `carry` goes on with
-    more, fewer or others: poses and appearance are carried over by image. Commands that do not train only warn."""
+    """What to do on resuming if images or intrinsics have changed.
+    - refuse: stop.
+    - warn: continue with them.
+    - carry: continue with more, fewer or others; poses and appearance are carried over by image.
+    Commands that do not train only warn."""
     run_folder: tyro.conf.Suppress[Optional[Path]] = None
     """Folder of the run, where the guard's report lies; the trainer and its configuration fill it in."""
 
@@ -156,7 +162,7 @@ class HashPosePipeline(VanillaPipeline):
             if self.carried_rows is not None:
                 raise HashPoseError(
                     "The images that stay have other input poses now, as where dataparsers centre and scale all poses "
-                    "together; leave the data as they were and add images by hashpose-localize --add, or by "
+                    "together; leave the data as they were and add images by hashpose-localize --add True, or by "
                     "--pipeline.datamanager.added-images."
                 )
             raise HashPoseError(

@@ -298,9 +298,12 @@ class HashPoseTrainer(Trainer):
         self.pipeline.model.is_logged = logged
         output = super().train_iteration(step)
         self._intervene("after_step", step)
+        checked = self._is_checked(step)
+        if checked and self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)  # what a GPU has yet to do is part of training as well
         self.train_seconds += time.perf_counter() - begin
         self.unchecked_losses.append((step, output[0].detach()))
-        if self._is_checked(step):
+        if checked:
             self._check_finite(step)
         if logged:
             encoding = self.optimizers.optimizers.get("encoding")

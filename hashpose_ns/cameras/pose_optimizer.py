@@ -45,24 +45,26 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     mode: Literal["off", "SE3"] = "SE3"
     """`SE3` refines the poses, `off` keeps them as they are."""
     side: Literal["world", "camera", "orbit"] = "world"
-    """Where the correction acts. `world`: refined = exp(xi) * initial, a motion about the world's origin (BARF);
-    `camera`: refined = initial * exp(xi), a motion about the camera's own centre; `orbit`: about the world's origin,
-    with xi along the camera's axes, so that Adam tells distance, shift, roll and tilt apart."""
+    """Where the correction acts.
+    - world: refined = exp(xi) * initial, a motion about the world's origin (BARF).
+    - camera: refined = initial * exp(xi), a motion about the camera's own centre.
+    - orbit: about the world's origin, with xi along the camera's axes.
+    With orbit Adam can tell distance, shift, roll and tilt apart."""
     start: float = 0.02
-    """Fraction of training before which poses stand still. Early gradients come from an untrained field and throw
-    poses off."""
+    """Poses are frozen until this fraction of training.
+    Early gradients come from an untrained field and throw poses off."""
     warmup: float = 0.02
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
     rotation_start: float = 0.0
-    """Fraction of training before which cameras are shifted only, and not turned. Where pictures lie far from where
-    poses put them, shifts bring them there, and turns made before that lead astray."""
+    """Cameras are shifted but not turned until this fraction of training.
+    If pictures lie far from where poses put them, early turns lead astray."""
     settling: SettlingConfig = field(default_factory=SettlingConfig)
     """Lowers the rate of poses that have arrived, and in the end stops them."""
     trusted: TrustedStartConfig = field(default_factory=TrustedStartConfig)
     """In place of `start`, `warmup` and others where training starts at trusted poses."""
     frozen_cameras: Tuple[str, ...] = ()
-    """Cameras that keep their initial pose exactly: image file names (with or without folder) or indices into the
-    training images."""
+    """Cameras that keep their initial pose exactly.
+    Image file names (with or without folder) or indices into the training images."""
     trans_l2_penalty: float = 0.0
     """Weight of a squared penalty on the translation part of the corrections; 0 leaves it out."""
     rot_l2_penalty: float = 0.0
@@ -171,6 +173,7 @@ class PoseOptimizer(CameraOptimizer):
         """Whether somebody stopped all poses by hand. Belongs to the running process and not to a checkpoint."""
         self.held: Set[int] = set()
         """Cameras that somebody holds where they are. Belongs to the running process and not to a checkpoint."""
+        self._held: Optional[Tuple[Tuple[int, ...], Tensor]] = None
         self.settling = Settling(config.settling, num_cameras).to(device) if config.settling.decay != 1 else None
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
             raise HashPoseError("camera-optimizer.start and .warmup are fractions of training; their sum is at most 1.")
@@ -309,9 +312,16 @@ class PoseOptimizer(CameraOptimizer):
             twists = torch.cat([twists[:, :3], twists[:, 3:].detach()], dim=-1)
         if not self.held:
             return twists
-        held = torch.zeros(self.num_cameras, 1, dtype=torch.bool, device=twists.device)
-        held[sorted(self.held)] = True
-        return torch.where(held, twists.detach(), twists)
+        return torch.where(self._held_mask(twists.device), twists.detach(), twists)
+
+    def _held_mask(self, device: torch.device) -> Bool[Tensor, "num_cameras 1"]:
+        """Which cameras are held; sent to the device when that has changed."""
+        held = tuple(sorted(self.held))
+        if self._held is None or self._held[0] != held or self._held[1].device != device:
+            mask = torch.zeros(self.num_cameras, 1, dtype=torch.bool)
+            mask[list(held)] = True
+            self._held = held, mask.to(device)
+        return self._held[1]
 
     @torch.no_grad()
     def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
@@ -395,7 +405,8 @@ def corrections_to_world(
     frame = correction_frame(camera_to_worlds, side, pivot)
     if frame is None:
         return corrections
-    return pose_utils.multiply(pose_utils.multiply(frame, corrections), pose_utils.inverse(frame))
+    with torch.autocast(corrections.device.type, enabled=False):  # mixed precision would round the matrix products
+        return pose_utils.multiply(pose_utils.multiply(frame, corrections), pose_utils.inverse(frame))
 
 
 def correction_frame(

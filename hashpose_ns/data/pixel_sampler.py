@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.host import sent
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 
 MAX_CELLS = 1 << 22
@@ -24,10 +25,11 @@ class EdgePixelSamplerConfig(PixelSamplerConfig):
 
     _target: Type = field(default_factory=lambda: EdgePixelSampler)
     edge_fraction: float = 0.0
-    """Fraction of a batch's pixels drawn in proportion to the smoothed image gradient around them; the rest is drawn
-    uniformly. 0 samples as nerfstudio does."""
+    """Fraction of a batch's pixels drawn in proportion to the smoothed image gradient.
+    The rest is drawn uniformly. 0 samples as nerfstudio does."""
     edge_radius: float = 0.03
-    """Radius of the smoothing as a fraction of the image's width: a wrong pose moves an edge into its neighbourhood."""
+    """Radius of the smoothing, as a fraction of the image's width.
+    A wrong pose moves an edge into its neighbourhood."""
 
 
 class EdgePixelSampler(PixelSampler):
@@ -50,6 +52,29 @@ class EdgePixelSampler(PixelSampler):
             self._images, self._density = images, edge_density(images, self.config.edge_radius).cpu()
             self._cumulative = self._density.flatten().double().cumsum(0)
         return super().sample(image_batch)
+
+    def collate_image_dataset_batch(self, batch: Dict, num_rays_per_batch: int, keep_full_image: bool = False) -> Dict:
+        """As nerfstudio does. Of images on a GPU the pixels are drawn on the CPU as well: the same ones, and without
+        waiting for the GPU. `image_idx` and `mask` are on the CPU wherever the images are."""
+        device = batch["image"].device
+        if device.type == "cpu":
+            return super().collate_image_dataset_batch(batch, num_rays_per_batch, keep_full_image)
+        count, height, width = batch["image"].shape[:3]
+        stand_in = {"image": torch.zeros(1).expand(count, height, width, 1), "image_idx": torch.arange(count)}
+        if "mask" in batch:
+            stand_in["mask"] = batch["mask"]
+        places = super().collate_image_dataset_batch(stand_in, num_rays_per_batch)["indices"]
+        here, there = places.unbind(-1), sent(places, device).unbind(-1)
+        pixels = {
+            key: value[there if value.device == device else here]
+            for key, value in batch.items()
+            if key != "image_idx" and value is not None
+        }
+        places[:, 0] = batch["image_idx"][here[0]]
+        pixels["indices"] = places
+        if keep_full_image:
+            pixels["full_image"] = batch["image"]
+        return pixels
 
     def sample_method(
         self,
