@@ -45,11 +45,11 @@ class Round(NamedTuple):
 
 
 ROUNDS = (
-    Round(1, 0.2, 4, 1.0, 20, 0.0),
-    Round(2, 0.2, 4, 0.8, 20, 25.0),
-    Round(4, 0.2, 4, 0.6, 30, 15.0),
-    Round(16, 0.2, 2, 0.5, 40, 10.0),
-    Round(64, 0.2, 1, 0.4, 100, 0.0),
+    Round(1, 0.18, 4, 1.0, 20, 0.0),
+    Round(2, 0.18, 4, 0.8, 20, 25.0),
+    Round(4, 0.18, 4, 0.6, 30, 15.0),
+    Round(16, 0.18, 2, 0.5, 40, 10.0),
+    Round(64, 0.28, 1, 0.4, 100, 0.0),
 )
 """64 hypotheses, then 32, 16, 4 and 1; from a small image to the whole one."""
 
@@ -268,9 +268,7 @@ class Localizer:
         for number, stage in enumerate(ROUNDS):
             count = max(self.config.hypotheses // stage.divisor, 1)
             if number:  # the best of the last round
-                hypotheses = [
-                    self._survivors(query, poses, count, stage) for query, poses in zip(queries, hypotheses)
-                ]
+                hypotheses = [self._survivors(query, poses, count, stage) for query, poses in zip(queries, hypotheses)]
             optimized = self._optimized(queries, hypotheses, stage)
             if count == 1:  # what did not get better stays
                 optimized = [torch.cat(pair) for pair in zip(optimized, hypotheses)]
@@ -320,7 +318,9 @@ class Localizer:
         copies = count // 2 if stage.jitter else 0
         best = poses[: count - copies]
         generator = torch.Generator().manual_seed(self.config.seed + 7919 * query.index + stage.divisor)
-        return torch.cat([best, self._around(best[:copies], copies, math.radians(stage.jitter), generator, COPIES_SHIFT)])
+        return torch.cat(
+            [best, self._around(best[:copies], copies, math.radians(stage.jitter), generator, COPIES_SHIFT)]
+        )
 
     def _around(
         self,
@@ -374,11 +374,11 @@ class Localizer:
 
     def _agreement(self, poses: Float[Tensor, "count 3 4"], losses: Float[Tensor, "count"]) -> float:
         """Share of the weight, which falls with the fourth power of the loss (Loc-NeRF), that lies where the first pose
-        is: within 5 degrees, and a twentieth of the distance."""
+        is: within 10 degrees, by which copies are turned at most, and a tenth of the distance."""
         relative = poses[:, :, :3].mT @ poses[0, :, :3]
         cosines = (relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-        near = (poses[:, :, 3] - poses[0, :, 3]).norm(dim=-1) < 0.05 * self.distance
-        near &= cosines > math.cos(math.radians(5.0))
+        near = (poses[:, :, 3] - poses[0, :, 3]).norm(dim=-1) < 0.1 * self.distance
+        near &= cosines > math.cos(math.radians(10.0))
         weights = (losses[0].clamp(min=1e-9) / losses.clamp(min=1e-9)) ** 4
         return float((weights * near).sum() / weights.sum())
 

@@ -39,9 +39,6 @@ OVERLAY_SIZE = 192
 WALK_SECONDS, WALK_STEPS = 1.5, 30
 """How long a browser's camera walks, and in how many steps."""
 
-ORANGE = (255, 140, 0)
-"""Of the frustum of a photograph that was found."""
-
 
 class Locating:
     """The folder `A photograph` in the panel of a run that is looked at. Each search has a thread of its own, and there
@@ -110,7 +107,6 @@ class Locating:
                     assert self.search is not None
                     picture = overlay_picture(self.search, photographs, result, 0, OVERLAY_SIZE)
                     self.picture.content = f"![photograph over the field's picture]({data_url(picture)})"
-                    self._draw(name, photographs, result, picture)
                     if client is not None:
                         walk(client, result.learned_camera_to_world, field_of_view(photographs))
                 self.picture.visible = result.found
@@ -151,20 +147,6 @@ class Locating:
                 f"From the dataset's pose: {float(off.rotation_deg[0]):.3g} deg, centre {float(off.center[0]):.3g}."
             )
         return "\n\n".join(lines)
-
-    def _draw(self, name: str, photographs: Photographs, result: LocalizedImage, picture: np.ndarray) -> None:
-        """Puts a frustum where it was taken."""
-        positions, wxyz = to_viser(result.learned_camera_to_world[None])
-        self.viewer.viser_server.scene.add_camera_frustum(
-            "/hashpose/photograph",
-            fov=field_of_view(photographs),
-            aspect=picture.shape[1] / picture.shape[0],
-            scale=self.viewer.config.camera_frustum_scale,
-            color=ORANGE,
-            image=picture,
-            position=positions[0],
-            wxyz=wxyz[0],
-        )
 
     def _say(self, text: str) -> None:
         self.text.content, self.text.visible = text, True
