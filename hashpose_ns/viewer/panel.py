@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Callable, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, List, Optional
 
 from hashpose_ns.viewer.boundary import Boundary, RenderMachines
 from nerfstudio.configs.base_config import ViewerConfig
@@ -52,7 +52,8 @@ class PosePanel(ViewerControl):
             from hashpose_ns.viewer.scene import fitting_frustum_scale
             from hashpose_ns.viewer.widgets import Widgets
 
-            run, trainer = viewer.pipeline.scene, viewer.trainer
+            pipeline: Any = viewer.pipeline
+            run, trainer = pipeline.scene, viewer.trainer
             names = image_names(run.train.image_filenames)
             training = trainer is not None and run.poses.config.mode != "off"
             self.widgets = Widgets(self.viser_server, names, viewer.stats_markdown.order + 0.5, training)
