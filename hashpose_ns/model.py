@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hashpose_ns.cameras.alignment import centers_coincide
+from hashpose_ns.cameras.local_to_global import make_pose_optimizer
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.chunks import bytes_per_sample, rays_that_fit, render_in_chunks
@@ -87,6 +89,10 @@ class HashPoseModelConfig(ModelConfig):
     clip_to_box: bool = False
     """Place a ray's samples only inside the scene box.
     For `scene` = none, where space outside is empty."""
+    planes: Literal["fixed", "cameras"] = "fixed"
+    """What sets near and far planes.
+    `fixed` takes `near_plane` and `far_plane`. `cameras` takes a quarter and three quarters of the largest distance
+    between two estimated cameras, anew at each step (L2G-NeRF, for objects seen from all around)."""
     depth_measure: Literal["distance", "z"] = "distance"
     """What near and far planes are.
     Distances along the ray, or depths along the optical axis (BARF on LLFF)."""
@@ -127,9 +133,10 @@ class PoseRefiningModel(Model):
                 "initial_camera_to_worlds": cameras.initial_camera_to_worlds,
                 "reference_camera_to_worlds": cameras.reference_camera_to_worlds,
                 "image_names": cameras.image_names,
+                "half_extent": cameras.half_extent,
             }
-        self.camera_optimizer = self.config.camera_optimizer.setup(
-            num_cameras=self.num_train_data, device="cpu", **known
+        self.camera_optimizer = make_pose_optimizer(
+            self.config.camera_optimizer, num_cameras=self.num_train_data, device="cpu", **known
         )
         self.register_buffer("format", torch.tensor(FORMAT))
         # The trainer tells the length of training; without one (evaluation) it comes from the buffer that training left
@@ -171,7 +178,11 @@ class PoseRefiningModel(Model):
 
     def rate_factors(self) -> Dict[str, Callable[[int], List[float]]]:
         """Per group of the optimizers: at a step, the factor on the learning rate of each of its torch groups."""
-        return {"camera_opt": lambda step: [self.camera_optimizer.rate_factor(step / self.total_steps)]}
+
+        def factor(step: int) -> List[float]:
+            return [self.camera_optimizer.rate_factor(step / self.total_steps)]
+
+        return {"camera_opt": factor, "camera_warp": factor}
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -280,11 +291,16 @@ class HashPoseModel(PoseRefiningModel):
                 "--pipeline.model.num-importance-samples to 0 or at least 2."
             )
         self.populate_poses()
+        known = TrainingCameras.of(self.kwargs.get("metadata", {}))
+        if config.planes == "cameras" and known is not None and centers_coincide(known.initial_camera_to_worlds):
+            raise HashPoseError(
+                "--pipeline.model.planes cameras needs cameras that start apart from each other; give fixed planes."
+            )
         self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
         self._follow_start()
         self.field = config.field.setup(
             warp=config.scene,
-            aabb=self._grid_box(TrainingCameras.of(self.kwargs.get("metadata", {}))),
+            aabb=self._grid_box(known),
             num_images=self.num_train_data,
             curriculum=self.curriculum,
         )
@@ -350,6 +366,10 @@ class HashPoseModel(PoseRefiningModel):
     def _set_planes(self, ray_bundle: RayBundle) -> None:
         near = torch.full_like(ray_bundle.origins[..., :1], self.config.near_plane)
         far = torch.full_like(near, self.config.far_plane)
+        if self.config.planes == "cameras":
+            centers = self.camera_optimizer.estimated_centers()
+            span = torch.cdist(centers, centers).max()
+            near, far = (fraction * span.expand_as(near) for fraction in (0.25, 0.75))
         if self.config.depth_measure == "z" and "directions_norm" in ray_bundle.metadata:
             # |K^-1 pixel|: distance along the unit direction per unit of depth.
             near, far = (plane * ray_bundle.metadata["directions_norm"] for plane in (near, far))

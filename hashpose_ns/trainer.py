@@ -271,6 +271,11 @@ class HashPoseTrainer(Trainer):
                 config[name]["scheduler"] = dataclasses.replace(
                     group["scheduler"], total_steps=self.total_steps, factors=factors.get(name)
                 )
+        if missing := set(param_groups) - set(config):
+            raise HashPoseError(
+                f"The method {self.config.method_name} has no learning rates for {', '.join(sorted(missing))}; "
+                "local-to-global is a model of hashpose's own methods and of the peer l2g."
+            )
         return Optimizers(config, param_groups)
 
     # -- training ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor
 from hashpose_ns.cameras.lie import exp_map_SE3, log_map_SE3
 from hashpose_ns.cameras.settling import Settling, SettlingConfig
 from hashpose_ns.cameras.trusted import TrustedStartConfig
+from hashpose_ns.cameras.warp import WarpConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
@@ -44,6 +45,12 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     _target: Type = field(default_factory=lambda: PoseOptimizer)
     mode: Literal["off", "SE3"] = "SE3"
     """`SE3` refines the poses, `off` keeps them as they are."""
+    model: Literal["se3", "local-to-global"] = "se3"
+    """What moves: cameras, or their rays.
+    `se3` moves a camera by one twist. `local-to-global` moves each ray by itself, and registers the camera's pose to
+    its rays (L2G-NeRF)."""
+    warp: WarpConfig = field(default_factory=WarpConfig)
+    """How rays move, with `model` = local-to-global."""
     side: Literal["world", "camera", "orbit"] = "world"
     """Where the correction acts.
     - world: refined = exp(xi) * initial, a motion about the world's origin (BARF).
@@ -229,6 +236,11 @@ class PoseOptimizer(CameraOptimizer):
         self._restore()
 
     @torch.no_grad()
+    def put_back(self, indices: Sequence[int]) -> None:
+        """Puts cameras back to where refinement started, exactly."""
+        self.pose_adjustment[list(indices)] = 0.0
+
+    @torch.no_grad()
     def fall_back(self, rate: float) -> None:
         """Puts all cameras that nobody holds back to where refinement started.
 
@@ -236,7 +248,7 @@ class PoseOptimizer(CameraOptimizer):
             rate: factor on their learning rate from then on; 0 keeps them there.
         """
         going = [index for index in range(self.num_cameras) if index not in self.held]
-        self.pose_adjustment[going] = 0.0
+        self.put_back(going)
         self.fallen_back *= rate
         self._restore()
         self.active = self.active and rate > 0
@@ -331,12 +343,25 @@ class PoseOptimizer(CameraOptimizer):
             index: a training camera that is refined.
             camera_to_world: rigid pose, OpenGL axes.
         """
+        self.pose_adjustment[index] = self._twist_to(index, camera_to_world).to(self.pose_adjustment)
+
+    def _twist_to(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> Float[Tensor, "6"]:
+        """The correction that takes a camera from its base to a pose, float64."""
         start, target = self.base_camera_to_worlds[index].double(), camera_to_world.double()
         motion = pose_utils.multiply(target, pose_utils.inverse(start))
         frame = correction_frame(start, self.config.side)
         if frame is not None:
             motion = pose_utils.multiply(pose_utils.multiply(pose_utils.inverse(frame), motion), frame)
-        self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
+        return log_map_SE3(motion)
+
+    def current_twists(self) -> Float[Tensor, "num_cameras 6"]:
+        """Each camera's correction as it is now, without gradient: [translation, rotation] along `side`."""
+        return self.pose_adjustment.detach()
+
+    @torch.no_grad()
+    def estimated_centers(self) -> Float[Tensor, "num_cameras 3"]:
+        """Where cameras are by the last training step, cheap enough to be asked at every step."""
+        return self.refined_camera_to_worlds()[..., 3]
 
     def refined_camera_to_worlds(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
         """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes.

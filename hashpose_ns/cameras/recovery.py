@@ -82,7 +82,7 @@ def turned(
 def hypotheses(optimizer: PoseOptimizer, index: int, config: RecoveryConfig) -> Float[Tensor, "count 3 4"]:
     """Poses where a camera may be, see `RecoveryConfig.hypotheses`."""
     generator = torch.Generator().manual_seed(index)
-    twists, base = optimizer.pose_adjustment.detach(), optimizer.base_camera_to_worlds[index]
+    twists, base = optimizer.current_twists(), optimizer.base_camera_to_worlds[index]
     poses = optimizer.refined_camera_to_worlds().detach()
     # The median absolute deviation is robust to lost cameras; widening covers them.
     reach = WIDENING * MAD_TO_STD * twists.abs().median(dim=0).values
