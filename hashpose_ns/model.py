@@ -91,8 +91,9 @@ class HashPoseModelConfig(ModelConfig):
     For `scene` = none, where space outside is empty."""
     planes: Literal["fixed", "cameras"] = "fixed"
     """What sets near and far planes.
-    `fixed` takes `near_plane` and `far_plane`. `cameras` takes a quarter and three quarters of the largest distance
-    between two estimated cameras, anew at each step (L2G-NeRF, for objects seen from all around)."""
+    - fixed: `near_plane` and `far_plane`.
+    - cameras: a quarter and three quarters of the largest distance between two estimated cameras, at each step.
+    The second is L2G-NeRF's, for objects seen from all around."""
     depth_measure: Literal["distance", "z"] = "distance"
     """What near and far planes are.
     Distances along the ray, or depths along the optical axis (BARF on LLFF)."""
