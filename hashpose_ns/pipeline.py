@@ -206,9 +206,9 @@ class HashPosePipeline(VanillaPipeline):
             similarity = self._frame_of(state).inverse()
             started = fresh["camera_optimizer.reference_camera_to_worlds"].double()
             learned = similarity.apply_to_poses(started).float()
-            kept = ("initial_camera_to_worlds", "reference_camera_to_worlds")
+            given = ("initial_camera_to_worlds", "reference_camera_to_worlds")
             for name in fresh:  # where refinement starts, and what a model remembers of where cameras are
-                if name.endswith("camera_to_worlds") and not name.endswith(kept):
+                if name.endswith("camera_to_worlds") and not name.endswith(given):
                     fresh[name] = learned
         for name, dimension in self.model.per_image().items():
             if name not in state:
@@ -238,7 +238,8 @@ class HashPosePipeline(VanillaPipeline):
         before = "camera_optimizer."
         own = {name.removeprefix(before): value for name, value in state.items() if name.startswith(before)}
         initial = own["initial_camera_to_worlds"]
-        if not bool(own.get("handed_over", True)):
+        handed_over = own.get("handed_over")
+        if handed_over is not None and not bool(handed_over):
             raise HashPoseError(
                 "One network still moves all cameras of the checkpoint (local-to-global), so that none can join; train "
                 "beyond camera-optimizer.warp.until first."
