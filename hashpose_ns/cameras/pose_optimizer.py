@@ -47,8 +47,8 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     """`SE3` refines the poses, `off` keeps them as they are."""
     model: Literal["se3", "local-to-global"] = "se3"
     """What moves: cameras, or their rays.
-    `se3` moves a camera by one twist. `local-to-global` moves each ray by itself, and registers the camera's pose to
-    its rays (L2G-NeRF)."""
+    - se3: one twist per camera.
+    - local-to-global: each ray by itself; the camera's pose is registered to its rays (L2G-NeRF)."""
     warp: WarpConfig = field(default_factory=WarpConfig)
     """How rays move, with `model` = local-to-global."""
     side: Literal["world", "camera", "orbit"] = "world"
