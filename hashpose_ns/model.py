@@ -150,9 +150,8 @@ class PoseRefiningModel(Model):
     def per_image(self) -> Dict[str, int]:
         """Entries of the state that have a row for each training image, and which dimension the rows are."""
         optimizer, before = self.camera_optimizer, "camera_optimizer."
-        found = {f"{before}{name}_camera_to_worlds": 0 for name in ("initial", "base", "reference")}
-        if optimizer.config.mode != "off":
-            found[before + "pose_adjustment"] = 0
+        own = ((name, value) for name, value in optimizer.state_dict().items() if "." not in name and value.ndim)
+        found = {before + name: 0 for name, value in own if len(value) == optimizer.num_cameras}
         if optimizer.settling is not None:
             found[before + "settling.corrections"] = 1
         for name, module in self.named_modules():

@@ -23,7 +23,10 @@ class SearchConfig:
     - random: any."""
     hypotheses: int = 64
     """Poses the search for a photograph starts from; 1 is iNeRF.
-    A quarter of them survives each round."""
+    In rounds they become fewer."""
+    attempts: int = 2
+    """How often a photograph is searched for until it is found.
+    Every attempt starts from other hypotheses."""
     rays: int = 131_072
     """Rays per photograph followed with gradients, in all rounds together.
     More take longer and find more."""
@@ -46,7 +49,9 @@ class SearchConfig:
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
-        if min(self.hypotheses, self.images) < 1 or self.rays < 1024:
-            raise HashPoseError("search.hypotheses and search.images are at least 1, search.rays at least 1024.")
+        if min(self.hypotheses, self.attempts, self.images) < 1 or self.rays < 1024:
+            raise HashPoseError(
+                "search.hypotheses, search.attempts and search.images are at least 1, search.rays at least 1024."
+            )
         if not (self.lr > 0 and 0 <= self.angle <= 180):
             raise HashPoseError("search.lr is above 0, and search.angle an angle in degrees up to 180.")
