@@ -28,7 +28,7 @@ DOUBTS = {
     "converging": "cameras mostly turned towards each other or apart, which pixels take for a scene at another depth",
     "strays": "most of all turning is that of cameras that moved far and do not fit clearly better for it",
     "matches": "matches between the images fit them worse",
-    "far": "matches between the images are still degrees off",
+    "far": "matches between the images are still far off",
 }
 """What is said of each reason to doubt that poses got better."""
 

@@ -49,7 +49,7 @@ class HeldOutErrors:
 WORSE_MATCHES = 0.095
 """Mean log ratio of cameras' distances from epipolar lines, a tenth more, from which matches contradict. Poses that
 were fitted to the matches are up to a twentieth nearer to them than the true ones."""
-FAR_FROM_MATCHES = 2.0
+FAR_FROM_MATCHES = 0.35
 """Median distance of matches from their epipolar lines, in degrees, from which poses are not said to be better. Poses
 that fit leave a tenth of a degree."""
 Doubt = Literal["coarse", "converging", "strays", "matches", "far"]
