@@ -229,7 +229,7 @@ object_ = MethodSpecification(
         },
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
         _guard(keep_rebased=True),
-        CenteringConfig(mode="auto"),
+        CenteringConfig(),
         camera_optimizer=PoseOptimizerConfig(
             side="orbit",
             start=0.03,
