@@ -91,8 +91,9 @@ class HashPoseModelConfig(ModelConfig):
     For `scene` = none, where space outside is empty."""
     planes: Literal["fixed", "cameras"] = "fixed"
     """What sets near and far planes.
-    `fixed` takes `near_plane` and `far_plane`. `cameras` takes a quarter and three quarters of the largest distance
-    between two estimated cameras, anew at each step (L2G-NeRF, for objects seen from all around)."""
+    - fixed: `near_plane` and `far_plane`.
+    - cameras: a quarter and three quarters of the largest distance between two estimated cameras, at each step.
+    The second is L2G-NeRF's, for objects seen from all around."""
     depth_measure: Literal["distance", "z"] = "distance"
     """What near and far planes are.
     Distances along the ray, or depths along the optical axis (BARF on LLFF)."""
@@ -149,9 +150,8 @@ class PoseRefiningModel(Model):
     def per_image(self) -> Dict[str, int]:
         """Entries of the state that have a row for each training image, and which dimension the rows are."""
         optimizer, before = self.camera_optimizer, "camera_optimizer."
-        found = {f"{before}{name}_camera_to_worlds": 0 for name in ("initial", "base", "reference")}
-        if optimizer.config.mode != "off":
-            found[before + "pose_adjustment"] = 0
+        own = ((name, value) for name, value in optimizer.state_dict().items() if "." not in name and value.ndim)
+        found = {before + name: 0 for name, value in own if len(value) == optimizer.num_cameras}
         if optimizer.settling is not None:
             found[before + "settling.corrections"] = 1
         for name, module in self.named_modules():
@@ -252,7 +252,7 @@ class PoseRefiningModel(Model):
         return self.config.eval_num_rays_per_chunk
 
     def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Any]) -> Dict[str, Tensor]:
-        """PSNR of the batch's rays; nothing in training steps that nobody logs."""
+        """PSNR of the batch's rays; skipped in training steps that are not logged."""
         if self.training and not self.is_logged:
             return {}
         target = self.composite(batch["image"])

@@ -144,7 +144,7 @@ class HashPosePipeline(VanillaPipeline):
         if key in state and len(state[key]) != len(expected[key]):
             raise HashPoseError(
                 f"The checkpoint was trained on {len(state[key])} images and there are {len(expected[key])} now; give "
-                "the same images and the same split, train anew, or give --pipeline.changed-images carry to go on with "
+                "the same images and the same split, retrain, or give --pipeline.changed-images carry to go on with "
                 "these."
             )
         wrong = sorted(set(state) ^ set(expected)) + [
@@ -167,7 +167,7 @@ class HashPosePipeline(VanillaPipeline):
                 )
             raise HashPoseError(
                 "The checkpoint was trained on other cameras than the data has now: the number of images is the same, "
-                "their input poses are not; give the same images, split and dataparser settings, or train anew."
+                "their input poses are not; give the same images, split and dataparser settings, or retrain."
             )
         self._check_images(loaded_state)
         length = int(self.model.progress[1])
@@ -205,7 +205,11 @@ class HashPosePipeline(VanillaPipeline):
         if is_new.any():
             similarity = self._frame_of(state).inverse()
             started = fresh["camera_optimizer.reference_camera_to_worlds"].double()
-            fresh["camera_optimizer.base_camera_to_worlds"] = similarity.apply_to_poses(started).float()
+            learned = similarity.apply_to_poses(started).float()
+            given = ("initial_camera_to_worlds", "reference_camera_to_worlds")
+            for name in fresh:  # where refinement starts, and what a model remembers of where cameras are
+                if name.endswith("camera_to_worlds") and not name.endswith(given):
+                    fresh[name] = learned
         for name, dimension in self.model.per_image().items():
             if name not in state:
                 continue
@@ -234,9 +238,15 @@ class HashPosePipeline(VanillaPipeline):
         before = "camera_optimizer."
         own = {name.removeprefix(before): value for name, value in state.items() if name.startswith(before)}
         initial = own["initial_camera_to_worlds"]
+        handed_over = own.get("handed_over")
+        if handed_over is not None and not bool(handed_over):
+            raise HashPoseError(
+                "One network still moves all cameras of the checkpoint (local-to-global), so that none can join; train "
+                "beyond camera-optimizer.warp.until first."
+            )
         config = replace(self.config.model.camera_optimizer, frozen_cameras=())  # type: ignore[attr-defined]
         poses = PoseOptimizer(config, len(initial), "cpu", initial, own["reference_camera_to_worlds"])
-        poses.load_state_dict(own)
+        poses.load_state_dict(own, strict=False)
         if not bool(self.model.camera_optimizer.trainable.all()):  # some are frozen, which hold the frame
             poses.trainable[0] = False
         return input_frame(poses, GivenPoses.of(self.scene)).similarity

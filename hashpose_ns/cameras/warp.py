@@ -21,8 +21,8 @@ class WarpConfig:
 
     init: Literal["default", "zero"] = "default"
     """How the network starts.
-    `default` has torch's initialisation, as L2G-NeRF: it turns cameras by 5 to 7 degrees before the first step. `zero`
-    moves nothing at first."""
+    - default: torch's initialisation, as in L2G-NeRF; it turns cameras by 5 to 7 degrees before the first step.
+    - zero: nothing moves at first."""
     width: int = 256
     """Width of the network's hidden layers."""
     embedding: int = 128

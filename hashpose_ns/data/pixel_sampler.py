@@ -32,8 +32,9 @@ class EdgePixelSamplerConfig(PixelSamplerConfig):
     The rest is drawn uniformly. 0 samples as nerfstudio does."""
     cameras: Literal["free", "equal", "shared"] = "free"
     """How a batch is spread over images.
-    `free` draws all pixels independently. `equal` gives each image as many, or at least three to some images, chosen
-    anew at each step. `shared` takes the same places from all (L2G-NeRF)."""
+    - free: all pixels are drawn independently.
+    - equal: as many from each image, or at least three from some images, drawn again at each step.
+    - shared: the same places in all images (L2G-NeRF)."""
     edge_radius: float = 0.03
     """Radius of the smoothing, as a fraction of the image's width.
     A wrong pose moves an edge into its neighbourhood."""

@@ -14,7 +14,7 @@ Strategy = Literal["regions", "points", "random"]
 
 @dataclass
 class SearchConfig:
-    """How photographs are looked for in a trained field."""
+    """How photographs are searched for in a trained field."""
 
     strategy: Strategy = "regions"
     """Which pixels are compared.
@@ -23,7 +23,10 @@ class SearchConfig:
     - random: any."""
     hypotheses: int = 64
     """Poses the search for a photograph starts from; 1 is iNeRF.
-    A quarter of them survives each round."""
+    In rounds they become fewer."""
+    attempts: int = 2
+    """How often a photograph is searched for until it is found.
+    Every attempt starts from other hypotheses."""
     rays: int = 131_072
     """Rays per photograph followed with gradients, in all rounds together.
     More take longer and find more."""
@@ -40,13 +43,15 @@ class SearchConfig:
     angle: float = 40.0
     """Largest angle in degrees between a rough pose and the hypotheses around it."""
     images: tyro.conf.Suppress[int] = 2
-    """Photographs that are looked for at once; the result is the same up to rounding."""
+    """Photographs searched for at once; the result is the same up to rounding."""
     seed: int = 0
     """Seed of hypotheses and pixels."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
-        if min(self.hypotheses, self.images) < 1 or self.rays < 1024:
-            raise HashPoseError("search.hypotheses and search.images are at least 1, search.rays at least 1024.")
+        if min(self.hypotheses, self.attempts, self.images) < 1 or self.rays < 1024:
+            raise HashPoseError(
+                "search.hypotheses, search.attempts and search.images are at least 1, search.rays at least 1024."
+            )
         if not (self.lr > 0 and 0 <= self.angle <= 180):
             raise HashPoseError("search.lr is above 0, and search.angle an angle in degrees up to 180.")

@@ -76,7 +76,7 @@ class TrainSettings:
     """Share of training after which refinement is trained as well."""
     freeze_from: float = 1.0
     """Share of training after which refinement alone is trained.
-    The coarse estimate then stays as it is, and refinement's learning rate begins anew."""
+    The coarse estimate then stays as it is, and refinement's learning rate restarts."""
     disturbed: float = 0.5
     """Share of scenes whose refinement starts from the true poses, disturbed, and not from the coarse estimate."""
     disturbed_deg: tuple[float, float] = (5.0, 40.0)

@@ -148,6 +148,14 @@ def test_sentences_of_the_guide_are_short_and_hold_few_numbers():
     assert 100 * sum(bool(re.search(r"\d", word)) for word in words) <= 3 * len(words)
 
 
+def test_the_readme_is_short():
+    readme = prose.ROOT / "README.md"
+    check_lengths([readme])
+    text = re.sub(r"\]\([^)]*\)", "]", prose.without_code(readme.read_text(encoding="utf-8")))
+    assert 600 <= len(re.findall(r"[\w'`.-]*\w[\w'`.-]*", text)) <= 800
+    assert max(len(paragraph.split()) for paragraph in prose.paragraphs(text)) <= 60
+
+
 # -- help --------------------------------------------------------------------------------------------------------------
 
 
