@@ -1,24 +1,29 @@
 """Are photographs found in a trained field: iNeRF's protocol, no start at all, pictures of other scenes, and captures.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/localize.py --chair RUN/config.yml --fox RUN/config.yml \
-        --data shared/data --output benchmarks/results/localize.json
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/localize.py --data ../shared/data --work WORK \
+        --output benchmarks/results/localize.json
 
-Runs are trained from true poses with `--pipeline.model.camera-optimizer.mode off`: `chair` by hashpose-object on
-chair_400 at half size, `fox` by hashpose-small on 40 of fox_270's images (every fifth left out, beginning with the
-third by name). Errors are in the frame of the input: degrees between orientations, distance of the centres.
+Fields are trained first, where WORK has none, from true poses with `camera-optimizer.mode off`: objects by
+hashpose-object (chair and lego at half size, demo as it is), captures by hashpose-small. Held out are the test images
+of the objects, every eighth image of fern and flower, and every fifth of the fox. Each case is written when it is done,
+and one that the record has is not measured again. Errors are in the frame of the input: degrees between orientations,
+distance of the centres.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
-import tempfile
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from PIL import Image
@@ -26,6 +31,8 @@ from record import Output, clock, show, write_record
 
 from hashpose_ns.cameras.alignment import rotation_angle
 from hashpose_ns.cameras.lie import exp_map_SE3
+from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
+from hashpose_ns.demo import DEMO_SCENE
 from hashpose_ns.localize.api import Search
 from hashpose_ns.localize.photographs import photograph_files
 from hashpose_ns.localize.starts import KnownStarts
@@ -33,124 +40,312 @@ from hashpose_ns.photometry.localize import Localizer, SearchConfig, Start
 from hashpose_ns.photometry.pixels import evenly_spaced
 from nerfstudio.utils import poses as pose_utils
 
+FORWARD_FACING = ("fern", "flower")
+"""Scenes whose starts are shifted by half as much."""
+
+RIGHT = {"degrees": 5.0, "distance": 0.2}
+"""Errors from which on a photograph that is called found is called wrong."""
+
 
 @dataclass
 class Args(Output):
     """Settings."""
 
     data: Path = Path("../shared/data")
-    """Folder of chair_400, fern_480 and fox_270."""
-    chair: Path | None = None
-    """config.yml of a run on the chair."""
-    fox: Path | None = None
-    """config.yml of a run on 40 images of the fox."""
+    """Folder of chair_400, lego_400, fern_480, flower_504 and fox_270."""
+    work: Path = Path("localize_work")
+    """Where prepared scenes and trained runs are."""
+    scenes: tuple[str, ...] = ("chair", "lego", "fern", "flower", "demo")
+    """Scenes that the protocol is run on."""
     images: int = 5
-    """Photographs that the protocol is run on."""
+    """Photographs of each, at most."""
     starts: int = 5
-    """Starts of each."""
+    """Starts of each photograph where hypotheses are compared."""
+    other_starts: int = 1
+    """Starts of each photograph where strategies are compared."""
     rays: int = SearchConfig.rays
     """Rays per photograph with gradients."""
     without_start: int = 20
     """Held-out photographs of the chair that are looked for without a start."""
     others: int = 10
     """Pictures of each other scene."""
-    searches: tuple[tuple[str, int], ...] = (
-        ("regions", 64),
-        ("regions", 1),
-        ("random", 64),
-        ("random", 1),
-        ("points", 64),
-        ("points", 1),
-    )
-    """Pixels that are compared, and hypotheses, that the protocol is run with."""
-    parts: tuple[str, ...] = ("capture", "without start", "protocol", "others")
-    """What to measure. The record is written after each of them, and keeps what it holds of the others."""
+    parts: tuple[str, ...] = ("capture", "hypotheses", "without start", "others", "one", "strategies")
+    """What to measure, in this order."""
+    minutes: float = math.inf
+    """CPU minutes after which to stop between two cases."""
+
+
+FERN_SPREAD = 0.275
+"""RMS distance of fern's cameras from their centre, in LLFF's units."""
+
+
+# -- scenes and runs ---------------------------------------------------------------------------------------------------
+
+
+def write_capture(scene: str, data: Path, folder: Path) -> None:
+    """A capture as a transforms.json with fixed splits. Fern in LLFF's units, in which the nearest depth is 4/3 and the
+    average camera the origin; flower, whose bounds are not there, in such that its cameras lie as far apart as fern's;
+    the fox in its own."""
+    frames: list[dict[str, Any]] = []
+    if scene == "fern":
+        outputs = LLFFDataParserConfig(data=data / "fern_480", eval_mode="all").setup().get_dataparser_outputs("train")
+        camera, files = outputs.cameras, outputs.image_filenames
+        poses = camera.camera_to_worlds.double().numpy()
+        names = ("fl_x", "fx"), ("fl_y", "fy"), ("cx", "cx"), ("cy", "cy"), ("w", "width"), ("h", "height")
+        lens = {name: float(getattr(camera, field)[0]) for name, field in names}
+    else:
+        source = data / {"flower": "flower_504", "fox": "fox_270"}[scene]
+        content = json.loads((source / "transforms.json").read_text())
+        lens = {key: value for key, value in content.items() if key != "frames"}
+        frames = sorted(content["frames"], key=lambda each: each["file_path"])
+        files = [source / each["file_path"] for each in frames]
+        poses = np.array([each["transform_matrix"] for each in frames], dtype=float)[:, :3]
+    if scene == "flower":
+        spread = FERN_SPREAD / np.sqrt(np.square(poses[..., 3] - poses[..., 3].mean(0)).sum(-1).mean())
+        poses[..., 3] = spread * (poses[..., 3] - poses[..., 3].mean(0))
+    every, first = (5, 2) if scene == "fox" else (8, 0)
+    paths = [Path(os.path.relpath(file, folder)).as_posix() for file in files]
+    held = [path for number, path in enumerate(paths) if number % every == first]
+    frames = [
+        {**(frames[number] if frames else {}), "file_path": path, "transform_matrix": [*pose.tolist(), [0, 0, 0, 1]]}
+        for number, (path, pose) in enumerate(zip(paths, poses))
+    ]
+    splits = {
+        "train_filenames": [path for path in paths if path not in held],
+        "val_filenames": held,
+        "test_filenames": held,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "transforms.json").write_text(json.dumps({**lens, **splits, "frames": frames}, indent=1))
+
+
+def train(scene: str, data: Path, work: Path) -> Path:
+    """The config.yml of a run from true poses, trained if it is not there."""
+    method = "hashpose-small" if scene in (*FORWARD_FACING, "fox") else "hashpose-object"
+    config = work / "runs" / scene / method / "run" / "config.yml"
+    if list(config.parent.glob("nerfstudio_models/step-*.ckpt")):
+        return config
+    never = "--steps-per-eval-batch 0 --steps-per-eval-image 0 --steps-per-eval-all-images 0 --guard.mode off"
+    poses = "--recovery.at --guard.fallback-at --matches.start off --pipeline.model.camera-optimizer.mode off"
+    command = [
+        *(str(Path(sys.executable).parent / "ns-train"), method, "--output-dir", str(work / "runs")),
+        *("--experiment-name", scene, "--timestamp", "run", "--vis", "tensorboard", *never.split(), *poses.split()),
+        *("--steps-per-save", "100000", "--pipeline.held-out-rays", "0"),
+    ]
+    if method == "hashpose-object":
+        if scene != "demo":
+            command += ["--pipeline.datamanager.camera-res-scale-factor", "0.5"]
+        folder = DEMO_SCENE if scene == "demo" else data / f"{scene}_400"
+        command += ["blender-data", "--data", str(folder)]
+    else:
+        folder = work / "scenes" / scene
+        write_capture(scene, data, folder)
+        command += ["nerfstudio-data", "--data", str(folder), "--downscale-factor", "1"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return config
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
 
 
 def errors(pose: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
     """Angle in degrees and distance of the centres."""
     turn = (pose[:, :3].T @ truth[:, :3])[None]
     return {
-        "degrees": math.degrees(float(rotation_angle(turn)[0])),
-        "distance": float((pose[:, 3] - truth[:, 3]).norm()),
+        "degrees": round(math.degrees(float(rotation_angle(turn)[0])), 4),
+        "distance": round(float((pose[:, 3] - truth[:, 3]).norm()), 5),
     }
 
 
-def disturbed(pose: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def disturbed(pose: torch.Tensor, shift: float, generator: torch.Generator) -> torch.Tensor:
     """iNeRF's start: turned about a random axis through the world's origin by U(-40, 40) degrees, then shifted by
-    U(-.2, .2) along each axis of the world."""
+    U(-shift, shift) along each axis of the world."""
     axis = torch.randn(3, generator=generator)
     angle = math.radians(40.0) * (2 * torch.rand(1, generator=generator) - 1)
     turn = exp_map_SE3(torch.cat([torch.zeros(3), angle * axis / axis.norm()])[None])[0]
     start = pose_utils.multiply(turn.to(pose), pose)
-    start[:, 3] += 0.2 * (2 * torch.rand(3, generator=generator) - 1).to(pose)
+    start[:, 3] += shift * (2 * torch.rand(3, generator=generator) - 1).to(pose)
     return start
 
 
-def shares(found: list[dict[str, float]]) -> dict[str, float]:
-    """iNeRF's scores, in percent, and medians."""
-    return {
-        "under 5 degrees": 100 * statistics.fmean(each["degrees"] < 5 for each in found),
-        "under .05": 100 * statistics.fmean(each["distance"] < 0.05 for each in found),
-        "median degrees": statistics.median(each["degrees"] for each in found),
-        "median distance": statistics.median(each["distance"] for each in found),
+def shares(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """iNeRF's scores, in percent, and the verdicts."""
+    row: dict[str, Any] = {
+        "cases": len(cases),
+        "under 5 degrees": round(100 * statistics.fmean(each["degrees"] < 5 for each in cases), 1),
+        "under .05": round(100 * statistics.fmean(each["distance"] < 0.05 for each in cases), 1),
+        "median degrees": statistics.median(each["degrees"] for each in cases),
+        "median distance": statistics.median(each["distance"] for each in cases),
     }
+    if "found" in cases[0]:
+        wrong = [each for each in cases if any(each[name] >= limit for name, limit in RIGHT.items())]
+        row["called found"] = sum(each["found"] for each in cases)
+        row["found and wrong"] = sum(each["found"] for each in wrong)
+        row["seconds an image"] = round(statistics.fmean(each["seconds"] for each in cases), 2)
+    return row
 
 
-def protocol(search: Search, args: Args, done: Callable[[list], None]) -> None:
-    """iNeRF's protocol by strategies and hypotheses, at equal rays; `done` is told of what there is so far."""
-    scene, rows = search.scene, []
-    truth = scene.aligned_held_out_poses()
-    indices = evenly_spaced(len(truth), args.images)
-    starts = []
-    for index in indices:
-        generator = torch.Generator().manual_seed(index)
-        starts += [(index, disturbed(truth[index], generator)) for _ in range(args.starts)]
-    before = [errors(start, truth[index]) for index, start in starts]
-    rows.append({"rays from": "(the starts)", "hypotheses": None, **shares(before)})
-    for strategy, hypotheses in args.searches:
-        config = SearchConfig(strategy=strategy, hypotheses=hypotheses, rays=args.rays)  # type: ignore[arg-type]
-        localizer, found, verdicts = Localizer(scene, config), [], []
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+class Benchmark:
+    """The record, and what it still lacks."""
+
+    def __init__(self, args: Args) -> None:
+        self.args = args
+        self.record: dict[str, Any] = {}
+        if args.output is not None and args.output.exists():
+            self.record = json.loads(args.output.read_text())["measured"]
+        self.record["rays"] = args.rays
+        self.searches: dict[str, Search] = {}
+
+    def search(self, scene: str) -> Search:
+        """A scene's run, trained and loaded when first asked for."""
+        if scene not in self.searches:
+            self.searches.clear()  # one field at a time
+            self.searches[scene] = Search(
+                train(scene, self.args.data, self.args.work), SearchConfig(rays=self.args.rays)
+            )
+            limits = self.searches[scene].acceptance
+            self.record.setdefault("training residuals", {})[scene] = {"median": limits.typical, "limit": limits.limit}
+        return self.searches[scene]
+
+    def truth(self, scene: str) -> torch.Tensor:
+        """Poses of the held-out images in the frame of the input, float64."""
+        search = self.search(scene)
+        return search.given.poses(search.scene.held_out_outputs)
+
+    def write(self) -> None:
+        """Writes the record with its summaries."""
+        rows = [
+            {"scene": scene, "rays from": strategy, "hypotheses": int(hypotheses), **shares(cases)}
+            for name, cases in self.record.get("protocol, each", {}).items()
+            for scene, strategy, hypotheses in [name.split("/")]
+        ]
+        if rows:
+            self.record["protocol"] = rows
+        if "chair without a start, each" in self.record:
+            self.record["chair without a start"] = shares(self.record["chair without a start, each"])
+        write_record(self.args.output, measured=self.record)
+
+    # Each of these yields after every case.
+
+    def protocol(self, scene: str, strategy: str, hypotheses: int, starts: int) -> Iterator[None]:
+        """iNeRF's protocol."""
+        cases = self.record.setdefault("protocol, each", {}).setdefault(f"{scene}/{strategy}/{hypotheses}", [])
+        done = {(case["image"], case["start"]) for case in cases}
+        search, truth = self.search(scene), self.truth(scene)
+        shift = 0.1 if scene in FORWARD_FACING else 0.2
+        config = SearchConfig(strategy=strategy, hypotheses=hypotheses, rays=self.args.rays)  # type: ignore[arg-type]
+        localizer = Localizer(search.scene, config)
+        before = self.record.setdefault("starts", {}).setdefault(scene, [])
+        for index in evenly_spaced(len(truth), min(self.args.images, len(truth))):
+            generator = torch.Generator().manual_seed(index)
+            for number in range(starts):
+                start = disturbed(truth[index], shift, generator)
+                where = {"image": index, "start": number}
+                if not any(case["image"] == index and case["start"] == number for case in before):
+                    before.append({**where, **errors(start, truth[index])})
+                if (index, number) in done:
+                    continue
+                begin = clock()
+                found = localizer.localize(search.scene.held_out, [index], [Start(search.to_learned(start[None])[0])])
+                cases.append({**where, **self._outcome(search, found[0], truth[index], begin)})
+                yield
+
+    def _outcome(self, search: Search, found: Any, truth: torch.Tensor, begin: float) -> dict[str, Any]:
+        return {
+            **errors(search.to_input(found.pose[None])[0], truth),
+            "residual": round(found.residual, 4),
+            "agreement": round(found.agreement, 3),
+            "found": search.acceptance.found(found),
+            "seconds": round(clock() - begin, 2),
+        }
+
+    def without_start(self) -> Iterator[None]:
+        """Held-out photographs of the chair, of which nothing is known."""
+        cases = self.record.setdefault("chair without a start, each", [])
+        search, truth = self.search("chair"), self.truth("chair")
+        for index in evenly_spaced(len(truth), self.args.without_start):
+            if not any(case["image"] == index for case in cases):
+                begin = clock()
+                found = search.found(search.scene.held_out, [index], [Start()])[0]
+                cases.append({"image": index, **self._outcome(search, found, truth[index], begin)})
+                yield
+
+    def others(self, scene: str, pictures: str) -> Iterator[None]:
+        """Pictures of another scene, cropped to the shape of this one's, on white."""
+        rows = self.record.setdefault("other scenes", {})
+        if f"{pictures} in {scene}" in rows:
+            return
+        search = self.search(scene)
+        folders = {"fern": "fern_480/images", "chair": "chair_400/test", "fox": "fox_270/images"}
+        cameras = search.scene.train_outputs.cameras
+        shape = int(cameras.width[0]), int(cameras.height[0])
+        target = self.args.work / "scenes" / f"{pictures}_in_{scene}"
+        target.mkdir(parents=True, exist_ok=True)
         begin = clock()
-        for index, start in starts:
-            result = localizer.localize(scene.held_out, [index], [Start(start)])[0]
-            found.append(errors(result.pose, truth[index]))
-            verdicts.append(search.acceptance.found(result))
-        right = [each["degrees"] < 5 and each["distance"] < 0.2 for each in found]
-        rows.append(
-            {
-                "rays from": strategy,
-                "hypotheses": hypotheses,
-                **shares(found),
-                "called found": sum(verdicts),
-                "found and wrong": sum(verdict and not good for verdict, good in zip(verdicts, right)),
-                "seconds an image": (clock() - begin) / len(starts),
-            }
-        )
-        show("iNeRF's protocol", rows[-1:])
-        done(rows)
+        paths = pictures_of(self.args.data / folders[pictures], shape, self.args.others, target)
+        results = looked_for(search, paths)
+        rows[f"{pictures} in {scene}"] = {
+            "pictures": len(results),
+            "called found": sum(result.found for result in results),
+            "least residual": min(result.residual for result in results),
+            "limit": search.acceptance.limit,
+            "seconds an image": round((clock() - begin) / len(results), 2),
+        }
+        yield
 
+    def capture(self) -> Iterator[None]:
+        """The fox's images that were left out, against COLMAP's poses."""
+        if "fox, 10 left out" in self.record:
+            return
+        search, truth = self.search("fox"), self.truth("fox")
+        held_out = search.scene.held_out.image_filenames
+        begin = clock()
+        results = looked_for(search, held_out)
+        seconds = (clock() - begin) / len(results)
+        centers = search.given.source.camera_to_worlds[..., 3]
+        each = [
+            {"name": result.filename.name, **errors(result.camera_to_world, truth[row]), "residual": result.residual,
+             "agreement": result.agreement, "found": result.found, "std degrees": result.rotation_std_deg,
+             "std distance": result.translation_std}
+            for row, result in enumerate(results)
+        ]  # fmt: skip
+        self.record["fox, 10 left out"] = {
+            "photographs": len(each),
+            "called found": sum(one["found"] for one in each),
+            "median degrees": statistics.median(one["degrees"] for one in each),
+            "worst degrees": max(one["degrees"] for one in each),
+            "median distance": statistics.median(one["distance"] for one in each),
+            "worst distance": max(one["distance"] for one in each),
+            "cameras' RMS distance from their centre": float(
+                (centers - centers.mean(0)).square().sum(-1).mean().sqrt()
+            ),
+            "seconds an image": seconds,
+            "each": each,
+        }
+        yield
 
-def without_start(search: Search, args: Args) -> dict[str, Any]:
-    """Held-out photographs of the chair, of which nothing is known."""
-    scene = search.scene
-    truth = scene.aligned_held_out_poses()
-    localizer = Localizer(scene, SearchConfig(rays=args.rays))
-    begin, found, verdicts = clock(), [], []
-    indices = evenly_spaced(len(truth), args.without_start)
-    for index in indices:
-        result = localizer.localize(scene.held_out, [index])[0]
-        found.append({**errors(result.pose, truth[index]), "residual": result.residual, "agreement": result.agreement})
-        verdicts.append(search.acceptance.found(result))
-    right = [each["degrees"] < 5 and each["distance"] < 0.2 for each in found]
-    return {
-        "photographs": len(indices),
-        **shares(found),
-        "called found": sum(verdicts),
-        "found and wrong": sum(verdict and not good for verdict, good in zip(verdicts, right)),
-        "seconds an image": (clock() - begin) / len(indices),
-        "each": found,
-    }
+    def all(self) -> Iterator[None]:
+        """Everything that is asked for."""
+        args = self.args
+        for part in args.parts:
+            if part == "capture":
+                yield from self.capture()
+            if part == "without start":
+                yield from self.without_start()
+            if part == "others":
+                for scene, pictures in (("chair", "fern"), ("chair", "fox"), ("fox", "chair"), ("fox", "fern")):
+                    yield from self.others(scene, pictures)
+            if part in ("hypotheses", "one"):
+                for scene in args.scenes:
+                    yield from self.protocol(scene, "regions", 64 if part == "hypotheses" else 1, args.starts)
+            if part == "strategies":
+                for scene in args.scenes:
+                    for strategy in ("random", "points"):
+                        for hypotheses in (64, 1):
+                            yield from self.protocol(scene, strategy, hypotheses, args.other_starts)
 
 
 def pictures_of(folder: Path, shape: tuple[int, int], count: int, target: Path) -> list[Path]:
@@ -163,7 +358,7 @@ def pictures_of(folder: Path, shape: tuple[int, int], count: int, target: Path) 
         scale = min(image.width / shape[0], image.height / shape[1])
         width, height = round(shape[0] * scale), round(shape[1] * scale)
         left, top = (image.width - width) // 2, (image.height - height) // 2
-        path = target / f"{folder.name}_{number:03d}.png"
+        path = target / f"{number:03d}.png"
         image.crop((left, top, left + width, top + height)).resize(shape, Image.Resampling.LANCZOS).save(path)
         written.append(path)
     return written
@@ -176,90 +371,23 @@ def looked_for(search: Search, paths: list[Path]) -> list[Any]:
     return search.localize(search.photographs(filenames, nothing), names, nothing)
 
 
-def others(search: Search, scene: str, folders: list[Path], args: Args) -> list[dict[str, Any]]:
-    """Pictures of other scenes, cropped to the shape of this one's."""
-    cameras, rows = search.scene.train_outputs.cameras, []
-    shape = int(cameras.width[0]), int(cameras.height[0])
-    for folder in folders:
-        with tempfile.TemporaryDirectory() as target:
-            begin = clock()
-            results = looked_for(search, pictures_of(folder, shape, args.others, Path(target)))
-        rows.append(
-            {
-                "field": scene,
-                "pictures of": folder.parts[-2] if folder.name in ("images", "test") else folder.name,
-                "pictures": len(results),
-                "called found": sum(result.found for result in results),
-                "least residual": min(result.residual for result in results),
-                "limit": search.acceptance.limit,
-                "seconds an image": (clock() - begin) / len(results),
-            }
-        )
-        show("Pictures of other scenes", rows[-1:])
-    return rows
-
-
-def capture(search: Search, args: Args) -> dict[str, Any]:
-    """The fox's images that were left out, against COLMAP's poses."""
-    folder = args.data / "fox_270"
-    frames = sorted(json.loads((folder / "transforms.json").read_text())["frames"], key=lambda each: each["file_path"])
-    left_out = [frame for number, frame in enumerate(frames) if number % 5 == 2]
-    begin = clock()
-    results = looked_for(search, [folder / frame["file_path"] for frame in left_out])
-    seconds = (clock() - begin) / len(results)
-    centers = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64)[:, :3, 3]
-    by_name = {Path(frame["file_path"]).name: frame for frame in left_out}
-    each = []
-    for result in results:
-        truth = torch.tensor(by_name[result.filename.name]["transform_matrix"], dtype=torch.float64)[:3]
-        found = errors(result.camera_to_world, truth)
-        each.append(
-            {"name": result.filename.name, **found, "residual": result.residual, "agreement": result.agreement,
-             "found": result.found, "std degrees": result.rotation_std_deg, "std distance": result.translation_std}
-        )  # fmt: skip
-    return {
-        "photographs": len(each),
-        "called found": sum(one["found"] for one in each),
-        "median degrees": statistics.median(one["degrees"] for one in each),
-        "worst degrees": max(one["degrees"] for one in each),
-        "median distance": statistics.median(one["distance"] for one in each),
-        "worst distance": max(one["distance"] for one in each),
-        "cameras' RMS distance from their centre": float((centers - centers.mean(0)).square().sum(-1).mean().sqrt()),
-        "seconds an image": seconds,
-        "each": each,
-    }
-
-
 def main(args: Args) -> None:
-    """Measures what runs were given for."""
-    record: dict[str, Any] = {}
-    if args.output is not None and args.output.exists():
-        record = json.loads(args.output.read_text())["measured"]
-
-    def write(name: str, content: Any) -> None:
-        record[name] = content
-        write_record(args.output, measured=record)
-
-    chair = None if args.chair is None else Search(args.chair, SearchConfig(rays=args.rays))
-    fox = None if args.fox is None else Search(args.fox, SearchConfig(rays=args.rays))
-    fern, chairs, foxes = args.data / "fern_480" / "images", args.data / "chair_400" / "test", args.data / "fox_270"
-    record["rays"] = args.rays
-    for name, search in (("chair", chair), ("fox", fox)):
-        if search is not None:
-            limits = search.acceptance
-            record[f"{name}: training residuals"] = {"median": limits.typical, "limit": limits.limit}
-    if fox is not None and "capture" in args.parts:
-        write("fox, 10 left out", capture(fox, args))
-        show("fox", [record["fox, 10 left out"]], leave_out=["each"])
-    if chair is not None and "without start" in args.parts:
-        write("chair, no start", without_start(chair, args))
-        show("chair, no start", [record["chair, no start"]], leave_out=["each"])
-    if chair is not None and "protocol" in args.parts:
-        protocol(chair, args, lambda rows: write("protocol", rows))
-    if chair is not None and "others" in args.parts:
-        write("other scenes, chair", others(chair, "chair", [fern, foxes / "images"], args))
-    if fox is not None and "others" in args.parts:
-        write("other scenes, fox", others(fox, "fox", [chairs, fern], args))
+    """Measures what the record lacks."""
+    benchmark, begin = Benchmark(args), clock()
+    for _ in benchmark.all():
+        benchmark.write()
+        if clock() - begin > 60 * args.minutes:
+            sys.exit(3)
+    benchmark.write()
+    show("iNeRF's protocol", benchmark.record.get("protocol", []))
+    show(
+        "chair, no start",
+        [benchmark.record["chair without a start"]] if "chair without a start" in benchmark.record else [],
+    )
+    show(
+        "Pictures of other scenes",
+        [{"what": name, **row} for name, row in benchmark.record.get("other scenes", {}).items()],
+    )
 
 
 if __name__ == "__main__":

@@ -11,11 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity
-from hashpose_ns.cameras.perturbation import PerturbationConfig, identity_poses, perturb_poses
+from hashpose_ns.cameras.perturbation import (
+    ROUNDING_TOLERANCE,
+    PerturbationConfig,
+    identity_poses,
+    perturb_poses,
+    validate_poses,
+)
 from hashpose_ns.cameras.start import TrainingCameras
-from hashpose_ns.data.checks import check_outputs, make_rigid
+from hashpose_ns.data.added import with_added
+from hashpose_ns.data.checks import check_intrinsics, check_outputs, dataparser_similarity, make_rigid, one_way
 from hashpose_ns.data.downscaled import in_full_order
 from hashpose_ns.data.full_opencv import ColmapWithFullOpenCV
+from hashpose_ns.data.names import printable
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.data.reading import (
     NamedImages,
@@ -28,6 +36,7 @@ from hashpose_ns.data.reading import (
 from hashpose_ns.data.source import SourceCameras, check_float32, source_cameras
 from hashpose_ns.data.source_checks import blame_source, check_source
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.host import sent
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
@@ -44,12 +53,18 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
 
     _target: Type = field(default_factory=lambda: HashPoseDataManager)
     initial_poses: Literal["given", "perturbed", "identity"] = "given"
-    """Where training starts: at the dataparser's poses, at those poses after a perturbation, or with all cameras at the
-    origin looking the same way. The dataparser's poses are kept as the reference that errors are measured against."""
+    """Where training starts.
+    - given: at the dataparser's poses.
+    - perturbed: at those poses plus noise.
+    - identity: with all cameras at the origin, looking the same way.
+    The dataparser's poses are kept as the reference that errors are measured against."""
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
-    """Which pixels are looked at."""
+    """Which pixels are sampled."""
+    added_images: Optional[Path] = None
+    """A transforms.json of more photographs to train on, with poses in the frame of the input.
+    `hashpose-localize --add True` writes one. They start at these poses, whatever `initial_poses` is."""
     # No field: neither a flag nor part of config.yml.
     trained = None  # type: Optional[PosedScene]
     """The finished run whose data these are, where a pipeline was loaded to look at one. A datamanager made from this
@@ -121,10 +136,13 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
         if self.source is not None:
             self._say(check_source(self.dataparser, self.source))
         self._settle(outputs)
+        count = len(outputs.image_filenames)
+        if self.config.added_images is not None:
+            outputs = self.train_dataparser_outputs = self._with_added(outputs, Path(self.config.added_images))
         reference = outputs.cameras.camera_to_worlds
         dataset = super().create_train_dataset()
         dataset.cameras.metadata = dataset.cameras.metadata or {}
-        initial = self._initial_poses(reference)
+        initial = torch.cat([self._initial_poses(reference[:count]), reference[count:]])
         dataset.cameras.camera_to_worlds = initial.clone()
         TrainingCameras(
             initial_camera_to_worlds=initial,
@@ -133,6 +151,22 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
             half_extent=half_extent(outputs.cameras),
         ).into(dataset.metadata)
         return dataset
+
+    def _with_added(self, outputs: DataparserOutputs, path: Path) -> DataparserOutputs:
+        """The training images and, behind them, those of a file."""
+        similarity = self.from_source
+        if similarity is None:
+            if (reason := one_way(self.dataparser)) is not None:
+                raise HashPoseError(f"No images can be added, because {reason}.")
+            similarity = dataparser_similarity(outputs)
+        known = len(outputs.image_filenames)
+        outputs = with_added(outputs, path, self.dataparser, similarity)
+        names = [printable(file.name) for file in outputs.image_filenames]
+        check_intrinsics(outputs.cameras, names)
+        check_images(outputs.image_filenames, outputs.cameras, outputs.alpha_color is not None)
+        validate_poses(outputs.cameras.camera_to_worlds[known:], names[known:], ROUNDING_TOLERANCE)
+        self._say(make_rigid(outputs))
+        return outputs
 
     def _similarity(self, source: SourceCameras, outputs: DataparserOutputs) -> Similarity:
         """From the frame of the user's files to nerfstudio's."""
@@ -208,6 +242,7 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
 
     def setup_train(self) -> None:
         """Loads the images; in the order of their indices, where nerfstudio shuffles them."""
+        self._keep_on_the_cpu()
         super().setup_train()
         batch = self.train_image_dataloader.cached_collated_batch
         if batch is not None and isinstance(batch["image_idx"], Tensor):
@@ -223,15 +258,26 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
     def setup_eval(self) -> None:
         """Loads the held-out images, if there are any."""
         if len(self.eval_dataset):
+            self._keep_on_the_cpu()
             super().setup_eval()
             check_rays(self.eval_dataset.cameras)
+
+    def _keep_on_the_cpu(self) -> None:
+        """Pixels are drawn on the CPU, and what that takes stays there: reading it from a GPU would wait for it."""
+        self.exclude_batch_keys_from_device = [*self.exclude_batch_keys_from_device, "image_idx", "mask"]
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """Rays and pixels of one step; others when asked again for it, as ns-export does to collect points."""
         if step != self.seeded_step:
             seed_generators(self.seed * 1_000_003 + step, torch.device(self.device))
             self.seeded_step = step
-        return super().next_train(step)
+        self.train_count += 1
+        assert self.train_pixel_sampler is not None
+        batch = self.train_pixel_sampler.sample(next(self.iter_train_image_dataloader))
+        for key, value in batch.items():
+            if isinstance(value, Tensor) and key != "full_image":
+                batch[key] = sent(value, self.device)
+        return self.train_ray_generator(batch["indices"]), batch
 
 
 def place_cameras(camera_to_worlds: Float[Tensor, "num_cameras 3 4"], *owners: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Tuple
 
+from hashpose_ns.cameras.centering import CenteringConfig
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.cameras.settling import SettlingConfig
@@ -28,10 +29,14 @@ from nerfstudio.plugins.types import MethodSpecification
 
 
 def _optimizers(
-    *, encoding: Tuple[float, float], decoder: Tuple[float, float], poses: Tuple[float, float]
+    *,
+    encoding: Tuple[float, float],
+    decoder: Tuple[float, float],
+    poses: Tuple[float, float],
+    warp: Tuple[float, float] = (1e-3, 1e-5),
 ) -> Dict[str, Any]:
     """Learning rates at the start and at the end of training."""
-    groups = {"encoding": encoding, "decoder": decoder, "camera_opt": poses}
+    groups = {"encoding": encoding, "decoder": decoder, "camera_opt": poses, "camera_warp": warp}
     return {
         name: {"optimizer": AdamConfig(lr=start), "scheduler": ScheduleConfig(lr_final=end)}
         for name, (start, end) in groups.items()
@@ -52,12 +57,12 @@ def _trainer(method_name: str, steps: int, pipeline: HashPosePipelineConfig, opt
 
 
 def _guard(keep_rebased: bool = False) -> GuardConfig:
-    """Where poses are somebody's own: a verdict at the end, and a way back for those that do not get better."""
+    """For user captures: a verdict at the end, and a fallback for poses that do not get better."""
     return GuardConfig(mode="report", fallback_at=(0.3, 0.55), keep_rebased=keep_rebased)
 
 
 def _matches() -> MatchConfig:
-    """Where poses are somebody's own: a start from matches, if they can be believed."""
+    """For user captures: a start from matches, if they can be believed."""
     return MatchConfig(start="auto")
 
 
@@ -146,6 +151,7 @@ def _small_trainer(
     optimizers: Dict[str, Any],
     recovery: RecoveryConfig,
     guard: GuardConfig,
+    centering: CenteringConfig,
     **model: Any,
 ) -> HashPoseTrainerConfig:
     """What a CPU trains in minutes: few rays and samples, a small grid."""
@@ -181,6 +187,7 @@ def _small_trainer(
         steps_per_eval_all_images=100_000,
         recovery=recovery,
         guard=guard,
+        centering=centering,
         matches=_matches(),
     )
 
@@ -194,6 +201,7 @@ small = MethodSpecification(
         _optimizers(encoding=(1e-2, 1e-3), decoder=(1e-2, 1e-3), poses=(3e-3, 1e-4)),
         RecoveryConfig(),
         _guard(),
+        CenteringConfig(),
         camera_optimizer=PoseOptimizerConfig(trusted=TrustedStartConfig(rate=0.03)),
         curriculum=CurriculumConfig(mode="none"),
         scene="contraction",
@@ -213,9 +221,15 @@ object_ = MethodSpecification(
         2_500,
         BlenderDataParserConfig(),
         DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
-        {"encoding": _cooled(4e-2, 4e-3), "decoder": _cooled(5e-3, 1e-3), "camera_opt": _cooled(8e-3, 1.2e-3)},
+        {
+            "encoding": _cooled(4e-2, 4e-3),
+            "decoder": _cooled(5e-3, 1e-3),
+            "camera_opt": _cooled(8e-3, 1.2e-3),
+            "camera_warp": _cooled(1e-3, 1e-5),
+        },
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
         _guard(keep_rebased=True),
+        CenteringConfig(),
         camera_optimizer=PoseOptimizerConfig(
             side="orbit",
             start=0.03,

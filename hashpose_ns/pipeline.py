@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Tuple, Type
 
@@ -12,16 +12,19 @@ import tyro
 from jaxtyping import Float
 from torch import Tensor
 
-from hashpose_ns.cameras.alignment import align_centers, pose_errors
-from hashpose_ns.data.fingerprint import KEYS, difference, fingerprint
+from hashpose_ns.cameras.alignment import Similarity, align_centers, pose_errors
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from hashpose_ns.data.fingerprint import KEYS, NAMES, difference, fingerprint
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.export.frame import GivenPoses, input_frame
 from hashpose_ns.guard.report import GuardReport, read_verdict
 from hashpose_ns.matches.report import read_matches
 from hashpose_ns.model import FORMAT, HashPoseModelConfig, PoseRefiningModel
 from hashpose_ns.photometry.pixels import posed_cameras
 from hashpose_ns.photometry.scene import PosedScene, TestTimeOptimization
 from hashpose_ns.photometry.scores import HeldOutPixels
+from hashpose_ns.runs.carry import Rows, carried, is_changed, rows_of_images
 from hashpose_ns.runs.checkpoint import read_last_checkpoint
 from hashpose_ns.runs.files import CHECKPOINTS
 from hashpose_ns.viewer.panel import PosePanel
@@ -43,18 +46,24 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     eval_num_images: int = -1
     """Number of held-out images that are evaluated, spread evenly over all; -1 takes all."""
     tto_steps: int = 100
-    """Steps of test-time photometric optimisation of each held-out camera, with the field frozen; 0 leaves it out."""
+    """Steps of test-time optimisation of each held-out camera; 0 leaves it out.
+    The field is frozen meanwhile."""
     tto_rays: int = 1024
     """Rays per held-out image and step of test-time optimisation."""
     tto_images: int = 4
-    """Held-out cameras that are optimised at once; the result is the same. More keep a GPU busy and take memory."""
+    """Held-out cameras optimised at once; the result is the same.
+    More keep a GPU busy and take memory."""
     tto_lr: float = 1e-3
-    """Adam's rate in test-time optimisation, without a schedule: the poses' initial rate in BARF's protocol."""
+    """Adam's learning rate in test-time optimisation, constant.
+    It is the poses' initial rate in BARF's protocol."""
     held_out_rays: int = 2048
     """Pixels of held-out images whose PSNR is followed during training; 0 leaves it out."""
-    changed_images: Literal["refuse", "warn"] = "refuse"
-    """What resuming does if images or intrinsics are not those that the checkpoint was trained on. Commands that do not
-    train only warn."""
+    changed_images: Literal["refuse", "warn", "carry"] = "refuse"
+    """What to do on resuming if images or intrinsics have changed.
+    - refuse: stop.
+    - warn: continue with them.
+    - carry: continue with more, fewer or others; poses and appearance are carried over by image.
+    Commands that do not train only warn."""
     run_folder: tyro.conf.Suppress[Optional[Path]] = None
     """Folder of the run, where the guard's report lies; the trainer and its configuration fill it in."""
 
@@ -83,6 +92,8 @@ class HashPosePipeline(VanillaPipeline):
             raise HashPoseError(f"pipeline.tto-images must be at least 1, not {self.config.tto_images}.")
         self.eval_image_count = 0
         self._held_out_pixels: Optional[HeldOutPixels] = None
+        self.carried_rows: Optional[Rows] = None
+        """Where the images are among those of the checkpoint that was loaded, if they are others."""
         self.pose_panel = PosePanel()  # nerfstudio's viewer looks for controls among a pipeline's attributes
 
     @property
@@ -128,10 +139,13 @@ class HashPosePipeline(VanillaPipeline):
         expected = self.model.state_dict()
         migrate(state)
         key = "camera_optimizer.initial_camera_to_worlds"
+        if key in state and self.config.changed_images == "carry":
+            self._carry_over(state, loaded_state)
         if key in state and len(state[key]) != len(expected[key]):
             raise HashPoseError(
                 f"The checkpoint was trained on {len(state[key])} images and there are {len(expected[key])} now; give "
-                "the same images and the same split, or train anew."
+                "the same images and the same split, retrain, or give --pipeline.changed-images carry to go on with "
+                "these."
             )
         wrong = sorted(set(state) ^ set(expected)) + [
             key
@@ -145,9 +159,15 @@ class HashPosePipeline(VanillaPipeline):
             )
         key = "camera_optimizer.reference_camera_to_worlds"
         if not torch.allclose(state[key].to(expected[key]), expected[key], atol=1e-3):
+            if self.carried_rows is not None:
+                raise HashPoseError(
+                    "The images that stay have other input poses now, as where dataparsers centre and scale all poses "
+                    "together; leave the data as they were and add images by hashpose-localize --add True, or by "
+                    "--pipeline.datamanager.added-images."
+                )
             raise HashPoseError(
                 "The checkpoint was trained on other cameras than the data has now: the number of images is the same, "
-                "their input poses are not; give the same images, split and dataparser settings, or train anew."
+                "their input poses are not; give the same images, split and dataparser settings, or retrain."
             )
         self._check_images(loaded_state)
         length = int(self.model.progress[1])
@@ -166,8 +186,75 @@ class HashPosePipeline(VanillaPipeline):
             self.config.datamanager.trained = self.scene
             self.datamanager.show_trained(self.scene)
 
+    def _carry_over(self, state: Dict[str, Tensor], loaded_state: Dict[str, Any]) -> None:
+        """Gives what a checkpoint says of its images to the images now, in place. New ones start at their own poses.
+
+        Args:
+            state: the model's state in the checkpoint.
+            loaded_state: all that the checkpoint has of a pipeline.
+        """
+        now = {key: getattr(self, key) for key in (*KEYS, NAMES)}
+        initial = "camera_optimizer.initial_camera_to_worlds"
+        count = len(state[initial])
+        rows = rows_of_images(loaded_state, now)
+        if not is_changed(rows, count):
+            return
+        expected = self.model.state_dict()
+        fresh = {name: expected[name].detach().cpu() for name in self.model.per_image()}
+        is_new = torch.tensor([row is None for row in rows])
+        if is_new.any():
+            similarity = self._frame_of(state).inverse()
+            started = fresh["camera_optimizer.reference_camera_to_worlds"].double()
+            learned = similarity.apply_to_poses(started).float()
+            given = ("initial_camera_to_worlds", "reference_camera_to_worlds")
+            for name in fresh:  # where refinement starts, and what a model remembers of where cameras are
+                if name.endswith("camera_to_worlds") and not name.endswith(given):
+                    fresh[name] = learned
+        for name, dimension in self.model.per_image().items():
+            if name not in state:
+                continue
+            new = fresh[name]
+            if name.endswith("weight"):  # an embedding: what images that were not trained on get
+                new = state[name].mean(dim=0).expand_as(new)
+            elif name.endswith(("pose_adjustment", "corrections")):
+                new = torch.zeros_like(new)
+            state[name] = carried(state[name], rows, new, dimension)
+        if is_new.any() and "camera_optimizer.settling.looks" in state:  # they have not
+            state["camera_optimizer.settling.looks"] = torch.zeros_like(state["camera_optimizer.settling.looks"])
+        self.carried_rows = rows
+        kept = len(rows) - int(is_new.sum())
+        CONSOLE.print(
+            f"The checkpoint was trained on {count} images: {kept} of them are among the {len(rows)} now, and "
+            f"{int(is_new.sum())} are new.",
+            soft_wrap=True,
+        )
+
+    def _frame_of(self, state: Dict[str, Tensor]) -> Similarity:
+        """From the learned frame of a checkpoint to the frame that training started in.
+
+        Args:
+            state: the model's state in the checkpoint.
+        """
+        before = "camera_optimizer."
+        own = {name.removeprefix(before): value for name, value in state.items() if name.startswith(before)}
+        initial = own["initial_camera_to_worlds"]
+        handed_over = own.get("handed_over")
+        if handed_over is not None and not bool(handed_over):
+            raise HashPoseError(
+                "One network still moves all cameras of the checkpoint (local-to-global), so that none can join; train "
+                "beyond camera-optimizer.warp.until first."
+            )
+        config = replace(self.config.model.camera_optimizer, frozen_cameras=())  # type: ignore[attr-defined]
+        poses = PoseOptimizer(config, len(initial), "cpu", initial, own["reference_camera_to_worlds"])
+        poses.load_state_dict(own, strict=False)
+        if not bool(self.model.camera_optimizer.trainable.all()):  # some are frozen, which hold the frame
+            poses.trainable[0] = False
+        return input_frame(poses, GivenPoses.of(self.scene)).similarity
+
     def _check_images(self, loaded_state: Dict[str, Any]) -> None:
         """Refuses to train, or warns, if the images are not those that a checkpoint was trained on."""
+        if self.carried_rows is not None:
+            return
         filenames = self.datamanager.train_dataparser_outputs.image_filenames
         now = {key: getattr(self, key) for key in KEYS}
         changed = difference(loaded_state, now, filenames, any_size=self.test_mode == "inference")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hashpose_ns.atomic import whole_file
+from hashpose_ns.cameras.centering import CenteringConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.datamanager import leave_out_points
 from hashpose_ns.errors import HashPoseError, background_errors_in_a_line, exits_on_user_error, one_line
@@ -26,10 +27,13 @@ from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.report import read_matches
 from hashpose_ns.matches.strategy import StartFromMatches, in_words
 from hashpose_ns.optim.schedules import ScheduleConfig
+from hashpose_ns.photometry.centering import CentrePictures
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
+from hashpose_ns.runs.carry import carry_moments
 from hashpose_ns.runs.checkpoint import check_training_state, older_offered, read_checkpoint
 from hashpose_ns.runs.files import (
+    CONFIG,
     HISTORY_FILE,
     append_pose_log,
     checkpoints,
@@ -64,6 +68,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Judges without ground truth whether refinement helped."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """Puts lost cameras back during training."""
+    centering: CenteringConfig = field(default_factory=CenteringConfig)
+    """Shifts cameras before training, where their pictures of an object lie beside each other."""
     matches: MatchConfig = field(default_factory=MatchConfig)
     """Matches between the training images."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
@@ -125,7 +131,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
         start = StartFromMatches(self.matches)
-        return [start, FallBack(self.guard, lambda: start.images), Recovery(self.recovery), Settle()]
+        fall_back = FallBack(self.guard, lambda: start.images)
+        return [start, CentrePictures(self.centering), fall_back, Recovery(self.recovery), Settle()]
 
 
 @exits_on_user_error
@@ -166,7 +173,7 @@ class HashPoseTrainer(Trainer):
         self.saved_step: Optional[int] = None
         """The step of the last checkpoint."""
         self.only_viewed = False
-        """Whether all is done, and the viewer stays for whoever looks."""
+        """Whether training is complete and only the viewer is still open."""
 
     @exits_on_user_error
     def setup(self, test_mode="val") -> None:
@@ -185,7 +192,7 @@ class HashPoseTrainer(Trainer):
         self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._step_is_done))
 
     def _setup_with_open_port(self, test_mode) -> None:
-        """nerfstudio's setup, whose viewer listens where the settings say and lets in nobody else."""
+        """nerfstudio's setup, with a viewer that listens only where the settings say."""
         settings = self.config.viewer
         if self.config.is_viewer_legacy_enabled():
             raise HashPoseError("The legacy viewer is a page of another site, which is not let in; give --vis viewer.")
@@ -236,6 +243,8 @@ class HashPoseTrainer(Trainer):
         done = self.trained_step + 1
         if done < self.total_steps:
             how = f"To go on, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
+            if self.config.load_dir is not None and self.config.load_dir.absolute() == self.checkpoint_dir.absolute():
+                how = f"To go on: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
         else:
             how = "Training is complete; evaluation and the guard may not be."
         CONSOLE.print(
@@ -267,6 +276,11 @@ class HashPoseTrainer(Trainer):
                 config[name]["scheduler"] = dataclasses.replace(
                     group["scheduler"], total_steps=self.total_steps, factors=factors.get(name)
                 )
+        if missing := set(param_groups) - set(config):
+            raise HashPoseError(
+                f"The method {self.config.method_name} has no learning rates for {', '.join(sorted(missing))}; "
+                "local-to-global is a model of hashpose's own methods and of the peer l2g."
+            )
         return Optimizers(config, param_groups)
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -294,9 +308,12 @@ class HashPoseTrainer(Trainer):
         self.pipeline.model.is_logged = logged
         output = super().train_iteration(step)
         self._intervene("after_step", step)
+        checked = self._is_checked(step)
+        if checked and self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)  # what a GPU has yet to do is part of training as well
         self.train_seconds += time.perf_counter() - begin
         self.unchecked_losses.append((step, output[0].detach()))
-        if self._is_checked(step):
+        if checked:
             self._check_finite(step)
         if logged:
             encoding = self.optimizers.optimizers.get("encoding")
@@ -456,6 +473,11 @@ class HashPoseTrainer(Trainer):
             state = read_checkpoint(path)
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        rows = self.pipeline.carried_rows
+        if rows is not None:
+            named = dict(self.pipeline.model.named_parameters())
+            owners = {named[name]: at for name, at in self.pipeline.model.per_image().items() if name in named}
+            carry_moments(state["optimizers"], self.optimizers.optimizers, owners, rows)
         schedulers = self.optimizers.schedulers if self.config.load_scheduler else {}
         with older_offered(path, how):
             check_training_state(path, state, self.optimizers.optimizers, schedulers)
@@ -475,7 +497,7 @@ class HashPoseTrainer(Trainer):
         run = path.parent.parent
         self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)
         matches = read_matches(run)
-        if matches is not None:
+        if matches is not None and rows is None:
             matches.write(self.base_dir)
         self.pose_history = PoseHistory(
             *(self.base_dir / HISTORY_FILE, run / HISTORY_FILE, self._start_step),

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hashpose_ns.cameras.alignment import Similarity
 from hashpose_ns.cameras.perturbation import RIGID_TOLERANCE, ROUNDING_TOLERANCE, rigid_deviations, validate_poses
 from hashpose_ns.data.distortion import distort
 from hashpose_ns.data.names import check_names, image_folder_and_names, image_names, images_folder, printable
@@ -113,6 +114,12 @@ def check_transform(outputs: DataparserOutputs) -> None:
             "refined poses could not be exported; correct the input's applied_transform and applied_scale, or the "
             "dataparser's scale factor."
         )
+
+
+def dataparser_similarity(outputs: DataparserOutputs) -> Similarity:
+    """The map from the input's frame to nerfstudio's that a dataparser recorded."""
+    scale, transform = float(outputs.dataparser_scale), outputs.dataparser_transform.double()
+    return Similarity(torch.tensor(scale, dtype=torch.float64), transform[:, :3], transform[:, 3] * scale)
 
 
 def check_intrinsics(cameras: Cameras, names: Sequence[str]) -> None:

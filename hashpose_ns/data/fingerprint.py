@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch
 from jaxtyping import Float
@@ -16,27 +16,32 @@ from nerfstudio.cameras.cameras import Cameras
 SAMPLE = 4096
 """Bytes that are read at the start, in the middle and at the end of a file."""
 KEYS = ("image_digests", "image_cameras")
-"""What a fingerprint consists of."""
+"""What images are compared by."""
+NAMES = "image_names"
+"""What else a fingerprint has: a number for the name of each file."""
 
 
 def fingerprint(filenames: Sequence[Path], cameras: Cameras) -> Dict[str, Tensor]:
     """What is remembered of images and of their cameras, on the CPU.
 
     Args:
-        filenames: the image files; what they are called does not count.
+        filenames: the image files.
         cameras: theirs, at the files' resolution.
     Returns:
         `image_digests` [N], a number for the size and some bytes of each file; `image_cameras` [N, 6 + distortion],
-        width, height, focal lengths and principal point in pixels, and distortion parameters.
+        width, height, focal lengths and principal point in pixels, and distortion parameters; `image_names` [N], a
+        number for each file's name, by which images are found again whose content has changed.
 
     Raises:
         OSError: a file cannot be read.
     """
-    digests = torch.tensor([_digest(filename) for filename in filenames], dtype=torch.long)
-    return dict(zip(KEYS, (digests, _intrinsics(cameras))))
+    digests = torch.tensor([image_digest(filename) for filename in filenames], dtype=torch.long)
+    names = [_number(hashlib.blake2b(Path(filename).name.encode(), digest_size=8)) for filename in filenames]
+    return {**dict(zip(KEYS, (digests, _intrinsics(cameras)))), NAMES: torch.tensor(names, dtype=torch.long)}
 
 
-def _digest(filename: Path) -> int:
+def image_digest(filename: Path) -> int:
+    """A number for the size and some bytes of a file. Raises OSError where it cannot be read."""
     with open(filename, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.blake2b(str(size).encode(), digest_size=8)
@@ -44,6 +49,10 @@ def _digest(filename: Path) -> int:
         for start in sorted({0, max(size // 2 - SAMPLE // 2, 0), max(size - SAMPLE, 0)}):
             file.seek(start)
             digest.update(file.read(SAMPLE))
+    return _number(digest)
+
+
+def _number(digest: Any) -> int:
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 

@@ -6,6 +6,7 @@ the files are read again, so that both can be compared with them, and so that ex
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,20 @@ class SourceCameras:
                     )
             found.append(first)
         return found
+
+    def with_others(self, others: SourceCameras) -> SourceCameras:
+        """These cameras and, behind them, those of another file in the same frame."""
+        as_read = None
+        if self.as_read is not None:
+            as_read = torch.cat([self.as_read, others.camera_to_worlds])
+        return dataclasses.replace(
+            self,
+            names=[*self.names, *others.names],
+            filenames=[*self.filenames, *others.filenames],
+            camera_to_worlds=torch.cat([self.camera_to_worlds, others.camera_to_worlds]),
+            intrinsics=[*self.intrinsics, *others.intrinsics],
+            as_read=as_read,
+        )
 
     def similarity(
         self, filenames: Sequence[Path], camera_to_worlds: Float[Tensor, "num_images 3 4"]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hashpose_ns.cameras.alignment import Similarity, align_poses, centers_coincide
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
-from hashpose_ns.data.checks import check_transform, one_way
-from hashpose_ns.data.source import SourceCameras, source_cameras
+from hashpose_ns.data.added import source_with_added
+from hashpose_ns.data.checks import check_transform, dataparser_similarity, one_way
+from hashpose_ns.data.source import SourceCameras
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.photometry.scene import PosedImages
 from nerfstudio.data.dataparsers.base_dataparser import (
@@ -44,7 +45,8 @@ class GivenPoses:
         Raises:
             HashPoseError: the run's poses are not those of the files in another frame, or nobody says in which.
         """
-        outputs, source = scene.train_outputs, source_cameras(scene.dataparser)
+        outputs = scene.train_outputs
+        source = source_with_added(scene.dataparser, outputs.metadata)
         if source is None:
             check_invertible(scene.dataparser, outputs)
             to_nerfstudio = dataparser_similarity(outputs)
@@ -57,7 +59,7 @@ class GivenPoses:
         if found is None:
             raise HashPoseError(
                 f"The poses in {source.path} are not those that the run was trained with; export with the dataset as "
-                "it was then, or train anew."
+                "it was then, or retrain."
             )
         return cls(source.frame, found, source, outputs)
 
@@ -182,12 +184,6 @@ def rigid(camera_to_worlds: Float[Tensor, "num_cameras 3 4"]) -> Float[Tensor, "
     """The same poses in float64 with the nearest rotations, orthonormal to 1e-15."""
     poses = camera_to_worlds.detach().cpu().double()
     return torch.cat([roma.special_procrustes(poses[:, :, :3]), poses[:, :, 3:]], dim=-1)
-
-
-def dataparser_similarity(outputs: DataparserOutputs) -> Similarity:
-    """The map from the input's frame to nerfstudio's that a dataparser recorded."""
-    scale, transform = float(outputs.dataparser_scale), outputs.dataparser_transform.double()
-    return Similarity(torch.tensor(scale, dtype=torch.float64), transform[:, :3], transform[:, 3] * scale)
 
 
 def to_input_frame(

@@ -14,6 +14,7 @@ from torch import Tensor
 from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.cameras.perturbation import validate_poses
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
+from hashpose_ns.data.added import joined_cameras
 from hashpose_ns.data.names import image_folder_and_names, images_folder
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.exported import FROZEN, KEPT, NOT_TRAINED, TRAINED, ExportedCameras
@@ -21,7 +22,6 @@ from hashpose_ns.export.frame import GivenPoses, InputFrame, corrected, input_fr
 from hashpose_ns.export.held_out import optimized_held_out_cameras
 from hashpose_ns.export.sources import dataset_files
 from hashpose_ns.photometry.scene import PosedImages, PosedScene
-from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
 
@@ -85,7 +85,7 @@ def exported_cameras(
     if with_held_out:
         assert isinstance(scene, PosedScene)
         chosen += _held_out_cameras(scene, given, held_out)
-        cameras = _joined(cameras, scene.held_out_outputs.cameras[torch.tensor(held_out)])
+        cameras = joined_cameras(cameras, scene.held_out_outputs.cameras[torch.tensor(held_out)])
 
     def files(of: Callable[[DataparserOutputs], Optional[Sequence[Path]]]) -> Optional[List[Path]]:
         """A file of each image, absolute; None if a split has none."""
@@ -188,20 +188,3 @@ def _held_out_cameras(scene: PosedScene, given: GivenPoses, indices: List[int]) 
     reference = scene.held_out_outputs.cameras.camera_to_worlds[indices].double()
     given_poses = given.poses(scene.held_out_outputs)[indices]
     return _Chosen(["eval"] * len(indices), indices, poses.double().cpu(), reference, reference, given_poses, how)
-
-
-def _joined(first: Cameras, second: Cameras) -> Cameras:
-    """Intrinsics of two sets of cameras in one, without poses."""
-
-    def both(name: str) -> Tensor:
-        return torch.cat([getattr(cameras, name).reshape(len(cameras), -1) for cameras in (first, second)])
-
-    distortions = [
-        torch.zeros(len(cameras), 6) if cameras.distortion_params is None else cameras.distortion_params
-        for cameras in (first, second)
-    ]
-    return Cameras(
-        camera_to_worlds=torch.eye(4)[:3].repeat(len(first) + len(second), 1, 1),
-        distortion_params=torch.cat(distortions),
-        **{name: both(name) for name in ("fx", "fy", "cx", "cy", "width", "height", "camera_type")},
-    )

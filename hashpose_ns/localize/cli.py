@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import tyro
 
@@ -28,38 +28,54 @@ class Localize:
     images: Tuple[Path, ...]
     """Photographs, or folders of them."""
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     start: Optional[Path] = None
-    """Rough poses in the frame of the run's input, and intrinsics: a transforms.json or a folder with a COLMAP model.
-    Photographs that it does not name are looked for everywhere, as all of them are without it."""
+    """Rough poses in the frame of the run's input, and intrinsics.
+    A transforms.json or a folder with a COLMAP model.
+    Photographs it does not name are searched for everywhere, as all are without it."""
     masks: Optional[Path] = None
-    """Folder with a mask for each photograph, under its name with any suffix. What is not white is not looked at."""
+    """Folder with a mask for each photograph, under its name with any suffix.
+    Only white pixels are compared."""
     overwrite: bool = False
     """Replace an earlier result in the output folder. A folder with anything else in it is never replaced."""
     search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
-    """How they are looked for."""
+    """Settings of the search."""
     batch: int = SearchConfig.images
-    """Photographs that are looked for at once. More keep a GPU busy and take memory."""
+    """Photographs searched for at once. More keep a GPU busy and take memory."""
     overlay_size: int = 256
     """Longest side, in pixels, of the pictures of photograph and render; 0 makes none."""
+    add: bool = False
+    """Continue training with the photographs that were found, in a new run beside the old one.
+    The old run stays as it is."""
+    add_steps: Optional[int] = None
+    """Steps of that training; by default half as many as the run has taken."""
 
-    def main(self) -> None:
-        """Load the run, look for the photographs, write and print what was found."""
+    def main(self) -> Any:
+        """Load the run, look for the photographs, write and print what was found.
+
+        Returns:
+            With `add` the `hashpose_ns.localize.adding.AddedRun` that is to be trained, else None.
+        """
         from hashpose_ns.export.replace import check_target, clear_abandoned, replaced_folder
 
         clear_abandoned(self.output_dir)
         check_target(self.output_dir, self.overwrite, self._inputs(), what="hashpose-localize")
+        from hashpose_ns.localize.adding import begin_added_run, check_addable, new_photographs
         from hashpose_ns.localize.api import Search
         from hashpose_ns.localize.photographs import photograph_files
         from hashpose_ns.localize.starts import KnownStarts
         from hashpose_ns.localize.writing import results_table, write_results
         from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
+        if self.add_steps is not None and self.add_steps < 1:
+            raise HashPoseError("--add-steps must be at least 1.")
         config = replace(self.search, images=self.batch)
         config.validate()
         filenames, names = photograph_files(self.images, [self.masks] if self.masks is not None else [])
         masks = None if self.masks is None else [mask_of(self.masks, Path(name)) for name in names]
         search = Search(self.load_config, config)
+        if self.add:
+            check_addable(search, masks is not None)
         starts = KnownStarts.none(len(names))
         if self.start is not None and str(self.start) != "none":
             starts = KnownStarts.read(self.start, filenames, names, search.given)
@@ -102,6 +118,15 @@ class Localize:
         ]
         text = "\n".join(lines).encode(CONSOLE.encoding, "backslashreplace").decode(CONSOLE.encoding)
         CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+        if not self.add:
+            return None
+        rows = new_photographs(search, results)
+        if len(rows) < found:
+            CONSOLE.print(f"{found - len(rows)} of these are images of the run already and are not added.")
+        if not rows:
+            raise HashPoseError("No photograph is left to add; the run stays as it is.")
+        chosen = None if masks is None else [masks[row] for row in rows]
+        return begin_added_run(self.load_config, search, photographs, results, rows, chosen, self.add_steps)
 
     def _inputs(self) -> List[Path]:
         """Files and folders that are read, which the result must not replace."""
@@ -127,11 +152,30 @@ def mask_of(folder: Path, name: Path) -> Path:
 
 @stops_cleanly
 @exits_on_user_error
+def _localize() -> Any:
+    return tyro.cli(Localize, config=(tyro.conf.FlagConversionOff,)).main()
+
+
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
     warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
     tyro.extras.set_accent_color("bright_yellow")
-    tyro.cli(Localize, config=(tyro.conf.FlagConversionOff,)).main()
+    begun = _localize()
+    if begun is not None:  # training takes care of signals itself
+        _train(begun)
+
+
+@exits_on_user_error
+def _train(begun: Any) -> None:
+    from nerfstudio.utils.rich_utils import CONSOLE
+
+    CONSOLE.print(
+        f"Training goes on with {begun.added} photographs beside {begun.trained} images for {begun.steps} steps, in a "
+        f"new run: {begun.folder}",
+        soft_wrap=True, highlight=False, markup=False,
+    )  # fmt: skip
+    begun.train()
+    CONSOLE.print(f"The new run: {begun.folder / 'config.yml'}", soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -222,11 +222,10 @@ def lens_of(filename: Path, scene: PosedScene, said: Optional[Dict[str, Any]] = 
     with reading(f"The image {filename}"):
         with Image.open(filename) as image:
             (width, height), mode = image.size, image.mode
-            focal_35mm = image.getexif().get_ifd(EXIF_IFD).get(EXIF_FOCAL_35MM)
             image.load()
     if mode not in ("RGB", "RGBA", "L"):
         raise HashPoseError(f"The image {filename} has the pixel format {mode}; convert it to 8-bit RGB, RGBA or grey.")
-    lens = _lens_said(said, width, height) if said else None
+    lens = known_lens(said, width, height) if said else None
     if lens is not None:
         return lens
     known = run_lenses(scene)
@@ -234,14 +233,32 @@ def lens_of(filename: Path, scene: PosedScene, said: Optional[Dict[str, Any]] = 
         for lens in candidates:
             if abs(width / height / (lens.width / lens.height) - 1.0) < SAME_SHAPE:
                 return lens.scaled(width, height)
-    if focal_35mm:
-        focal = float(focal_35mm) / FULL_FRAME * max(width, height)
-        return Lens(focal, focal, width / 2, height / 2, width, height, origin="its EXIF")
+    lens = lens_from_exif(filename)
+    if lens is not None:
+        return lens
     shapes = ", ".join(sorted({f"{lens.width}x{lens.height}" for lens in known}))
     raise HashPoseError(
         f"The image {filename} is {width}x{height}, no shape of the run's images ({shapes}), and its EXIF names no "
         "focal length; give its intrinsics in a transforms.json with --start, or scale or crop it as the others were."
     )
+
+
+def lens_from_exif(filename: Path) -> Optional[Lens]:
+    """Intrinsics by the focal length in EXIF, for the full size of the image; None if it names none.
+
+    Raises:
+        HashPoseError: the image cannot be read.
+    """
+    from PIL import Image
+
+    with reading(f"The image {filename}"):
+        with Image.open(filename) as image:
+            width, height = image.size
+            focal_35mm = image.getexif().get_ifd(EXIF_IFD).get(EXIF_FOCAL_35MM)
+    if not focal_35mm:
+        return None
+    focal = float(focal_35mm) / FULL_FRAME * max(width, height)
+    return Lens(focal, focal, width / 2, height / 2, width, height, origin="its EXIF")
 
 
 def run_lenses(scene: PosedScene) -> List[Lens]:
@@ -261,8 +278,12 @@ def run_lenses(scene: PosedScene) -> List[Lens]:
     return [lens for _, lens in sorted(lenses, key=lambda pair: -pair[0])]
 
 
-def _lens_said(said: Dict[str, Any], width: int, height: int) -> Optional[Lens]:
-    """What a start file says of a camera, for the image's size; None if it names no focal length."""
+def known_lens(said: Dict[str, Any], width: int, height: int) -> Optional[Lens]:
+    """What a file says of a camera, for the image's size; None if it names no focal length.
+
+    Raises:
+        HashPoseError: its numbers are no lens, or are for another shape of image.
+    """
     said_width, said_height = float(said.get("w", width)), float(said.get("h", height))
     if "fl_x" in said:
         fx = float(said["fl_x"])

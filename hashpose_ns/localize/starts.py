@@ -45,7 +45,7 @@ class KnownStarts:
             HashPoseError: the file cannot be read, has none of the images, or broken poses.
         """
         source = cameras_of_file(path)
-        rows = [_row(source, filename, name) for filename, name in zip(filenames, names)]
+        rows = [row_of(source, filename, name) for filename, name in zip(filenames, names)]
         named = [row for row in rows if row is not None]
         if not named:
             raise HashPoseError(
@@ -66,7 +66,7 @@ class KnownStarts:
         )
 
 
-def _row(source: SourceCameras, filename: Path, name: str) -> Optional[int]:
+def row_of(source: SourceCameras, filename: Path, name: str) -> Optional[int]:
     """The camera of an image: by its file, its name, or the last part of that where only one has it."""
     for matches in (
         [row for row, path in enumerate(source.filenames) if path == filename],

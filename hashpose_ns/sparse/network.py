@@ -1,0 +1,211 @@
+"""The network: a coarse estimate by a transformer over all pictures, and steps of refinement.
+
+After SparsePose (Sinha et al., CVPR 2023), whose sizes are not published; these are ours. One choice differs: cameras
+are predicted in one frame that the network chooses, instead of the first camera's, so a turn between two views is a
+product of two predictions. With the auxiliary loss of training, this frame is the family's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hashpose_ns.sparse.geometry import balls, left_update, project, rotation_from_6d
+from hashpose_ns.sparse.settings import NetworkConfig
+
+
+@dataclass
+class Cameras:
+    """Estimated cameras of scenes, see `geometry`. The unit of length is the first camera's distance."""
+
+    rotations: Float[Tensor, "*scenes views 3 3"]
+    centers: Float[Tensor, "*scenes views 3"]
+
+    def detach(self) -> "Cameras":
+        return Cameras(self.rotations.detach(), self.centers.detach())
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            _norm(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            _norm(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu_(x + self.body(x))
+
+
+def _down(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False),
+        _norm(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Encoder(nn.Module):
+    """Pictures to a feature map of a quarter of their size and tokens of a sixteenth."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.early = nn.Sequential(_down(3, 32, 5), _down(32, 48), _Residual(48))
+        self.late = nn.Sequential(
+            _down(48, 80), _Residual(80), _Residual(80), _down(80, config.width), _Residual(config.width)
+        )
+        self.to_map = nn.Conv2d(48, config.map_channels, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        early = self.early((images - 0.45) * 3)
+        return self.to_map(early), self.late(early)
+
+
+class SparsePoseNet(nn.Module):
+    """Cameras of a few pictures of one object.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, tokens = config.width, (config.size // 16) ** 2
+        self.encoder = Encoder(config)
+        self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.is_first = nn.Parameter(torch.randn(2, width) * 0.02)
+        self.lens = nn.Linear(2, width)
+        layer = nn.TransformerEncoderLayer(
+            width, config.heads, config.hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.joint = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.summary = nn.Sequential(nn.Linear(tokens * 32, width), nn.GELU())
+        self.narrow = nn.Linear(width, 32)
+        last = nn.Linear(width, 9)
+        nn.init.zeros_(last.bias)
+        self.coarse = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), last)
+        self.refinement = Refinement(config)
+
+    def as_config(self) -> dict[str, Any]:
+        return asdict(self.config)
+
+    def encode(
+        self, images: Float[Tensor, "scenes views 3 size size"], tangents: Float[Tensor, "scenes views"]
+    ) -> tuple[Float[Tensor, "images channels map map"], Float[Tensor, "scenes views width2"]]:
+        """Feature maps of all pictures and one vector for each that knows of the others."""
+        scenes, views = images.shape[:2]
+        maps, tokens = self.encoder(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        tokens = tokens.flatten(2).transpose(1, 2) + self.position
+        logs = tangents.log()
+        lens = self.lens(torch.stack([logs - logs[:, :1], logs + 1.7], -1))
+        first = torch.zeros(views, dtype=torch.long, device=images.device)
+        first[0] = 1
+        tokens = tokens.unflatten(0, (scenes, views)) + (lens + self.is_first[first])[:, :, None]
+        tokens = self.joint(tokens.flatten(1, 2)).unflatten(1, (views, -1))
+        return maps, torch.cat([tokens.mean(2), self.summary(self.narrow(tokens).flatten(2))], -1)
+
+    def guess(self, vectors: Tensor, tangents: Tensor) -> Cameras:
+        """The coarse estimate. Its start is an object of equal size in every picture, in the middle of it."""
+        out = self.coarse(vectors).float()
+        rotations = rotation_from_6d(out[..., :6] + out.new_tensor([1.0, 0, 0, 0, 0, -1]))
+        depth = tangents[:, :1] / tangents * (0.3 * out[..., 8]).exp()
+        shift = 0.1 * out[..., 6:8] * (depth * tangents)[..., None]
+        return Cameras(rotations, torch.cat([shift, depth[..., None]], -1))
+
+    def forward(
+        self,
+        images: Float[Tensor, "scenes views 3 size size"],
+        tangents: Float[Tensor, "scenes views"],
+        start: Optional[Cameras] = None,
+        steps: Optional[int] = None,
+        generator: Optional[torch.Generator] = None,
+    ) -> list[Cameras]:
+        """The coarse estimate and the one after every step of refinement.
+
+        Args:
+            images: colours in [0, 1].
+            tangents: of half the angle of view.
+            start: what refinement starts from where its rotations are no NaN, in place of the coarse estimate.
+            steps: of refinement, by default those of the configuration.
+            generator: of the points.
+        """
+        maps, vectors = self.encode(images, tangents)
+        estimates = [self.guess(vectors, tangents)]
+        current = estimates[0].detach()
+        if start is not None:
+            given = ~start.rotations.isnan()[..., :1, :1]
+            current = Cameras(
+                torch.where(given, start.rotations, current.rotations),
+                torch.where(given[..., 0], start.centers, current.centers),
+            )
+        state = None
+        for _ in range(self.config.steps if steps is None else steps):
+            refined, state = self.refinement(current, maps, vectors, tangents, state, generator)
+            estimates.append(refined)
+            current = refined.detach()
+        return estimates
+
+
+class Refinement(nn.Module):
+    """One step: fresh points, their features in every view, a pooled vector, an LSTM, an update of every camera."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.points, width, channels = config.points, config.width, config.map_channels
+        self.point_mlp = nn.Sequential(
+            nn.Linear(3 * channels + 3 * 7 + 3 + 2 + 1, 96),
+            nn.GELU(),
+            nn.Linear(96, 96),
+            nn.GELU(),
+            nn.Linear(96, 96 + 4),
+        )
+        self.pooled = 96
+        self.shrink = nn.Linear(2 * width, 64)
+        self.lstm = nn.LSTMCell(self.pooled + 64 + 12, 128)
+        last = nn.Linear(64, 6)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(nn.Linear(128, 64), nn.GELU(), last)
+
+    def forward(
+        self, cameras: Cameras, maps: Tensor, vectors: Tensor, tangents: Tensor, state, generator
+    ) -> tuple[Cameras, tuple[Tensor, Tensor]]:
+        scenes, views = tangents.shape
+        unit = tangents[:, :1, None]
+        points = balls(scenes, self.points, generator, tangents.device)
+        seen, where = project(points * unit, cameras.rotations, cameras.centers, tangents)
+        grid = where.flatten(0, 1)[:, :, None]
+        sampled = nn.functional.grid_sample(maps.float(), grid, align_corners=False, padding_mode="border")
+        sampled = sampled[..., 0].transpose(1, 2).unflatten(0, (scenes, views))
+        mean = sampled.mean(1, keepdim=True)
+        spread = (sampled - mean).square().mean(1, keepdim=True)
+        waves = torch.cat([points, *(f(k * torch.pi * points) for k in (1, 2, 4) for f in (torch.sin, torch.cos))], -1)
+        inside = (where.abs() < 1).all(-1, keepdim=True)
+        relative = torch.cat([seen[..., :2], seen[..., 2:] - cameras.centers[:, :, None, 2:]], -1) / unit[..., None]
+        features = [sampled, sampled - mean, spread.expand_as(sampled), waves[:, None].expand(-1, views, -1, -1)]
+        values = self.point_mlp(torch.cat([*features, relative, where.clamp(-2, 2), inside], -1))
+        values, scores = values[..., : self.pooled], values[..., self.pooled :].float().softmax(-2)
+        # Four heads of softmax pooling, each over a quarter of the channels.
+        pooled = (values.unflatten(-1, (4, -1)) * scores[..., None]).sum(2).flatten(-2)
+        depth = (cameras.centers[..., 2:] * tangents[..., None] / unit).clamp_min(1e-3).log()
+        shift = cameras.centers[..., :2] / (cameras.centers[..., 2:] * tangents[..., None])
+        pose = torch.cat([cameras.rotations.flatten(-2), shift, depth], -1)
+        inputs = torch.cat([pooled, self.shrink(vectors), pose], -1).flatten(0, 1)
+        state = self.lstm(inputs, state)
+        raw = self.head(state[0]).float().unflatten(0, (scenes, views))
+        size = (cameras.centers[..., 2] * tangents)[..., None]
+        move = torch.cat([raw[..., 3:5] * 0.3 * size, raw[..., 5:] * 0.3 * cameras.centers[..., 2:]], -1)
+        rotations, centers = left_update(cameras.rotations, cameras.centers, torch.cat([raw[..., :3], move], -1))
+        return Cameras(rotations, centers), state

@@ -1,0 +1,160 @@
+"""From photographs of an object to cameras, and to files of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashpose_ns import __version__
+from hashpose_ns.data.source import cameras_of_file
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.export.colmap import write_colmap_model
+from hashpose_ns.export.frame import flip_axes
+from hashpose_ns.export.transforms import write_transforms
+from hashpose_ns.localize.photographs import Lens, cameras_of, known_lens, lens_from_exif
+from hashpose_ns.localize.starts import row_of
+from hashpose_ns.sparse.crops import MARGIN, Crops
+from hashpose_ns.sparse.evaluation import camera_centers
+from hashpose_ns.sparse.network import Cameras
+
+GROUP = 8
+"""Views that the network sees at once. More are taken in groups that share the first."""
+OBJECT = 0.6
+"""Half the longer side of the object's largest box, which is the unit of what is written: it fits into the box of
+hashpose-object, of 0.8, whatever the lens."""
+FRAME = (
+    f"the object's centre at the origin, {OBJECT} half the object's width where it looks widest, z upwards as far as "
+    "the network could tell"
+)
+
+
+def lenses_of(filenames: list[Path], names: list[str], intrinsics: Optional[Path], fov: Optional[float]) -> list[Lens]:
+    """Intrinsics of photographs: from a file, from an angle of view, or from EXIF.
+
+    Args:
+        filenames: the photographs.
+        names: their names.
+        intrinsics: a transforms.json or COLMAP model; its poses are not read.
+        fov: angle of view along the longer side, in degrees.
+
+    Raises:
+        HashPoseError: an image cannot be read, or nothing says its focal length.
+    """
+    from hashpose_ns.data.reading import reading
+
+    if fov is not None and not 1.0 <= fov <= 150.0:
+        raise HashPoseError(f"--fov is {fov:g}; give the angle of view along the longer side, 1 to 150 degrees.")
+    source = None if intrinsics is None else cameras_of_file(intrinsics)
+    lenses = []
+    for filename, name in zip(filenames, names):
+        from PIL import Image
+
+        with reading(f"The image {filename}"):
+            with Image.open(filename) as image:
+                size = image.size
+        row = None if source is None else row_of(source, filename, name)
+        if source is not None and row is None:
+            raise HashPoseError(f"{intrinsics} has no camera for {name}; give a file that names it, or --fov.")
+        lens = None if source is None or row is None else known_lens(source.intrinsics[row], *size)
+        if lens is None and fov is not None:
+            focal = max(size) / 2 / float(torch.tan(torch.deg2rad(torch.tensor(fov / 2))))
+            lens = Lens(focal, focal, size[0] / 2, size[1] / 2, *size, origin="--fov")
+        lens = lens if lens is not None else lens_from_exif(filename)
+        if lens is None:
+            raise HashPoseError(f"Nothing tells the focal length of {name}; give --intrinsics or --fov.")
+        lenses.append(lens)
+    return lenses
+
+
+@torch.no_grad()
+def find_cameras(
+    network: Callable[..., list[Cameras]], crops: Crops, steps: int, seed: int = 0
+) -> Float[Tensor, "views 3 4"]:
+    """Cameras of the crops' photographs: camera-to-world poses, float64, OpenGL axes, see `FRAME`.
+
+    Args:
+        network: a `SparsePoseNet` in evaluation mode.
+        crops: of 2 views or more.
+        steps: of refinement.
+        seed: of the points.
+    """
+    count = len(crops.tangents)
+    rotations, centers = torch.zeros(count, 3, 3).double(), torch.zeros(count, 3).double()
+    for number, part in enumerate(torch.arange(1, count).split(GROUP - 1)):
+        group = torch.cat([torch.zeros(1, dtype=torch.long), part])
+        generator = torch.Generator().manual_seed(seed)
+        found = network(crops.images[group][None], crops.tangents[group][None], steps=steps, generator=generator)[-1]
+        turns, places = found.rotations[0].double(), found.centers[0].double()
+        if number:  # into the first group's frame and unit, by the view that they share
+            turns = turns @ turns[0].T @ rotations[0]
+            places = places / places[0].norm() * centers[0].norm()
+        rotations[group], centers[group] = turns, places
+    widths = crops.tangents.double() / MARGIN * centers[:, 2]
+    # The crops' cameras are turned ones of the photographs.
+    back = crops.turns.double().transpose(-1, -2)
+    rotations, centers = back @ rotations, (back @ centers[..., None])[..., 0] * (OBJECT / widths.max())
+    positions = camera_centers(rotations, centers)
+    return flip_axes(torch.cat([rotations.transpose(-1, -2), positions[..., None]], -1))
+
+
+def write_found(
+    folder: Path,
+    target: Path,
+    camera_to_worlds: Float[Tensor, "views 3 4"],
+    crops: Crops,
+    lenses: list[Lens],
+    filenames: list[Path],
+    names: list[str],
+    masks: Optional[list[Path]],
+    note: dict[str, Any],
+) -> list[str]:
+    """Writes transforms.json, sparse/0 (a COLMAP model without points), poses.json and crops.png.
+
+    Args:
+        folder: an existing folder.
+        target: where it will lie in the end.
+        camera_to_worlds: of `find_cameras`.
+        crops: what the network saw.
+        lenses, filenames, names, masks: of the photographs.
+        note: of the weights.
+    Returns:
+        Notes on what a format could not hold.
+    """
+    cameras = cameras_of(lenses)
+    text = f"Camera poses by SparsePose. Frame: {FRAME}. Written by hashpose-sparse {__version__}."
+    write_transforms(folder, camera_to_worlds, cameras, filenames, text, relative_to=target, mask_filenames=masks)
+    content = {
+        "written_by": f"hashpose-sparse {__version__}",
+        "frame": FRAME,
+        "axes": "camera-to-world, OpenGL axes: right, up, backwards",
+        "weights": note,
+        "images": [
+            {
+                "name": name,
+                "box": box,
+                "box_from": how,
+                "intrinsics_from": lens.origin,
+                "camera_to_world": pose.tolist(),
+            }
+            for name, box, how, lens, pose in zip(names, crops.boxes, crops.found_by, lenses, camera_to_worlds)
+        ],
+    }
+    (folder / "poses.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    notes = []
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    try:
+        write_colmap_model(model, flip_axes(camera_to_worlds), cameras, names)
+    except HashPoseError as error:  # a lens or a name that COLMAP has no place for
+        for path in (*model.iterdir(), model, model.parent):
+            path.unlink() if path.is_file() else path.rmdir()
+        notes.append(f"sparse/0 is left out: {error}")
+    from torchvision.utils import save_image
+
+    save_image(crops.images, folder / "crops.png", nrow=8)
+    return notes
