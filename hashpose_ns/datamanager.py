@@ -36,6 +36,7 @@ from hashpose_ns.data.reading import (
 from hashpose_ns.data.source import SourceCameras, check_float32, source_cameras
 from hashpose_ns.data.source_checks import blame_source, check_source
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.host import sent
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.rays import TrainingRays
 from nerfstudio.cameras.cameras import Cameras
@@ -52,15 +53,18 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
 
     _target: Type = field(default_factory=lambda: HashPoseDataManager)
     initial_poses: Literal["given", "perturbed", "identity"] = "given"
-    """Where training starts: at the dataparser's poses, at those poses after a perturbation, or with all cameras at the
-    origin looking the same way. The dataparser's poses are kept as the reference that errors are measured against."""
+    """Where training starts.
+    - given: at the dataparser's poses.
+    - perturbed: at those poses plus noise.
+    - identity: with all cameras at the origin, looking the same way.
+    The dataparser's poses are kept as the reference that errors are measured against."""
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
     """Which pixels are looked at."""
     added_images: Optional[Path] = None
-    """A transforms.json of photographs that are trained on as well, with poses in the frame of the data's own files.
-    `hashpose-localize --add` writes one. They start at these poses, whatever `initial_poses` is."""
+    """A transforms.json of more photographs to train on, with poses in the frame of the input.
+    `hashpose-localize --add True` writes one. They start at these poses, whatever `initial_poses` is."""
     # No field: neither a flag nor part of config.yml.
     trained = None  # type: Optional[PosedScene]
     """The finished run whose data these are, where a pipeline was loaded to look at one. A datamanager made from this
@@ -238,6 +242,7 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
 
     def setup_train(self) -> None:
         """Loads the images; in the order of their indices, where nerfstudio shuffles them."""
+        self._keep_on_the_cpu()
         super().setup_train()
         batch = self.train_image_dataloader.cached_collated_batch
         if batch is not None and isinstance(batch["image_idx"], Tensor):
@@ -253,15 +258,26 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
     def setup_eval(self) -> None:
         """Loads the held-out images, if there are any."""
         if len(self.eval_dataset):
+            self._keep_on_the_cpu()
             super().setup_eval()
             check_rays(self.eval_dataset.cameras)
+
+    def _keep_on_the_cpu(self) -> None:
+        """Pixels are drawn on the CPU, and what that takes stays there: reading it from a GPU would wait for it."""
+        self.exclude_batch_keys_from_device = [*self.exclude_batch_keys_from_device, "image_idx", "mask"]
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """Rays and pixels of one step; others when asked again for it, as ns-export does to collect points."""
         if step != self.seeded_step:
             seed_generators(self.seed * 1_000_003 + step, torch.device(self.device))
             self.seeded_step = step
-        return super().next_train(step)
+        self.train_count += 1
+        assert self.train_pixel_sampler is not None
+        batch = self.train_pixel_sampler.sample(next(self.iter_train_image_dataloader))
+        for key, value in batch.items():
+            if isinstance(value, Tensor) and key != "full_image":
+                batch[key] = sent(value, self.device)
+        return self.train_ray_generator(batch["indices"]), batch
 
 
 def place_cameras(camera_to_worlds: Float[Tensor, "num_cameras 3 4"], *owners: Any) -> None:

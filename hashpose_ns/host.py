@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from typing import Union
 
 import torch
+from torch import Tensor
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -30,6 +32,14 @@ def keep_freed_memory() -> bool:
     # Older versions of glibc take at most 32 MiB.
     mapped = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25)
     return bool(mapped and mallopt(M_TRIM_THRESHOLD, 1 << 30) and mallopt(M_TOP_PAD, 1 << 26))
+
+
+def sent(tensor: Tensor, device: Union[torch.device, str]) -> Tensor:
+    """A tensor on a device. From the CPU to a GPU it goes through pinned memory, and Python does not wait for it: a
+    copy from other memory waits until the GPU has done all that it was asked before."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @functools.lru_cache(maxsize=None)  # fields ask at every pass

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nerfstudio.cameras.camera_utils import radial_and_tangential_undistort
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.model_components import renderers
@@ -23,8 +24,8 @@ from nerfstudio.model_components.ray_samplers import (
 
 
 class TrainingRays(RayGenerator):
-    """nerfstudio's generator of rays, with a short way for pinhole cameras without distortion. All other cameras go
-    nerfstudio's way, which asks the device several times a step what kind of cameras there are.
+    """nerfstudio's generator of rays, with a short way for perspective cameras, OpenCV's distortion included. All other
+    cameras go nerfstudio's way, which asks the device several times a step what kind of cameras there are.
 
     Args:
         cameras: the training cameras, on the device. Their poses may be replaced later on.
@@ -32,8 +33,13 @@ class TrainingRays(RayGenerator):
 
     def __init__(self, cameras: Cameras) -> None:
         super().__init__(cameras)
-        self.short = is_pinhole(cameras)
-        if self.short:
+        self.short = are_perspective(cameras)
+        self.distortion: Optional[Tensor] = None
+        if not self.short:
+            self.image_coords = self.image_coords.to(cameras.device)
+        else:
+            if cameras.distortion_params is not None and bool((cameras.distortion_params != 0).any()):
+                self.distortion = cameras.distortion_params.to(cameras.device)
             lens = torch.cat([cameras.cy, cameras.cx, cameras.fy, cameras.fx], dim=-1)
             self.register_buffer("lens", lens.to(cameras.device), persistent=False)
             # The pixel itself, its right and its lower neighbour, as (row, column).
@@ -46,15 +52,16 @@ class TrainingRays(RayGenerator):
         """Rays through pixels.
 
         Args:
-            ray_indices: camera, row and column of each pixel.
+            ray_indices: camera, row and column of each pixel, on the device of the cameras.
         """
         if not self.short:
             return super().forward(ray_indices)
-        ray_indices = ray_indices.to(self.cameras.device)
         indices = ray_indices[:, 0]
         centers, focals = self.lens[indices].split(2, dim=-1)
-        plane = ((ray_indices[:, 1:] + 0.5 - centers + self.offsets) / focals) * self.flip
-        plane = plane.float()  # some dataparsers' intrinsics are doubles
+        plane = (ray_indices[:, 1:] + 0.5 - centers + self.offsets) / focals
+        if self.distortion is not None:
+            plane = radial_and_tangential_undistort(plane.flip(-1), self.distortion[indices]).flip(-1)
+        plane = (plane * self.flip).float()  # some dataparsers' intrinsics are doubles
         directions = torch.cat([plane.flip(-1), torch.full_like(plane[..., :1], -1.0)], dim=-1)
         pose = self.cameras.camera_to_worlds[indices]
         directions = (directions[..., None, :] * pose[..., :3]).sum(-1)
@@ -70,11 +77,10 @@ class TrainingRays(RayGenerator):
         )
 
 
-def is_pinhole(cameras: Cameras) -> bool:
-    """Whether all cameras are undistorted perspective ones, and nothing else is to be said about their rays."""
+def are_perspective(cameras: Cameras) -> bool:
+    """Whether all cameras are perspective ones, and nothing else than distortion is to be said about their rays."""
     plain = cameras.times is None and not cameras.metadata and len(cameras.shape) == 1
-    undistorted = cameras.distortion_params is None or not bool((cameras.distortion_params != 0).any())
-    return plain and undistorted and bool((cameras.camera_type == CameraType.PERSPECTIVE.value).all())
+    return plain and bool((cameras.camera_type == CameraType.PERSPECTIVE.value).all())
 
 
 class _KeptBins(SpacedSampler):

@@ -271,6 +271,11 @@ class HashPoseTrainer(Trainer):
                 config[name]["scheduler"] = dataclasses.replace(
                     group["scheduler"], total_steps=self.total_steps, factors=factors.get(name)
                 )
+        if missing := set(param_groups) - set(config):
+            raise HashPoseError(
+                f"The method {self.config.method_name} has no learning rates for {', '.join(sorted(missing))}; "
+                "local-to-global is a model of hashpose's own methods and of the peer l2g."
+            )
         return Optimizers(config, param_groups)
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -298,9 +303,12 @@ class HashPoseTrainer(Trainer):
         self.pipeline.model.is_logged = logged
         output = super().train_iteration(step)
         self._intervene("after_step", step)
+        checked = self._is_checked(step)
+        if checked and self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)  # what a GPU has yet to do is part of training as well
         self.train_seconds += time.perf_counter() - begin
         self.unchecked_losses.append((step, output[0].detach()))
-        if self._is_checked(step):
+        if checked:
             self._check_finite(step)
         if logged:
             encoding = self.optimizers.optimizers.get("encoding")

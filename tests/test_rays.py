@@ -12,7 +12,7 @@ from hashpose_ns.rays import (
     PiecewiseSamples,
     TrainingRays,
     UniformSamples,
-    is_pinhole,
+    are_perspective,
     ray_weights,
 )
 from nerfstudio.cameras.cameras import Cameras, CameraType
@@ -22,6 +22,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from nerfstudio.model_components.renderers import RGBRenderer, background_color_override_context
 
 N = 5
+DISTORTION = 0.1 * torch.rand(N, 6, generator=torch.Generator().manual_seed(2))
 
 
 def make_cameras(dtype=torch.float32, **settings) -> Cameras:
@@ -49,8 +50,8 @@ def assert_same_rays(ours: RayBundle, theirs: RayBundle) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("distortion", [None, torch.zeros(N, 6)])
-def test_pinhole_rays_are_nerfstudios_to_the_bit(dtype, distortion):
+@pytest.mark.parametrize("distortion", [None, torch.zeros(N, 6), DISTORTION])
+def test_rays_of_perspective_cameras_are_nerfstudios_to_the_bit(dtype, distortion):
     cameras = make_cameras(dtype, distortion_params=distortion, metadata={})
     rays = TrainingRays(cameras)
     assert rays.short
@@ -62,14 +63,13 @@ def test_pinhole_rays_are_nerfstudios_to_the_bit(dtype, distortion):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"distortion_params": 0.1 * torch.rand(N, 6, generator=torch.Generator().manual_seed(2))},
-        {"camera_type": CameraType.FISHEYE},
+        {"camera_type": CameraType.FISHEYE, "distortion_params": DISTORTION},
         {"metadata": {"exposure": torch.rand(N, 1)}},
     ],
 )
 def test_other_cameras_go_nerfstudios_way(settings):
     cameras = make_cameras(**settings)
-    assert not is_pinhole(cameras)
+    assert not are_perspective(cameras)
     assert_same_rays(TrainingRays(cameras)(make_pixels()), RayGenerator(cameras)(make_pixels()))
 
 

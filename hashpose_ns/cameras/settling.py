@@ -21,10 +21,11 @@ class SettlingConfig:
     window: float = 0.05
     """Fraction of training between looks."""
     threshold: float = -0.25
-    """Poses are settled when the mean cosine between a camera's motions in the last window and in the one before it is
-    below: cameras on their way score above 0, cameras that tremble about a place towards -0.5."""
+    """Poses have settled below this cosine between a camera's motions in successive windows.
+    The mean over cameras counts: moving cameras score above 0, oscillating ones near -0.5."""
     freeze: float = 0.03
-    """When the factor falls below, poses stand still from then on, and the rest of training belongs to the field."""
+    """Poses freeze when the factor falls below this.
+    The rest of training belongs to the field."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""

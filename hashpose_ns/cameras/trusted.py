@@ -19,7 +19,8 @@ class TrustedStartConfig:
     rate: float = 0.1
     """Factor on the poses' learning rate."""
     window: Tuple[float, float] = (0.0, 0.1)
-    """The curriculum's window, in fractions of training. Fine levels may open before poses move: they are right."""
+    """The curriculum's window, in fractions of training.
+    Fine levels may open before poses move: they are right."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""

@@ -59,6 +59,9 @@ def judge_config(config: ModelConfig) -> HashPoseModelConfig:
         field=HashPoseFieldConfig(encoding=dataclasses.replace(encoding, gradient="linear"), decoder=decoder),
         camera_optimizer=PoseOptimizerConfig(mode="off"),
         curriculum=CurriculumConfig(mode="none"),
+        # Seconds of training do not pay for a compilation. Two backward passes into one gradient, as below, would also
+        # read what a CUDA graph has overwritten.
+        compile=False,
     )
 
 

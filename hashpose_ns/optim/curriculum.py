@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.host import sent
 
 
 @dataclass
@@ -18,16 +19,19 @@ class CurriculumConfig:
     """Coarse-to-fine curriculum over the levels of the hash grid."""
 
     mode: Literal["lr", "mask", "repeat", "none"] = "lr"
-    """What the weight r_l of a level scales. `lr`: its table's learning rate (the paper); `mask`: its features
-    (BARF); `repeat`: as `mask`, and what is masked is filled with the finest open level (BAA-NGP); `none`: all levels
-    at once."""
+    """What the weight r_l of a level scales.
+    - lr: its table's learning rate (the paper).
+    - mask: its features (BARF).
+    - repeat: as mask, and what is masked is filled with the finest open level (BAA-NGP).
+    - none: all levels train at once."""
     window: Tuple[float, float] = (0.1, 0.5)
     """Start and end of the curriculum as fractions of training."""
     indexing: Literal["anchored", "literal", "barf", "baa-ngp"] = "anchored"
-    """`anchored`: levels count from 0, the coarsest is always on and the finest is fully on at the window's end.
-    `literal`: levels count from 1 as Eq. 15 is printed: nothing trains before the window, the finest level never.
-    `barf`: as anchored, but nothing is always on (BARF's network sees plain coordinates beside the levels). `baa-ngp`:
-    the coarsest is always on, and the others share the whole window."""
+    """How levels are counted.
+    - anchored: from 0; the coarsest is always on, the finest fully on at the window's end.
+    - literal: from 1, as Eq. 15 is printed; nothing trains before the window, the finest level never.
+    - barf: as anchored, but nothing is always on (BARF's network also sees plain coordinates).
+    - baa-ngp: the coarsest is always on, and the others share the whole window."""
 
     def validate(self) -> None:
         """Raises HashPoseError where the window is no window."""
@@ -95,7 +99,7 @@ class Curriculum:
         weights = self.weights(step, features.shape[-2])
         if all(weight == 1.0 for weight in weights):
             return features
-        scale = torch.tensor(weights, dtype=features.dtype, device=features.device)[:, None]
+        scale = sent(torch.tensor(weights, dtype=features.dtype), features.device)[:, None]
         masked = features * scale
         if self.config.mode == "repeat":
             open_levels = [level for level, weight in enumerate(weights) if weight > 0]

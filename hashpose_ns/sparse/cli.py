@@ -45,7 +45,7 @@ class Train:
     settings: TrainSettings = field(default_factory=TrainSettings)
     """What decides the result."""
     init: Optional[Path] = None
-    """weights.npz whose coarse part a new run starts from; refinement starts anew."""
+    """weights.npz whose coarse part a new run starts from."""
     allow_change: bool = False
     """Resume with other settings than before; when and which is noted in the weights."""
     minutes: Optional[float] = None
@@ -91,7 +91,7 @@ class Eval:
     """Score weights on objects that training never draws: turns between pairs of views, and camera centres."""
 
     weights: Optional[Path] = None
-    """weights.npz of hashpose-sparse train; by default the package's, if it has any."""
+    """A weights.npz of hashpose-sparse train; by default the package's, if it has any."""
     views: Tuple[int, ...] = (3, 5, 8)
     """Numbers of views."""
     families: Tuple[Literal["articulated", "blobs"], ...] = ("articulated", "blobs")
@@ -149,7 +149,7 @@ class Poses:
     masks: Optional[Path] = None
     """Folder with a mask for each photograph, under its name with any suffix, white where the object is."""
     weights: Optional[Path] = None
-    """weights.npz of hashpose-sparse train; by default the package's, if it has any."""
+    """A weights.npz of hashpose-sparse train; by default the package's, if it has any."""
     steps: int = 5
     """Refinement steps."""
     seed: int = 0

@@ -75,13 +75,13 @@ class TrainSettings:
     refine_from: float = 0.45
     """Share of training after which refinement is trained as well."""
     freeze_from: float = 0.45
-    """Share of training after which the coarse estimate stays as it is and refinement alone is trained, at a rate of
-    its own that begins anew."""
+    """Share of training after which refinement alone is trained.
+    The coarse estimate then stays as it is, and refinement's learning rate begins anew."""
     disturbed: float = 0.3
     """Share of scenes whose refinement starts from the true poses, disturbed, and not from the coarse estimate."""
     blind: float = 0.5
-    """Share of scenes whose refinement does not get the pictures' vectors. With them alone it would learn nothing that
-    the coarse estimate does not know."""
+    """Share of scenes whose refinement gets sampled features only.
+    With the pictures' vectors it learns nothing that the coarse estimate does not know."""
     disturbed_deg: tuple[float, float] = (5.0, 40.0)
     """Least and largest angle by which they are disturbed."""
     widen_until: float = 0.0

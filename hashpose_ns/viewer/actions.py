@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
 from hashpose_ns.errors import HashPoseError
+from hashpose_ns.host import sent
 from hashpose_ns.optim.schedules import moments
 
 
@@ -75,7 +76,7 @@ class PoseActions:
     def reset(self, index: int) -> None:
         """Puts a camera back to where refinement started, exactly, and has Adam forget where it was going."""
         self._check_refined(index)
-        self.poses.pose_adjustment[index] = 0.0
+        self.poses.put_back([index])
         self._forget(index)
 
     @torch.no_grad()
@@ -109,7 +110,7 @@ class PoseActions:
             moment[index] = 0.0
 
     def _held_rows(self) -> Tensor:
-        return torch.tensor(sorted(self.poses.held), device=self.poses.pose_adjustment.device)
+        return sent(torch.tensor(sorted(self.poses.held)), self.poses.pose_adjustment.device)
 
     def _keep_held(self) -> None:
         if self.poses.held:
