@@ -45,7 +45,7 @@ class Train:
     settings: TrainSettings = field(default_factory=TrainSettings)
     """What decides the result."""
     init: Optional[Path] = None
-    """weights.npz whose coarse part a new run starts from."""
+    """Weights whose coarse part a new run starts from."""
     allow_change: bool = False
     """Resume with other settings than before; when and which is noted in the weights."""
     minutes: Optional[float] = None
