@@ -61,7 +61,7 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
-    """Which pixels are looked at."""
+    """Which pixels are sampled."""
     added_images: Optional[Path] = None
     """A transforms.json of more photographs to train on, with poses in the frame of the input.
     `hashpose-localize --add True` writes one. They start at these poses, whatever `initial_poses` is."""

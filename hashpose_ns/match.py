@@ -56,7 +56,7 @@ class Match:
     could be believed. The dataparser comes last, as with ns-train."""
 
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     data: Optional[Path] = None
     """The capture: what the dataparser reads."""
     format: Literal["colmap", "nerfstudio", "tum", "kitti", "json"] = "colmap"

@@ -56,12 +56,12 @@ def _trainer(method_name: str, steps: int, pipeline: HashPosePipelineConfig, opt
 
 
 def _guard(keep_rebased: bool = False) -> GuardConfig:
-    """Where poses are somebody's own: a verdict at the end, and a way back for those that do not get better."""
+    """For user captures: a verdict at the end, and a fallback for poses that do not get better."""
     return GuardConfig(mode="report", fallback_at=(0.3, 0.55), keep_rebased=keep_rebased)
 
 
 def _matches() -> MatchConfig:
-    """Where poses are somebody's own: a start from matches, if they can be believed."""
+    """For user captures: a start from matches, if they can be believed."""
     return MatchConfig(start="auto")
 
 

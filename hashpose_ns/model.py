@@ -252,7 +252,7 @@ class PoseRefiningModel(Model):
         return self.config.eval_num_rays_per_chunk
 
     def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Any]) -> Dict[str, Tensor]:
-        """PSNR of the batch's rays; nothing in training steps that nobody logs."""
+        """PSNR of the batch's rays; skipped in training steps that are not logged."""
         if self.training and not self.is_logged:
             return {}
         target = self.composite(batch["image"])

@@ -144,7 +144,7 @@ class HashPosePipeline(VanillaPipeline):
         if key in state and len(state[key]) != len(expected[key]):
             raise HashPoseError(
                 f"The checkpoint was trained on {len(state[key])} images and there are {len(expected[key])} now; give "
-                "the same images and the same split, train anew, or give --pipeline.changed-images carry to go on with "
+                "the same images and the same split, retrain, or give --pipeline.changed-images carry to go on with "
                 "these."
             )
         wrong = sorted(set(state) ^ set(expected)) + [
@@ -167,7 +167,7 @@ class HashPosePipeline(VanillaPipeline):
                 )
             raise HashPoseError(
                 "The checkpoint was trained on other cameras than the data has now: the number of images is the same, "
-                "their input poses are not; give the same images, split and dataparser settings, or train anew."
+                "their input poses are not; give the same images, split and dataparser settings, or retrain."
             )
         self._check_images(loaded_state)
         length = int(self.model.progress[1])

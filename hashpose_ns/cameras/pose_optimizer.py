@@ -177,9 +177,9 @@ class PoseOptimizer(CameraOptimizer):
         """Whether rotations receive gradients now. Before, theirs are zero, as shifts are part of the same parameter;
         Adam remembers that, and for some 50 steps turns up to twice as fast as its rate says."""
         self.paused = False
-        """Whether somebody stopped all poses by hand. Belongs to the running process and not to a checkpoint."""
+        """Whether poses are paused from the viewer. State of the process, not of a checkpoint."""
         self.held: Set[int] = set()
-        """Cameras that somebody holds where they are. Belongs to the running process and not to a checkpoint."""
+        """Cameras held from the viewer. State of the process, not of a checkpoint."""
         self._held: Optional[Tuple[Tuple[int, ...], Tensor]] = None
         self.settling = Settling(config.settling, num_cameras).to(device) if config.settling.decay != 1 else None
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
@@ -242,7 +242,7 @@ class PoseOptimizer(CameraOptimizer):
 
     @torch.no_grad()
     def fall_back(self, rate: float) -> None:
-        """Puts all cameras that nobody holds back to where refinement started.
+        """Puts all cameras that are not held back to where refinement started.
 
         Args:
             rate: factor on their learning rate from then on; 0 keeps them there.
@@ -316,7 +316,7 @@ class PoseOptimizer(CameraOptimizer):
         return torch.where(self.trainable[:, None, None], corrections, self._identity())
 
     def _moving_twists(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 6"]:
-        """The corrections, without gradient where poses stand still: all of them, or those that are held."""
+        """The corrections; frozen and held ones are detached."""
         twists: Tensor = self.pose_adjustment
         if self.paused or not (self.pulled if by_terms else self.active):
             return twists.detach()

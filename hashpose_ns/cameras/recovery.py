@@ -27,7 +27,7 @@ class RecoveryConfig:
     """Search for better poses of the cameras that the field explains worst."""
 
     at: Tuple[float, ...] = ()
-    """Fractions of training at which lost cameras are looked for; empty never looks."""
+    """Fractions of training at which lost cameras are searched for; empty disables the search."""
     cameras: float = 0.2
     """Fraction of the cameras that are tried at most, those of the largest loss."""
     suspicion: float = 3.0

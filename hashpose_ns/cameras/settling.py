@@ -1,4 +1,4 @@
-"""When have poses settled? They tremble about a place instead of going somewhere, which lower rates bring to rest."""
+"""Detects poses that oscillate around an optimum, and decays their learning rate."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Settling(nn.Module):
     """
 
     looks: Int[Tensor, "2"]
-    """How often poses were looked at, and how often they were found settled."""
+    """Number of checks, and number of checks that found the poses settled."""
     corrections: Float[Tensor, "2 num_cameras 6"]
     """Those of the last two looks."""
 
@@ -59,7 +59,7 @@ class Settling(nn.Module):
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
 
     def forget(self) -> None:
-        """As if poses had never been looked at: they begin anew."""
+        """Forgets all checks, as at the start of training."""
         self.looks.zero_()
         self._restore()
 
@@ -68,7 +68,7 @@ class Settling(nn.Module):
 
     @property
     def factor(self) -> float:
-        """Factor on the poses' learning rate; 0 where they stand still."""
+        """Factor on the poses' learning rate; 0 if they are frozen."""
         factor = self.config.decay**self.settled
         return factor if factor >= self.config.freeze else 0.0
 

@@ -1,4 +1,4 @@
-"""How training goes from a start that is trusted: poses that are tenths of a degree off and not ten degrees."""
+"""The schedule after a trusted start, whose poses are off by tenths of a degree."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class EdgePixelSamplerConfig(PixelSamplerConfig):
     cameras: Literal["free", "equal", "shared"] = "free"
     """How a batch is spread over images.
     - free: all pixels are drawn independently.
-    - equal: as many from each image, or at least three from some images, chosen anew at each step.
+    - equal: as many from each image, or at least three from some images, drawn again at each step.
     - shared: the same places in all images (L2G-NeRF)."""
     edge_radius: float = 0.03
     """Radius of the smoothing, as a fraction of the image's width.

@@ -26,7 +26,7 @@ class Written:
     """A folder of cameras in some format."""
 
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     overwrite: bool = False
     """Replace an earlier export in the output folder. A folder with anything else in it is never replaced."""
 

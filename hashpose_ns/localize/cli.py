@@ -28,7 +28,7 @@ class Localize:
     images: Tuple[Path, ...]
     """Photographs, or folders of them."""
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     start: Optional[Path] = None
     """Rough poses in the frame of the run's input, and intrinsics.
     A transforms.json or a folder with a COLMAP model.
@@ -39,9 +39,9 @@ class Localize:
     overwrite: bool = False
     """Replace an earlier result in the output folder. A folder with anything else in it is never replaced."""
     search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
-    """How they are looked for."""
+    """Settings of the search."""
     batch: int = SearchConfig.images
-    """Photographs that are looked for at once. More keep a GPU busy and take memory."""
+    """Photographs searched for at once. More keep a GPU busy and take memory."""
     overlay_size: int = 256
     """Longest side, in pixels, of the pictures of photograph and render; 0 makes none."""
     add: bool = False

@@ -13,7 +13,7 @@ class FeatureConfig:
     """How matches are found."""
 
     max_image_size: int = 2000
-    """Longer side of an image, in pixels, above which it is reduced before keypoints are looked for."""
+    """Longer side of an image, in pixels, above which it is reduced before keypoint detection."""
     max_keypoints: int = 8192
     """Keypoints of an image at most; the coarsest are kept."""
     exhaustive: int = 150

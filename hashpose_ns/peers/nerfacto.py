@@ -40,7 +40,7 @@ class NerfactoPoseOptimizerConfig(PoseOptimizerConfig):
     """Where test-time corrections of held-out cameras act, which nerfacto has none of. Learned corrections turn a
     camera about its own centre, in world axes."""
     start: float = 0.0
-    """Fraction of training before which poses stand still."""
+    """Poses are frozen until this fraction of training."""
     warmup: float = 0.0
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
     trans_l2_penalty: float = 1e-2

@@ -254,7 +254,7 @@ class Localizer:
         """Looks for photographs, all of them at once.
 
         Args:
-            dataset: that holds them, with their intrinsics. Their poses are not looked at.
+            dataset: that holds them, with their intrinsics. Their poses are ignored.
             indices: which of its images.
             starts: what is known of each; nothing by default.
 

@@ -14,7 +14,7 @@ Strategy = Literal["regions", "points", "random"]
 
 @dataclass
 class SearchConfig:
-    """How photographs are looked for in a trained field."""
+    """How photographs are searched for in a trained field."""
 
     strategy: Strategy = "regions"
     """Which pixels are compared.
@@ -43,7 +43,7 @@ class SearchConfig:
     angle: float = 40.0
     """Largest angle in degrees between a rough pose and the hypotheses around it."""
     images: tyro.conf.Suppress[int] = 2
-    """Photographs that are looked for at once; the result is the same up to rounding."""
+    """Photographs searched for at once; the result is the same up to rounding."""
     seed: int = 0
     """Seed of hypotheses and pixels."""
 

@@ -141,7 +141,7 @@ class Poses:
     images: Tuple[Path, ...]
     """Photographs of one object, or a folder of them; 3 to 9 are meant."""
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     intrinsics: Optional[Path] = None
     """A transforms.json or COLMAP model that names the photographs. Its poses are not read."""
     fov: Optional[float] = None

@@ -76,7 +76,7 @@ class TrainSettings:
     """Share of training after which refinement is trained as well."""
     freeze_from: float = 0.45
     """Share of training after which refinement alone is trained.
-    The coarse estimate then stays as it is, and refinement's learning rate begins anew."""
+    The coarse estimate then stays as it is, and refinement's learning rate restarts."""
     disturbed: float = 0.3
     """Share of scenes whose refinement starts from the true poses, disturbed, and not from the coarse estimate."""
     blind: float = 0.5

@@ -13,7 +13,7 @@ THIS_MACHINE = "127.0.0.1"
 
 @dataclass
 class ViewerConfig(base_config.ViewerConfig):
-    """Settings of the live viewer. It has no password: whoever reaches its port may do what the person at it may."""
+    """Settings of the live viewer. It has no password: anyone who reaches its port has full control."""
 
     websocket_host: str = THIS_MACHINE
     """Address to listen on; the default admits this machine alone.

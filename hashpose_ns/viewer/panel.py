@@ -173,7 +173,7 @@ class PosePanel(ViewerControl):
         self._submit(lambda actions: actions.turn(index, degrees), done)
 
     def tell(self, sentence: str) -> None:
-        """Shows a sentence about the last thing that somebody did."""
+        """Shows a sentence about the user's last action."""
         from hashpose_ns.viewer.widgets import plain
 
         if self.widgets is None:
