@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
+PAGES := $(VENV)/.pages
 INSTALL = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/hashpose-demo
@@ -14,10 +15,14 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 lint: $(TOOLS)
-	$(VENV)/bin/python -m ruff check hashpose_ns tests benchmarks examples
-	$(VENV)/bin/python -m ruff format --check hashpose_ns tests benchmarks examples
+	$(VENV)/bin/python -m ruff check hashpose_ns tests benchmarks examples docs/*.py
+	$(VENV)/bin/python -m ruff format --check hashpose_ns tests benchmarks examples docs/*.py
 	$(VENV)/bin/python .ci/mypy_ratchet
 	$(VENV)/bin/lint-imports
+
+docs: $(PAGES)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -W ignore -m mkdocs build --quiet
+	@echo "The pages are in site/; see them with $(VENV)/bin/python -m mkdocs serve"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,5 +33,9 @@ $(TOOLS): $(STAMP)
 	$(INSTALL) ".[dev]"
 	touch $@
 
+$(PAGES): $(STAMP)
+	$(INSTALL) ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) demo_output site

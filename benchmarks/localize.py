@@ -266,11 +266,10 @@ class Benchmark:
         """Held-out photographs of the chair, of which nothing is known."""
         cases = self.record.setdefault("chair without a start, each", [])
         search, truth = self.search("chair"), self.truth("chair")
-        localizer = Localizer(search.scene, SearchConfig(rays=self.args.rays))
         for index in evenly_spaced(len(truth), self.args.without_start):
             if not any(case["image"] == index for case in cases):
                 begin = clock()
-                found = localizer.localize(search.scene.held_out, [index])[0]
+                found = search.found(search.scene.held_out, [index], [Start()])[0]
                 cases.append({"image": index, **self._outcome(search, found, truth[index], begin)})
                 yield
 

@@ -145,7 +145,7 @@ def prepare(suite: suites.Suite, cells: list[str], data: Path, scenes: Path) -> 
 def run(suite: suites.Suite, cells: list[str], rows: list[str], args: Args) -> int:
     """Has hashpose-bench do what is missing. Returns its exit code."""
     words = ["run", "--suite", str(suite_file(suite.name)), "--data", str(args.work / "scenes")]
-    words += ["--output-dir", str(args.work / "runs"), "--jobs", str(args.jobs), "--no-report"]
+    words += ["--output-dir", str(args.work / "runs"), "--jobs", str(args.jobs), "--report", "False"]
     words += ["--scenes", *cells, "--presets", *rows, "--seeds", *args.seeds]
     words += ["--set", *args.settings] if args.settings else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}

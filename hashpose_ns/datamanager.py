@@ -53,15 +53,18 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
 
     _target: Type = field(default_factory=lambda: HashPoseDataManager)
     initial_poses: Literal["given", "perturbed", "identity"] = "given"
-    """Where training starts: at the dataparser's poses, at those poses after a perturbation, or with all cameras at the
-    origin looking the same way. The dataparser's poses are kept as the reference that errors are measured against."""
+    """Where training starts.
+    - given: at the dataparser's poses.
+    - perturbed: at those poses plus noise.
+    - identity: with all cameras at the origin, looking the same way.
+    The dataparser's poses are kept as the reference that errors are measured against."""
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     """The noise of `initial-poses perturbed`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
-    """Which pixels are looked at."""
+    """Which pixels are sampled."""
     added_images: Optional[Path] = None
-    """A transforms.json of photographs that are trained on as well, with poses in the frame of the data's own files.
-    `hashpose-localize --add` writes one. They start at these poses, whatever `initial_poses` is."""
+    """A transforms.json of more photographs to train on, with poses in the frame of the input.
+    `hashpose-localize --add True` writes one. They start at these poses, whatever `initial_poses` is."""
     # No field: neither a flag nor part of config.yml.
     trained = None  # type: Optional[PosedScene]
     """The finished run whose data these are, where a pipeline was loaded to look at one. A datamanager made from this

@@ -15,7 +15,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable)
 DEBUG = "HASHPOSE_DEBUG"
 """Environment variable that, when set, prints the traceback before the sentence."""
 LONGEST = 300
-"""Letters of somebody else's message that are quoted."""
+"""Maximum number of characters quoted from a foreign message."""
 
 
 class HashPoseError(ValueError):

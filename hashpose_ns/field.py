@@ -40,19 +40,21 @@ class DecoderConfig:
     geometry_features: int = 15
     """Features the density branch hands to the colour branch."""
     direction_frequencies: int = 4
-    """Frequencies of the view direction's sinusoidal encoding; -1 makes colour independent of the direction."""
+    """Frequencies of the view direction's sinusoidal encoding.
+    -1 makes colour independent of the direction."""
     direction_start: float = 0.0
-    """Fraction of training before which colour does not depend on the view direction. While poses are wrong, a colour
-    per direction lets every camera keep its own picture of the scene instead of moving into place."""
+    """Fraction of training before which colour ignores the view direction.
+    While poses are wrong, a colour per direction lets every camera keep its own picture of the scene."""
     density_activation: Literal["softplus", "exp", "relu"] = "softplus"
     """Maps the density branch's output to a density."""
     appearance_dim: int = 0
-    """Size of a learned embedding per training image for changing exposure or weather; 0 leaves it out. Images that
-    were not trained on get the mean embedding."""
+    """Size of a learned embedding per training image, for changing exposure or weather.
+    0 leaves it out. Images that were not trained on get the mean embedding."""
     implementation: Literal["torch", "tcnn"] = "torch"
     """`tcnn` uses tinycudann (a CUDA GPU, half precision) where it is installed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the decoder's matrix products. `auto` takes bfloat16 where the hardware multiplies it natively."""
+    """Precision of the decoder's matrix products.
+    auto takes bfloat16 if the hardware multiplies it natively."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the machine can do, and how to have it do that."""
+"""Machine-specific settings: allocator and bfloat16 support."""
 
 from __future__ import annotations
 

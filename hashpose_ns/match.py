@@ -56,26 +56,27 @@ class Match:
     could be believed. The dataparser comes last, as with ns-train."""
 
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     data: Optional[Path] = None
     """The capture: what the dataparser reads."""
     format: Literal["colmap", "nerfstudio", "tum", "kitti", "json"] = "colmap"
-    """What to write, as hashpose-export does under these names. `colmap` and `nerfstudio` get the triangulated points,
-    `colmap` with their tracks."""
+    """What to write, as hashpose-export does under these names.
+    `colmap` and `nerfstudio` get the triangulated points, `colmap` with their tracks."""
     images: Literal["none", "link", "copy", "undistorted"] = "none"
     """With `format colmap`: put the images into OUTPUT_DIR/images. See hashpose-export colmap."""
     overwrite: bool = False
     """Replace an earlier export in the output folder. A folder with anything else in it is never replaced."""
     split: Literal["all", "train"] = "all"
-    """Which images to use. all: also those that the dataparser would hold out for evaluation, where it has an
-    `eval-mode`. train: without them."""
+    """Which images to use.
+    - all: also those the dataparser would hold out for evaluation, if it has an `eval-mode`.
+    - train: without them."""
     initial_poses: Literal["given", "perturbed", "identity"] = "given"
     """Where to start: at the dataparser's poses, at those poses after a perturbation, or from nothing."""
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     """The noise of `initial-poses perturbed`."""
     from_none: bool = False
-    """Look for poses without the given ones, which are left to say where the scene lies. The same as
-    `matches.from-none True`."""
+    """Look for poses without the given ones, which only say where the scene lies.
+    The same as `matches.from-none True`."""
     matches: MatchConfig = field(default_factory=lambda: MatchConfig(start="auto"))
     """How matches are found and used. `start always` writes what is found, believed or not."""
     dataparser: AnnotatedDataParserUnion = field(default_factory=NerfstudioDataParserConfig)

@@ -28,10 +28,14 @@ from nerfstudio.plugins.types import MethodSpecification
 
 
 def _optimizers(
-    *, encoding: Tuple[float, float], decoder: Tuple[float, float], poses: Tuple[float, float]
+    *,
+    encoding: Tuple[float, float],
+    decoder: Tuple[float, float],
+    poses: Tuple[float, float],
+    warp: Tuple[float, float] = (1e-3, 1e-5),
 ) -> Dict[str, Any]:
     """Learning rates at the start and at the end of training."""
-    groups = {"encoding": encoding, "decoder": decoder, "camera_opt": poses}
+    groups = {"encoding": encoding, "decoder": decoder, "camera_opt": poses, "camera_warp": warp}
     return {
         name: {"optimizer": AdamConfig(lr=start), "scheduler": ScheduleConfig(lr_final=end)}
         for name, (start, end) in groups.items()
@@ -52,12 +56,12 @@ def _trainer(method_name: str, steps: int, pipeline: HashPosePipelineConfig, opt
 
 
 def _guard(keep_rebased: bool = False) -> GuardConfig:
-    """Where poses are somebody's own: a verdict at the end, and a way back for those that do not get better."""
+    """For user captures: a verdict at the end, and a fallback for poses that do not get better."""
     return GuardConfig(mode="report", fallback_at=(0.3, 0.55), keep_rebased=keep_rebased)
 
 
 def _matches() -> MatchConfig:
-    """Where poses are somebody's own: a start from matches, if they can be believed."""
+    """For user captures: a start from matches, if they can be believed."""
     return MatchConfig(start="auto")
 
 
@@ -213,7 +217,12 @@ object_ = MethodSpecification(
         2_500,
         BlenderDataParserConfig(),
         DecoderConfig(width=64, density_activation="exp", direction_start=0.6),
-        {"encoding": _cooled(4e-2, 4e-3), "decoder": _cooled(5e-3, 1e-3), "camera_opt": _cooled(8e-3, 1.2e-3)},
+        {
+            "encoding": _cooled(4e-2, 4e-3),
+            "decoder": _cooled(5e-3, 1e-3),
+            "camera_opt": _cooled(8e-3, 1.2e-3),
+            "camera_warp": _cooled(1e-3, 1e-5),
+        },
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
         _guard(keep_rebased=True),
         camera_optimizer=PoseOptimizerConfig(

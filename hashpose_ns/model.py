@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hashpose_ns.cameras.alignment import centers_coincide
+from hashpose_ns.cameras.local_to_global import make_pose_optimizer
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.chunks import bytes_per_sample, rays_that_fit, render_in_chunks
@@ -64,17 +66,20 @@ class HashPoseModelConfig(ModelConfig):
     curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     """When the grid's levels are trained."""
     scene: SceneWarp = "contraction"
-    """`none`: the scene fits into the dataparser's scene box and space outside of it is empty; `contraction`: unbounded
-    captures; `forward-facing`: all cameras look down -z from near the origin (LLFF)."""
+    """Extent of the scene.
+    - none: it fits into the dataparser's scene box, and space outside is empty.
+    - contraction: unbounded captures.
+    - forward-facing: all cameras look down -z from near the origin (LLFF)."""
     scene_box_scale: float = 1.0
     """Factor on the dataparser's scene box, for `scene` = none."""
     sampler: Literal["uniform", "inverse-depth", "piecewise"] = "piecewise"
-    """Spacing of samples along a ray: uniform in depth, uniform in 1/depth, or uniform to 1 and in 1/depth behind."""
+    """Spacing of samples along a ray.
+    Uniform in depth, uniform in 1/depth, or uniform to 1 and in 1/depth behind."""
     num_samples: int = 128
     """Samples per ray; stratified in training."""
     num_importance_samples: int = 0
-    """Samples per ray that are drawn, from `importance_start` on, where the field has its weights; `num_samples` are
-    then only asked for their density, without gradient, to find out where that is. 0 draws none."""
+    """Samples per ray drawn where the field has its weights; 0 draws none.
+    They begin at `importance_start`. `num_samples` are then asked for their density alone, without gradient."""
     importance_start: float = 0.0
     """Fraction of training from which `num_importance_samples` are drawn."""
     near_plane: float = 0.05
@@ -82,10 +87,16 @@ class HashPoseModelConfig(ModelConfig):
     far_plane: float = 1000.0
     """Farthest sample."""
     clip_to_box: bool = False
-    """With `scene` = none: place a ray's samples only where it crosses the scene box. Space outside is empty, and all
-    samples go to where there is something."""
+    """Place a ray's samples only inside the scene box.
+    For `scene` = none, where space outside is empty."""
+    planes: Literal["fixed", "cameras"] = "fixed"
+    """What sets near and far planes.
+    - fixed: `near_plane` and `far_plane`.
+    - cameras: a quarter and three quarters of the largest distance between two estimated cameras, at each step.
+    The second is L2G-NeRF's, for objects seen from all around."""
     depth_measure: Literal["distance", "z"] = "distance"
-    """Whether near and far planes are distances along the ray, or depths along the optical axis (BARF on LLFF)."""
+    """What near and far planes are.
+    Distances along the ray, or depths along the optical axis (BARF on LLFF)."""
     background_color: Literal["white", "black", "last_sample", "random"] = "last_sample"
     """What lies behind the field. For images with an alpha channel, the colour they are composited on."""
     loss: Literal["mse", "smooth-l1"] = "mse"
@@ -93,8 +104,9 @@ class HashPoseModelConfig(ModelConfig):
     enable_collider: bool = False
     """Not used: near and far planes are set here."""
     compile: bool = False
-    """Compile decoder and rendering of training batches with `torch.compile`, on an NVIDIA GPU as CUDA graphs. The
-    first step then takes up to a minute. Where it does not work, a line says so and training goes on without."""
+    """Compile decoder and rendering of training batches with `torch.compile`.
+    On an NVIDIA GPU as CUDA graphs; the first step then takes up to a minute.
+    If compilation fails, a line says so and training continues without."""
     eval_num_rays_per_chunk: int = 0
     """Rays per chunk when rendering images. 0: as many as memory allows."""
 
@@ -122,9 +134,10 @@ class PoseRefiningModel(Model):
                 "initial_camera_to_worlds": cameras.initial_camera_to_worlds,
                 "reference_camera_to_worlds": cameras.reference_camera_to_worlds,
                 "image_names": cameras.image_names,
+                "half_extent": cameras.half_extent,
             }
-        self.camera_optimizer = self.config.camera_optimizer.setup(
-            num_cameras=self.num_train_data, device="cpu", **known
+        self.camera_optimizer = make_pose_optimizer(
+            self.config.camera_optimizer, num_cameras=self.num_train_data, device="cpu", **known
         )
         self.register_buffer("format", torch.tensor(FORMAT))
         # The trainer tells the length of training; without one (evaluation) it comes from the buffer that training left
@@ -137,9 +150,8 @@ class PoseRefiningModel(Model):
     def per_image(self) -> Dict[str, int]:
         """Entries of the state that have a row for each training image, and which dimension the rows are."""
         optimizer, before = self.camera_optimizer, "camera_optimizer."
-        found = {f"{before}{name}_camera_to_worlds": 0 for name in ("initial", "base", "reference")}
-        if optimizer.config.mode != "off":
-            found[before + "pose_adjustment"] = 0
+        own = ((name, value) for name, value in optimizer.state_dict().items() if "." not in name and value.ndim)
+        found = {before + name: 0 for name, value in own if len(value) == optimizer.num_cameras}
         if optimizer.settling is not None:
             found[before + "settling.corrections"] = 1
         for name, module in self.named_modules():
@@ -166,7 +178,11 @@ class PoseRefiningModel(Model):
 
     def rate_factors(self) -> Dict[str, Callable[[int], List[float]]]:
         """Per group of the optimizers: at a step, the factor on the learning rate of each of its torch groups."""
-        return {"camera_opt": lambda step: [self.camera_optimizer.rate_factor(step / self.total_steps)]}
+
+        def factor(step: int) -> List[float]:
+            return [self.camera_optimizer.rate_factor(step / self.total_steps)]
+
+        return {"camera_opt": factor, "camera_warp": factor}
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -236,7 +252,7 @@ class PoseRefiningModel(Model):
         return self.config.eval_num_rays_per_chunk
 
     def get_metrics_dict(self, outputs: Dict[str, Tensor], batch: Dict[str, Any]) -> Dict[str, Tensor]:
-        """PSNR of the batch's rays; nothing in training steps that nobody logs."""
+        """PSNR of the batch's rays; skipped in training steps that are not logged."""
         if self.training and not self.is_logged:
             return {}
         target = self.composite(batch["image"])
@@ -275,11 +291,16 @@ class HashPoseModel(PoseRefiningModel):
                 "--pipeline.model.num-importance-samples to 0 or at least 2."
             )
         self.populate_poses()
+        known = TrainingCameras.of(self.kwargs.get("metadata", {}))
+        if config.planes == "cameras" and known is not None and centers_coincide(known.initial_camera_to_worlds):
+            raise HashPoseError(
+                "--pipeline.model.planes cameras needs cameras that start apart from each other; give fixed planes."
+            )
         self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
         self._follow_start()
         self.field = config.field.setup(
             warp=config.scene,
-            aabb=self._grid_box(TrainingCameras.of(self.kwargs.get("metadata", {}))),
+            aabb=self._grid_box(known),
             num_images=self.num_train_data,
             curriculum=self.curriculum,
         )
@@ -345,6 +366,10 @@ class HashPoseModel(PoseRefiningModel):
     def _set_planes(self, ray_bundle: RayBundle) -> None:
         near = torch.full_like(ray_bundle.origins[..., :1], self.config.near_plane)
         far = torch.full_like(near, self.config.far_plane)
+        if self.config.planes == "cameras":
+            centers = self.camera_optimizer.estimated_centers()
+            span = torch.cdist(centers, centers).max()
+            near, far = (fraction * span.expand_as(near) for fraction in (0.25, 0.75))
         if self.config.depth_measure == "z" and "directions_norm" in ray_bundle.metadata:
             # |K^-1 pixel|: distance along the unit direction per unit of depth.
             near, far = (plane * ray_bundle.metadata["directions_norm"] for plane in (near, far))

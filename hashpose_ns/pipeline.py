@@ -46,18 +46,24 @@ class HashPosePipelineConfig(VanillaPipelineConfig):
     eval_num_images: int = -1
     """Number of held-out images that are evaluated, spread evenly over all; -1 takes all."""
     tto_steps: int = 100
-    """Steps of test-time photometric optimisation of each held-out camera, with the field frozen; 0 leaves it out."""
+    """Steps of test-time optimisation of each held-out camera; 0 leaves it out.
+    The field is frozen meanwhile."""
     tto_rays: int = 1024
     """Rays per held-out image and step of test-time optimisation."""
     tto_images: int = 4
-    """Held-out cameras that are optimised at once; the result is the same. More keep a GPU busy and take memory."""
+    """Held-out cameras optimised at once; the result is the same.
+    More keep a GPU busy and take memory."""
     tto_lr: float = 1e-3
-    """Adam's rate in test-time optimisation, without a schedule: the poses' initial rate in BARF's protocol."""
+    """Adam's learning rate in test-time optimisation, constant.
+    It is the poses' initial rate in BARF's protocol."""
     held_out_rays: int = 2048
     """Pixels of held-out images whose PSNR is followed during training; 0 leaves it out."""
     changed_images: Literal["refuse", "warn", "carry"] = "refuse"
-    """What resuming does if images or intrinsics are not those that the checkpoint was trained on. `carry` goes on with
-    more, fewer or others: poses and appearance are carried over by image. Commands that do not train only warn."""
+    """What to do on resuming if images or intrinsics have changed.
+    - refuse: stop.
+    - warn: continue with them.
+    - carry: continue with more, fewer or others; poses and appearance are carried over by image.
+    Commands that do not train only warn."""
     run_folder: tyro.conf.Suppress[Optional[Path]] = None
     """Folder of the run, where the guard's report lies; the trainer and its configuration fill it in."""
 
@@ -138,7 +144,7 @@ class HashPosePipeline(VanillaPipeline):
         if key in state and len(state[key]) != len(expected[key]):
             raise HashPoseError(
                 f"The checkpoint was trained on {len(state[key])} images and there are {len(expected[key])} now; give "
-                "the same images and the same split, train anew, or give --pipeline.changed-images carry to go on with "
+                "the same images and the same split, retrain, or give --pipeline.changed-images carry to go on with "
                 "these."
             )
         wrong = sorted(set(state) ^ set(expected)) + [
@@ -156,12 +162,12 @@ class HashPosePipeline(VanillaPipeline):
             if self.carried_rows is not None:
                 raise HashPoseError(
                     "The images that stay have other input poses now, as where dataparsers centre and scale all poses "
-                    "together; leave the data as they were and add images by hashpose-localize --add, or by "
+                    "together; leave the data as they were and add images by hashpose-localize --add True, or by "
                     "--pipeline.datamanager.added-images."
                 )
             raise HashPoseError(
                 "The checkpoint was trained on other cameras than the data has now: the number of images is the same, "
-                "their input poses are not; give the same images, split and dataparser settings, or train anew."
+                "their input poses are not; give the same images, split and dataparser settings, or retrain."
             )
         self._check_images(loaded_state)
         length = int(self.model.progress[1])
@@ -199,7 +205,11 @@ class HashPosePipeline(VanillaPipeline):
         if is_new.any():
             similarity = self._frame_of(state).inverse()
             started = fresh["camera_optimizer.reference_camera_to_worlds"].double()
-            fresh["camera_optimizer.base_camera_to_worlds"] = similarity.apply_to_poses(started).float()
+            learned = similarity.apply_to_poses(started).float()
+            given = ("initial_camera_to_worlds", "reference_camera_to_worlds")
+            for name in fresh:  # where refinement starts, and what a model remembers of where cameras are
+                if name.endswith("camera_to_worlds") and not name.endswith(given):
+                    fresh[name] = learned
         for name, dimension in self.model.per_image().items():
             if name not in state:
                 continue
@@ -228,9 +238,15 @@ class HashPosePipeline(VanillaPipeline):
         before = "camera_optimizer."
         own = {name.removeprefix(before): value for name, value in state.items() if name.startswith(before)}
         initial = own["initial_camera_to_worlds"]
+        handed_over = own.get("handed_over")
+        if handed_over is not None and not bool(handed_over):
+            raise HashPoseError(
+                "One network still moves all cameras of the checkpoint (local-to-global), so that none can join; train "
+                "beyond camera-optimizer.warp.until first."
+            )
         config = replace(self.config.model.camera_optimizer, frozen_cameras=())  # type: ignore[attr-defined]
         poses = PoseOptimizer(config, len(initial), "cpu", initial, own["reference_camera_to_worlds"])
-        poses.load_state_dict(own)
+        poses.load_state_dict(own, strict=False)
         if not bool(self.model.camera_optimizer.trainable.all()):  # some are frozen, which hold the frame
             poses.trainable[0] = False
         return input_frame(poses, GivenPoses.of(self.scene)).similarity

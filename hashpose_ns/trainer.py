@@ -168,7 +168,7 @@ class HashPoseTrainer(Trainer):
         self.saved_step: Optional[int] = None
         """The step of the last checkpoint."""
         self.only_viewed = False
-        """Whether all is done, and the viewer stays for whoever looks."""
+        """Whether training is complete and only the viewer is still open."""
 
     @exits_on_user_error
     def setup(self, test_mode="val") -> None:
@@ -187,7 +187,7 @@ class HashPoseTrainer(Trainer):
         self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._step_is_done))
 
     def _setup_with_open_port(self, test_mode) -> None:
-        """nerfstudio's setup, whose viewer listens where the settings say and lets in nobody else."""
+        """nerfstudio's setup, with a viewer that listens only where the settings say."""
         settings = self.config.viewer
         if self.config.is_viewer_legacy_enabled():
             raise HashPoseError("The legacy viewer is a page of another site, which is not let in; give --vis viewer.")
@@ -271,6 +271,11 @@ class HashPoseTrainer(Trainer):
                 config[name]["scheduler"] = dataclasses.replace(
                     group["scheduler"], total_steps=self.total_steps, factors=factors.get(name)
                 )
+        if missing := set(param_groups) - set(config):
+            raise HashPoseError(
+                f"The method {self.config.method_name} has no learning rates for {', '.join(sorted(missing))}; "
+                "local-to-global is a model of hashpose's own methods and of the peer l2g."
+            )
         return Optimizers(config, param_groups)
 
     # -- training ------------------------------------------------------------------------------------------------------

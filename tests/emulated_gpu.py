@@ -367,3 +367,16 @@ def _answer_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: note_wait("synchronize"))
+    for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by torch's version
+        monkeypatch.setattr(torch.optim.Optimizer, check, lambda self: None, raising=False)
+    group = torch.optim.Optimizer._group_tensors_by_device_and_dtype
+
+    def grouped(lists: Any, *args: Any, **kwargs: Any) -> Any:
+        """By the device that Python knows."""
+        groups = group(lists, *args, **kwargs)
+        return {(value[0][0][0].device, key[1]): value for key, value in groups.items()}
+
+    monkeypatch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(grouped))
+    monkeypatch.setattr(TritonBackend, "unsupported", lambda *_: None)
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(TritonBackend, name, _in_place_of_triton(name))

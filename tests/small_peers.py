@@ -15,7 +15,7 @@ def small_config(name: str, protocol: str = "blender") -> HashPoseTrainerConfig:
     """A peer's settings with a field, rays and samples that take milliseconds a step."""
     config = peer_config(name, protocol)
     model = config.pipeline.model
-    if name == "barf":
+    if name in ("barf", "l2g"):
         model.field.layers, model.field.width, model.field.skip, model.field.color_width = 4, 32, 2, 16
     elif name == "garf":
         model.field.layers, model.field.width, model.field.skip = 2, 32, 1
@@ -29,6 +29,8 @@ def small_config(name: str, protocol: str = "blender") -> HashPoseTrainerConfig:
         encoding.num_levels, encoding.log2_hashmap_size = 4, 12
         encoding.base_resolution, encoding.max_resolution = 4, 32
         decoder.width, decoder.precision = 16, "float32"
+    if name == "l2g":
+        model.camera_optimizer.warp.width, model.camera_optimizer.warp.embedding = 16, 8
     if name != "nerfacto-poses":
         model.num_samples = 16
     datamanager = config.pipeline.datamanager

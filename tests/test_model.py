@@ -106,6 +106,22 @@ def test_planes_are_distances_or_depths():
             assert (depth < plane[:, 0]).any(), "a distance is not a depth off the axis"
 
 
+def test_planes_follow_the_cameras():
+    """A quarter and three quarters of the largest distance between two cameras as they are now."""
+    model = make_model(planes="cameras", depth_measure="z").eval()
+    refined = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
+    model.camera_optimizer.pose_adjustment.data = 0.1 * refined
+    centers = model.camera_optimizer.refined_camera_to_worlds()[..., 3]
+    span = max(float((a - b).norm()) for a in centers for b in centers)
+    rays = make_rays()
+    model(rays)
+    assert not rays.nears.requires_grad
+    axes = make_poses()[rays.camera_indices[:, 0], :, 2]
+    for plane, fraction in ((rays.nears, 0.25), (rays.fars, 0.75)):
+        depth = -(plane * rays.directions * axes).sum(-1)
+        torch.testing.assert_close(depth, torch.full_like(depth, fraction * span))
+
+
 def sample_edges(model: HashPoseModel) -> Tensor:
     rays = make_rays(5)
     model(rays)

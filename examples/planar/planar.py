@@ -2,8 +2,9 @@
 
     python examples/planar/planar.py --image photo.jpg --seeds 5
 
-Five patches are cut from a photograph under homographies; the homographies and a neural picture are recovered together
-from the patches' colours alone. Prints a table and writes planar.json and three figures. See docs/planar.md.
+Five patches are cut from a photograph under homographies or rigid motions; these and a neural picture are recovered
+together from the patches' colours alone, with one warp per patch (BARF) or one per pixel that a registration ties
+together (L2G-NeRF, Chen et al. 2023). Prints a table and writes planar.json and three figures. See docs/planar.md.
 
 Image coordinates are BARF's: x to the right and y down, the image's centre at the origin, its longer side from -1 to 1.
 """
@@ -15,10 +16,11 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Tuple
+from typing import Any, Dict, List, Literal, Tuple, Union
 
 import numpy as np
 import pandas as pd
+import roma
 import torch
 import tyro
 from jaxtyping import Float
@@ -43,6 +45,8 @@ SUCCESS = 1.0
 RECORDS = 60
 """How often in a run the corner error is measured."""
 DEFAULT = ("hash/axis/lr", "hash/linear/lr", "hash/linear/none", "frequency/mask", "frequency/none")
+L2G = "l2g/"
+"""Before the name of a representation: warps of pixels, registered."""
 OCTAVES = 8
 """Of BARF's frequency encoding, from wavelength 2 (the image's longer side) to 1/64."""
 
@@ -56,15 +60,23 @@ class Settings:
     output_dir: Path = Path("planar_output")
     """Folder for planar.json and the figures."""
     representations: Tuple[str, ...] = DEFAULT
-    """What to compare: hash/READING/CURRICULUM, frequency/mask (BARF), frequency/none, coordinates, gaussian (GARF)."""
+    """What to compare: hash/READING/CURRICULUM, frequency/mask (BARF), frequency/none, coordinates, gaussian (GARF).
+    With l2g/ before the name every pixel has a warp of its own (L2G)."""
+    motion: Literal["homography", "rigid"] = "homography"
+    """What moves a patch: eight numbers or three."""
+    protocol: Literal["barf", "l2g"] = "barf"
+    """How patches are cut: moved towards the corners (BARF), or turned about the middle and moved anywhere (L2G)."""
     seeds: int = 1
     """Number of seeds of the warps, the weights and the pixels drawn."""
     size: int = 120
     """Pixels along the photograph's longer side, after resizing. Patches have half the shorter side."""
     noise: float = 0.05
-    """Standard deviation of the patches' twists in sl(3). BARF has 0.1."""
+    """Standard deviation of the patches' twists in sl(3) or se(2). BARF has 0.1, L2G 0.3 (homographies only)."""
+    rotation: float = 1.0
+    """Standard deviation of the turns in L2G's protocol, in radians."""
     translation: float = 0.1
-    """How far four patches move along either axis, in halves of the longer side. BARF has 0.2."""
+    """How far four patches move along either axis, in halves of the longer side; in L2G's protocol the standard
+    deviation of the shifts. BARF has 0.2, L2G 0.1."""
     steps: int = 1500
     """Steps of gradient descent."""
     batch: int = 1000
@@ -84,7 +96,13 @@ class Settings:
     network_rate: float = 1e-3
     """Adam's learning rate for the other representations."""
     warp_rate: float = 3e-3
-    """Adam's learning rate for the warps."""
+    """Adam's learning rate for the warps, where each patch has one."""
+    local_width: int = 128
+    """Width of the six hidden layers of L2G's warp network, and of its patch embeddings. L2G has 256 and 128."""
+    local_rate: float = 1e-3
+    """Adam's learning rate for L2G's warp network; it falls to a hundredth of itself."""
+    local_weight: float = 100.0
+    """Weight of the distance between L2G's local and registered points."""
     decay: float = 0.1
     """All learning rates fall exponentially to this fraction of themselves."""
     warp_start: float = 0.05
@@ -93,7 +111,7 @@ class Settings:
     """Fractions of training between which levels or octaves open from coarse to fine."""
 
 
-# -- homographies ------------------------------------------------------------------------------------------------------
+# -- warps -------------------------------------------------------------------------------------------------------------
 
 
 def homographies(twists: Float[Tensor, "*batch 8"]) -> Float[Tensor, "*batch 3 3"]:
@@ -101,6 +119,63 @@ def homographies(twists: Float[Tensor, "*batch 8"]) -> Float[Tensor, "*batch 3 3
     h1, h2, h3, h4, h5, h6, h7, h8 = twists.unbind(-1)
     rows = torch.stack([h5, h3, h1, h4, -h5 - h6, h2, h7, h8, h6], dim=-1)
     return torch.linalg.matrix_exp(rows.unflatten(-1, (3, 3)))
+
+
+def rigid_motions(twists: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """exp of se(2) in L2G's order, translation before angle; homogeneous matrices."""
+    x, y, angle = twists.unbind(-1)
+    sine, cosine, zero, one = angle.sin(), angle.cos(), torch.zeros_like(angle), torch.ones_like(angle)
+    a, b = torch.sinc(angle / math.pi), torch.sinc(angle / (2 * math.pi)) * (angle / 2).sin()  # b = (1 - cos) / angle
+    rows = [cosine, -sine, a * x - b * y, sine, cosine, b * x + a * y, zero, zero, one]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+MOTIONS = {"homography": (8, homographies), "rigid": (3, rigid_motions)}
+"""Motion -> length of its twists, and their exponential. Twists of either begin with a shift."""
+
+
+def register_rigid(
+    source: Float[Tensor, "*batch num 2"], target: Float[Tensor, "*batch num 2"]
+) -> Float[Tensor, "*batch 3 3"]:
+    """The rigid motion of least squares from source to target; roma's derivative is finite on symmetric grids too."""
+    rotation, shift = roma.rigid_points_registration(source, target)
+    matrix = torch.eye(3, dtype=target.dtype).expand(*rotation.shape[:-2], 3, 3).clone()
+    matrix[..., :2, :2], matrix[..., :2, 2] = rotation, shift
+    return matrix
+
+
+def register_homography(
+    source: Float[Tensor, "*batch num 2"], target: Float[Tensor, "*batch num 2"]
+) -> Float[Tensor, "*batch 3 3"]:
+    """The homography of least algebraic error from source to target (four points or more, no three on a line).
+
+    The direct linear transform in coordinates that are centred and scaled (Hartley 1997), with the last entry fixed at
+    1: normal equations of 8 unknowns. The usual smallest eigenvector has no finite derivative where eigenvalues meet,
+    as they do on a symmetric grid at the identity.
+    """
+
+    def normalised(points: Tensor) -> Tuple[Tensor, Tensor]:
+        centre = points.mean(dim=-2, keepdim=True)
+        scale = (points - centre).square().sum(dim=-1, keepdim=True).mean(dim=-2, keepdim=True).rsqrt()
+        to_unit = torch.diag_embed(torch.cat([scale, scale, torch.ones_like(scale)], dim=-1).squeeze(-2))
+        to_unit = to_unit + nn.functional.pad(-scale * centre, (0, 1)).transpose(-2, -1) * torch.eye(3)[2].to(points)
+        return (points - centre) * scale, to_unit
+
+    (p, from_source), (q, from_target) = normalised(source), normalised(target)
+    one, zero = torch.ones_like(p[..., :1]), torch.zeros_like(p)
+    zeros = torch.cat([zero, zero[..., :1]], dim=-1)
+    equations = torch.cat(
+        [
+            torch.cat([p, one, zeros, -p * q[..., :1]], dim=-1),
+            torch.cat([zeros, p, one, -p * q[..., 1:]], dim=-1),
+        ],
+        dim=-2,
+    )
+    sides = torch.cat([q[..., 0], q[..., 1]], dim=-1)[..., None]
+    transposed = equations.transpose(-2, -1)
+    entries = torch.linalg.solve(transposed @ equations, transposed @ sides).squeeze(-1)
+    unit = torch.cat([entries, torch.ones_like(entries[..., :1])], dim=-1).unflatten(-1, (3, 3))
+    return torch.linalg.inv(from_target) @ unit @ from_source
 
 
 def warp_points(
@@ -172,20 +247,37 @@ def sample_colors(photograph: Float[Tensor, "h w 3"], points: Float[Tensor, "n p
 
 
 def make_problem(photograph: Float[Tensor, "height width 3"], settings: Settings, seed: int) -> Problem:
-    """Cuts the patches: an anchor and four that are moved towards the image's corners; twists that take a corner out of
-    the image are drawn again."""
+    """Cuts the patches: an anchor and four that are moved.
+
+    Warps that take a corner out of the image are drawn again, and in L2G's protocol those that bring one within an
+    eighth of the patch's side of the image's axes.
+    """
     height, width, _ = photograph.shape
     side, longer = min(height, width) // 2, max(height, width)
     line = (2 * torch.arange(side) + 1 - side) / longer
     y, x = torch.meshgrid(line, line, indexing="ij")
     problem = Problem(photograph, side, torch.stack([x, y], -1).reshape(-1, 2), torch.eye(3)[None], torch.empty(0))
     generator, limit = torch.Generator().manual_seed(seed), torch.tensor([width, height]) / longer
+    length, exponential = MOTIONS[settings.motion]
+
+    def draw(quadrant: List[int]) -> Tensor:
+        twist = settings.noise * torch.randn(length, generator=generator)
+        if settings.protocol == "barf":
+            return exponential(
+                twist + settings.translation * nn.functional.pad(torch.tensor(quadrant), (0, length - 2))
+            )
+        turn = settings.rotation * torch.randn(1, generator=generator)
+        shift = settings.translation * torch.randn(2, generator=generator)
+        twist[:2] = 0
+        moved = rigid_motions(torch.cat([shift, torch.zeros(1)])) @ rigid_motions(torch.cat([torch.zeros(2), turn]))
+        return moved @ homographies(twist) if settings.motion == "homography" else moved
+
+    axes = side / 4 / longer if settings.protocol == "l2g" else 0.0
     for quadrant in ([-1, -1], [-1, 1], [1, -1], [1, 1]):
-        for _ in range(1000):
-            twist = settings.noise * torch.randn(8, generator=generator)
-            twist[:2] += settings.translation * torch.tensor(quadrant)
-            warp = homographies(twist)
-            if bool((warp_points(warp, problem.corners).abs() <= limit).all()):
+        for _ in range(2000):
+            warp = draw(quadrant)
+            corners = warp_points(warp, problem.corners).abs()
+            if bool(((corners <= limit) & (corners >= axes)).all()):
                 break
         else:
             raise HashPoseError("Such warps take patches out of the photograph; lower --noise or --translation.")
@@ -271,6 +363,72 @@ def _network(inputs: int, width: int, hidden: int, activation: type) -> nn.Seque
     return nn.Sequential(*layers, nn.Linear(inputs, 3), nn.Sigmoid())
 
 
+class PatchWarps(nn.Module):
+    """A twist for every patch but the anchor, as BARF has it. Starts at the identity."""
+
+    def __init__(self, problem: Problem, settings: Settings) -> None:
+        super().__init__()
+        length, self.exponential = MOTIONS[settings.motion]
+        self.twists = nn.Parameter(torch.zeros(len(problem.true) - 1, length))
+        self.rate, self.decay = settings.warp_rate, settings.decay
+
+    def matrices(self) -> Float[Tensor, "patches 3 3"]:
+        """The patches' warps; the anchor's is the identity."""
+        return self.exponential(nn.functional.pad(self.twists, (0, 0, 1, 0)))
+
+    def forward(self, points: Float[Tensor, "patches n 2"]) -> Tuple[Float[Tensor, "patches n 2"], Float[Tensor, ""]]:
+        """Where points of the patches lie in the picture, and what is added to the loss: nothing."""
+        return warp_points(self.matrices(), points), torch.zeros(())
+
+
+class LocalWarps(nn.Module):
+    """L2G: a network gives every pixel a rigid motion of its own, and a registration ties a patch's pixels together.
+
+    The picture is asked at the local points. A patch's warp is the motion of least squares that takes its pixels there;
+    the distance between the two is added to the loss. A rigid registration minimises that very distance, so that its
+    derivative is zero and it is detached. A homography's minimises an algebraic error, so that its derivative counts.
+    """
+
+    def __init__(self, problem: Problem, settings: Settings) -> None:
+        super().__init__()
+        width, self.motion = settings.local_width, settings.motion
+        self.rate, self.decay, self.weight = settings.local_rate, 0.01, settings.local_weight
+        self.embedding = nn.Parameter(torch.randn(len(problem.true), width))
+        sizes = [2 + width, *[width] * 6]
+        sizes[4] += 2 + width  # the inputs once more
+        self.layers = nn.ModuleList(nn.Linear(size, width) for size in sizes[:6])
+        self.output = nn.Linear(width, 3)
+        line = torch.linspace(-1, 1, 8) * problem.side / problem.longer
+        self.lattice = torch.cartesian_prod(line, line)
+        """The fixed points whose registration is a patch's warp, so that it depends on no draw of pixels."""
+
+    def local(self, points: Float[Tensor, "patches n 2"]) -> Float[Tensor, "patches n 2"]:
+        """Points under motions of their own; the anchor's stay."""
+        embedding = self.embedding[:, None].expand(-1, points.shape[1], -1)
+        x = inputs = torch.cat([points, embedding], dim=-1)
+        for index, layer in enumerate(self.layers):
+            x = nn.functional.relu(layer(torch.cat([x, inputs], dim=-1) if index == 4 else x))
+        twists = self.output(x) * (torch.arange(len(points)) > 0)[:, None, None]
+        return warp_points(rigid_motions(twists), points[..., None, :]).squeeze(-2)
+
+    def register(self, points: Tensor, moved: Tensor) -> Float[Tensor, "patches 3 3"]:
+        """The patches' warps from pixels and where these went."""
+        if self.motion == "homography":
+            return register_homography(points, moved)
+        return register_rigid(points, moved.detach())
+
+    def matrices(self) -> Float[Tensor, "patches 3 3"]:
+        """The patches' warps; the anchor's is the identity."""
+        points = self.lattice.expand(len(self.embedding), -1, -1)
+        return self.register(points, self.local(points))
+
+    def forward(self, points: Float[Tensor, "patches n 2"]) -> Tuple[Float[Tensor, "patches n 2"], Float[Tensor, ""]]:
+        """Where points of the patches lie in the picture, and what is added to the loss."""
+        moved = self.local(points)
+        registered = warp_points(self.register(points, moved), points)
+        return moved, self.weight * nn.functional.mse_loss(moved, registered)
+
+
 # -- alignment ---------------------------------------------------------------------------------------------------------
 
 
@@ -295,20 +453,21 @@ def align(problem: Problem, representation: str, settings: Settings, seed: int) 
     gradients of an untrained picture are noise, which Adam would follow at full speed.
     """
     torch.manual_seed(seed)
-    image = NeuralImage(representation, settings)
+    image = NeuralImage(representation.removeprefix(L2G), settings)
     num_patches, num_pixels, _ = problem.colors.shape
-    twists = nn.Parameter(torch.zeros(num_patches - 1, 8))
-    optimizer = torch.optim.Adam([*image.groups, {"params": [twists], "lr": settings.warp_rate}], fused=True)
+    warps: Union[PatchWarps, LocalWarps]
+    warps = LocalWarps(problem, settings) if representation.startswith(L2G) else PatchWarps(problem, settings)
+    groups = [*image.groups, {"params": list(warps.parameters()), "lr": warps.rate}]
+    optimizer = torch.optim.Adam(groups, fused=True)
     rates = [group["lr"] for group in optimizer.param_groups]
+    decays = [settings.decay] * len(image.groups) + [warps.decay]
     pixels, patches = torch.Generator().manual_seed(seed), torch.arange(num_patches)[:, None]
-
-    def warps(free: Tensor) -> Tensor:
-        return homographies(torch.cat([torch.zeros(1, 8), free]))
 
     curve: Dict[Any, List[float]] = {"step": [], "seconds": [], "error": []}
 
     def record(step: int, seconds: float) -> None:
-        error = float(problem.errors(warps(twists.detach())).mean())
+        with torch.no_grad():
+            error = float(problem.errors(warps.matrices()).mean())
         for key, value in zip(curve, (step, round(seconds, 3), error)):
             curve[key].append(value)
         if not math.isfinite(error):
@@ -320,11 +479,12 @@ def align(problem: Problem, representation: str, settings: Settings, seed: int) 
         began, progress = time.process_time(), step / settings.steps
         start = settings.warp_start
         moving = 1.0 if start == 0 else min(max(progress / start - 1, 0.0), 1.0)
-        for group, rate, factor in zip(optimizer.param_groups, rates, [*image.rates(step), moving]):
-            group["lr"] = rate * factor * settings.decay**progress
+        for group, rate, decay, factor in zip(optimizer.param_groups, rates, decays, [*image.rates(step), moving]):
+            group["lr"] = rate * factor * decay**progress
         chosen = torch.randint(num_pixels, (num_patches, settings.batch // num_patches), generator=pixels)
-        points = warp_points(warps(twists if moving > 0 else twists.detach()), problem.grid[chosen])
-        loss = nn.functional.mse_loss(image(points, step), problem.colors[patches, chosen])
+        with torch.set_grad_enabled(moving > 0):
+            points, penalty = warps(problem.grid[chosen])
+        loss = nn.functional.mse_loss(image(points, step), problem.colors[patches, chosen]) + penalty
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -332,8 +492,8 @@ def align(problem: Problem, representation: str, settings: Settings, seed: int) 
         if step + 1 in marks:
             record(step + 1, spent)
     with torch.no_grad():
-        found = warps(twists)
-        colors = image(warp_points(found, problem.grid.expand(num_patches, -1, -1)), settings.steps)
+        found = warps.matrices()
+        colors = image(warps(problem.grid.expand(num_patches, -1, -1))[0], settings.steps)
         psnr = -10 * math.log10(float(nn.functional.mse_loss(colors, problem.colors)))
     return Run(representation, seed, curve, problem.errors(found).tolist(), psnr, found, image)
 
@@ -554,7 +714,7 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)  # steps this small gain nothing from more
     console, photograph = Console(), read_photograph(settings.image, settings.size)
     for name in settings.representations:
-        NeuralImage(name, settings)  # an unknown one is said before any work
+        NeuralImage(name.removeprefix(L2G), settings)  # an unknown one is said before any work
     problems = [make_problem(photograph, settings, seed) for seed in range(settings.seeds)]
     runs = []
     for seed, problem in enumerate(problems):

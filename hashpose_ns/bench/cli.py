@@ -26,7 +26,7 @@ Commands = Union[
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
     tyro.extras.set_accent_color("bright_yellow")
-    tyro.cli(Commands, description=__doc__.splitlines()[0]).main()
+    tyro.cli(Commands, description=__doc__.splitlines()[0], config=(tyro.conf.FlagConversionOff,)).main()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ class Cluster:
     memory_gb: Optional[int] = None
     """Memory per Slurm job in GB; None leaves it to the cluster."""
     timeout_min: int = 24 * 60
-    """Longest time of a run in minutes; a run that takes longer is requeued and resumes from its last checkpoint."""
+    """Longest time of a run in minutes.
+    A run that takes longer is requeued and resumes from its last checkpoint."""
     folder: Optional[Path] = None
     """Folder for submitit's files; None is `.submitit` in the output folder. All machines must see it."""
 

@@ -30,12 +30,13 @@ class Report:
     """Make tables and figures of the runs that lie in a folder: report.md, report.html and summary.json."""
 
     runs: Path = Path("bench_output")
-    """Folder with the runs, as SUITE/SCENE/PRESET/seed_N. Runs that failed or are still at work are listed as such."""
+    """Folder with the runs, as SUITE/SCENE/PRESET/seed_N.
+    Runs that failed or are still at work are listed as such."""
     suite: Optional[str] = None
     """The suite to report on. Needed where the folder holds several."""
     output_dir: Optional[Path] = None
-    """Folder to write; RUNS/SUITE/report where none is given. It appears whole or not at all. An earlier report
-    there is replaced, and never a folder with anything else in it."""
+    """Folder to write, atomically; default RUNS/SUITE/report.
+    An earlier report there is replaced, and never a folder with anything else in it."""
     success_deg: float = 0.5
     """A run counts as a success when its mean rotation error ends below this, in degrees."""
 

@@ -92,8 +92,8 @@ def look_at(task: Task, overwrite: bool) -> None:
         worth_keeping = complete or last_step(task.folder) is not None
         if worth_keeping and not overwrite and not (task.folder / files.FAILURE).exists():
             raise HashPoseError(
-                f"{task.folder} holds a run with other settings ({change}); --overwrite starts such runs over, another "
-                "--output-dir keeps them."
+                f"{task.folder} holds a run with other settings ({change}); --overwrite True starts such runs over, "
+                "another --output-dir keeps them."
             )
     elif complete:
         task.state = "done"

@@ -27,13 +27,15 @@ class PerturbationConfig:
     """Random errors put on the true camera poses."""
 
     protocol: Literal["barf", "l2g"] = "barf"
-    """Where the noise acts. barf: one se(3) twist per camera on the world side, which turns each camera about the
-    world's origin. l2g: a rotation and a translation drawn apart, on the camera side, as L2G-NeRF does."""
+    """Where the noise acts.
+    - barf: one se(3) twist per camera on the world side, which turns each camera about the world's origin.
+    - l2g: a rotation and a translation drawn apart, on the camera side, as in L2G-NeRF."""
     rotation: float = 0.15
-    """Standard deviation of each of the three rotation components, in radians. BARF uses 0.15, L2G-NeRF 0.07."""
+    """Standard deviation of each rotation component, in radians.
+    BARF uses 0.15, L2G-NeRF 0.07."""
     translation: float = 0.15
-    """Standard deviation of each of the three translation components, in the units of the poses (for barf those of the
-    twist, before the exponential map). BARF uses 0.15, L2G-NeRF 0.5."""
+    """Standard deviation of each translation component, in the units of the poses.
+    For barf it is that of the twist, before the exponential map. BARF uses 0.15, L2G-NeRF 0.5."""
     seed: int = 0
     """Seed of the noise. The same seed and number of cameras give the same noise, whatever else is random."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from hashpose_ns.cameras.lie import exp_map_SE3, log_map_SE3
 from hashpose_ns.cameras.settling import Settling, SettlingConfig
 from hashpose_ns.cameras.trusted import TrustedStartConfig
+from hashpose_ns.cameras.warp import WarpConfig
 from hashpose_ns.errors import HashPoseError
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
@@ -44,25 +45,33 @@ class PoseOptimizerConfig(CameraOptimizerConfig):
     _target: Type = field(default_factory=lambda: PoseOptimizer)
     mode: Literal["off", "SE3"] = "SE3"
     """`SE3` refines the poses, `off` keeps them as they are."""
+    model: Literal["se3", "local-to-global"] = "se3"
+    """What moves: cameras, or their rays.
+    - se3: one twist per camera.
+    - local-to-global: each ray by itself; the camera's pose is registered to its rays (L2G-NeRF)."""
+    warp: WarpConfig = field(default_factory=WarpConfig)
+    """How rays move, with `model` = local-to-global."""
     side: Literal["world", "camera", "orbit"] = "world"
-    """Where the correction acts. `world`: refined = exp(xi) * initial, a motion about the world's origin (BARF);
-    `camera`: refined = initial * exp(xi), a motion about the camera's own centre; `orbit`: about the world's origin,
-    with xi along the camera's axes, so that Adam tells distance, shift, roll and tilt apart."""
+    """Where the correction acts.
+    - world: refined = exp(xi) * initial, a motion about the world's origin (BARF).
+    - camera: refined = initial * exp(xi), a motion about the camera's own centre.
+    - orbit: about the world's origin, with xi along the camera's axes.
+    With orbit Adam can tell distance, shift, roll and tilt apart."""
     start: float = 0.02
-    """Fraction of training before which poses stand still. Early gradients come from an untrained field and throw
-    poses off."""
+    """Poses are frozen until this fraction of training.
+    Early gradients come from an untrained field and throw poses off."""
     warmup: float = 0.02
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
     rotation_start: float = 0.0
-    """Fraction of training before which cameras are shifted only, and not turned. Where pictures lie far from where
-    poses put them, shifts bring them there, and turns made before that lead astray."""
+    """Cameras are shifted but not turned until this fraction of training.
+    If pictures lie far from where poses put them, early turns lead astray."""
     settling: SettlingConfig = field(default_factory=SettlingConfig)
     """Lowers the rate of poses that have arrived, and in the end stops them."""
     trusted: TrustedStartConfig = field(default_factory=TrustedStartConfig)
     """In place of `start`, `warmup` and others where training starts at trusted poses."""
     frozen_cameras: Tuple[str, ...] = ()
-    """Cameras that keep their initial pose exactly: image file names (with or without folder) or indices into the
-    training images."""
+    """Cameras that keep their initial pose exactly.
+    Image file names (with or without folder) or indices into the training images."""
     trans_l2_penalty: float = 0.0
     """Weight of a squared penalty on the translation part of the corrections; 0 leaves it out."""
     rot_l2_penalty: float = 0.0
@@ -168,9 +177,9 @@ class PoseOptimizer(CameraOptimizer):
         """Whether rotations receive gradients now. Before, theirs are zero, as shifts are part of the same parameter;
         Adam remembers that, and for some 50 steps turns up to twice as fast as its rate says."""
         self.paused = False
-        """Whether somebody stopped all poses by hand. Belongs to the running process and not to a checkpoint."""
+        """Whether poses are paused from the viewer. State of the process, not of a checkpoint."""
         self.held: Set[int] = set()
-        """Cameras that somebody holds where they are. Belongs to the running process and not to a checkpoint."""
+        """Cameras held from the viewer. State of the process, not of a checkpoint."""
         self._held: Optional[Tuple[Tuple[int, ...], Tensor]] = None
         self.settling = Settling(config.settling, num_cameras).to(device) if config.settling.decay != 1 else None
         if not (0 <= config.start and 0 <= config.warmup and config.start + config.warmup <= 1):
@@ -227,14 +236,19 @@ class PoseOptimizer(CameraOptimizer):
         self._restore()
 
     @torch.no_grad()
+    def put_back(self, indices: Sequence[int]) -> None:
+        """Puts cameras back to where refinement started, exactly."""
+        self.pose_adjustment[list(indices)] = 0.0
+
+    @torch.no_grad()
     def fall_back(self, rate: float) -> None:
-        """Puts all cameras that nobody holds back to where refinement started.
+        """Puts all cameras that are not held back to where refinement started.
 
         Args:
             rate: factor on their learning rate from then on; 0 keeps them there.
         """
         going = [index for index in range(self.num_cameras) if index not in self.held]
-        self.pose_adjustment[going] = 0.0
+        self.put_back(going)
         self.fallen_back *= rate
         self._restore()
         self.active = self.active and rate > 0
@@ -302,7 +316,7 @@ class PoseOptimizer(CameraOptimizer):
         return torch.where(self.trainable[:, None, None], corrections, self._identity())
 
     def _moving_twists(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 6"]:
-        """The corrections, without gradient where poses stand still: all of them, or those that are held."""
+        """The corrections; frozen and held ones are detached."""
         twists: Tensor = self.pose_adjustment
         if self.paused or not (self.pulled if by_terms else self.active):
             return twists.detach()
@@ -329,12 +343,25 @@ class PoseOptimizer(CameraOptimizer):
             index: a training camera that is refined.
             camera_to_world: rigid pose, OpenGL axes.
         """
+        self.pose_adjustment[index] = self._twist_to(index, camera_to_world).to(self.pose_adjustment)
+
+    def _twist_to(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> Float[Tensor, "6"]:
+        """The correction that takes a camera from its base to a pose, float64."""
         start, target = self.base_camera_to_worlds[index].double(), camera_to_world.double()
         motion = pose_utils.multiply(target, pose_utils.inverse(start))
         frame = correction_frame(start, self.config.side)
         if frame is not None:
             motion = pose_utils.multiply(pose_utils.multiply(pose_utils.inverse(frame), motion), frame)
-        self.pose_adjustment[index] = log_map_SE3(motion).to(self.pose_adjustment)
+        return log_map_SE3(motion)
+
+    def current_twists(self) -> Float[Tensor, "num_cameras 6"]:
+        """Each camera's correction as it is now, without gradient: [translation, rotation] along `side`."""
+        return self.pose_adjustment.detach()
+
+    @torch.no_grad()
+    def estimated_centers(self) -> Float[Tensor, "num_cameras 3"]:
+        """Where cameras are by the last training step, cheap enough to be asked at every step."""
+        return self.refined_camera_to_worlds()[..., 3]
 
     def refined_camera_to_worlds(self, by_terms: bool = False) -> Float[Tensor, "num_cameras 3 4"]:
         """The training cameras' poses as they are now, [N, 3, 4], in nerfstudio's world, OpenGL axes.

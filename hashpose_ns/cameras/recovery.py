@@ -27,23 +27,24 @@ class RecoveryConfig:
     """Search for better poses of the cameras that the field explains worst."""
 
     at: Tuple[float, ...] = ()
-    """Fractions of training at which lost cameras are looked for; empty never looks."""
+    """Fractions of training at which lost cameras are searched for; empty disables the search."""
     cameras: float = 0.2
     """Fraction of the cameras that are tried at most, those of the largest loss."""
     suspicion: float = 3.0
-    """A camera is tried when the share of its photograph's variance that the field does not explain is this many times
-    the median over cameras."""
+    """How many times the median over cameras makes a camera suspect.
+    Counted is the share of its photograph's variance that the field does not explain."""
     hypotheses: int = 128
-    """Poses a camera is tried at: a third drawn around its initial pose as widely as the other cameras have moved, at
-    most a third where other cameras are, and the rest turned about the point that all cameras look at, from where it is
-    and from where it began."""
+    """Poses a suspect camera is tried at.
+    A third is drawn around its initial pose, as widely as the other cameras have moved.
+    At most a third is where other cameras are.
+    The rest is turned about the point that all cameras look at."""
     angle: float = 0.6
     """Largest angle in radians of these turns."""
     rays: int = 192
     """Rays that a pose is judged by."""
     steps: int = 30
-    """Steps of photometric optimisation from every hypothesis, with a sixth of the rays. The best twelve go on for as
-    many with half of the rays, and the best three of them once more."""
+    """Steps of photometric optimisation from every hypothesis, with a sixth of the rays.
+    The best twelve take as many with half of the rays, and the best three of them once more."""
     lr: float = 2e-2
     """Adam's rate in the first of these steps; half of it in the others."""
 
@@ -81,7 +82,7 @@ def turned(
 def hypotheses(optimizer: PoseOptimizer, index: int, config: RecoveryConfig) -> Float[Tensor, "count 3 4"]:
     """Poses where a camera may be, see `RecoveryConfig.hypotheses`."""
     generator = torch.Generator().manual_seed(index)
-    twists, base = optimizer.pose_adjustment.detach(), optimizer.base_camera_to_worlds[index]
+    twists, base = optimizer.current_twists(), optimizer.base_camera_to_worlds[index]
     poses = optimizer.refined_camera_to_worlds().detach()
     # The median absolute deviation is robust to lost cameras; widening covers them.
     reach = WIDENING * MAD_TO_STD * twists.abs().median(dim=0).values

@@ -1,4 +1,4 @@
-"""When have poses settled? They tremble about a place instead of going somewhere, which lower rates bring to rest."""
+"""Detects poses that oscillate around an optimum, and decays their learning rate."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class SettlingConfig:
     window: float = 0.05
     """Fraction of training between looks."""
     threshold: float = -0.25
-    """Poses are settled when the mean cosine between a camera's motions in the last window and in the one before it is
-    below: cameras on their way score above 0, cameras that tremble about a place towards -0.5."""
+    """Poses have settled below this cosine between a camera's motions in successive windows.
+    The mean over cameras counts: moving cameras score above 0, oscillating ones near -0.5."""
     freeze: float = 0.03
-    """When the factor falls below, poses stand still from then on, and the rest of training belongs to the field."""
+    """Poses freeze when the factor falls below this.
+    The rest of training belongs to the field."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
@@ -43,7 +44,7 @@ class Settling(nn.Module):
     """
 
     looks: Int[Tensor, "2"]
-    """How often poses were looked at, and how often they were found settled."""
+    """Number of checks, and number of checks that found the poses settled."""
     corrections: Float[Tensor, "2 num_cameras 6"]
     """Those of the last two looks."""
 
@@ -58,7 +59,7 @@ class Settling(nn.Module):
         self.register_load_state_dict_post_hook(lambda module, _: module._restore())
 
     def forget(self) -> None:
-        """As if poses had never been looked at: they begin anew."""
+        """Forgets all checks, as at the start of training."""
         self.looks.zero_()
         self._restore()
 
@@ -67,7 +68,7 @@ class Settling(nn.Module):
 
     @property
     def factor(self) -> float:
-        """Factor on the poses' learning rate; 0 where they stand still."""
+        """Factor on the poses' learning rate; 0 if they are frozen."""
         factor = self.config.decay**self.settled
         return factor if factor >= self.config.freeze else 0.0
 

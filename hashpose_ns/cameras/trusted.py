@@ -1,4 +1,4 @@
-"""How training goes from a start that is trusted: poses that are tenths of a degree off and not ten degrees."""
+"""The schedule after a trusted start, whose poses are off by tenths of a degree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class TrustedStartConfig:
     rate: float = 0.1
     """Factor on the poses' learning rate."""
     window: Tuple[float, float] = (0.0, 0.1)
-    """The curriculum's window, in fractions of training. Fine levels may open before poses move: they are right."""
+    """The curriculum's window, in fractions of training.
+    Fine levels may open before poses move: they are right."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""

@@ -37,14 +37,14 @@ class LLFFDataParserConfig(DataParserConfig):
     """LLFF dataset config"""
 
     _target: Type = field(default_factory=lambda: LLFF)
-    """target class to instantiate"""
+    """Class to instantiate."""
     data: Path = Path()
     """Directory with poses_bounds.npy and the folder images (or images_4, images_8, ...)."""
     scale_factor: float = 1.0
     """How much to scale the camera origins by, on top of the scaling by the bounds."""
     downscale_factor: Optional[int] = None
-    """Take the images from the folder images_{downscale_factor}, or from images where there is no such folder. The
-    focal length follows the size the images really have."""
+    """Take images from the folder images_{downscale_factor}, or from images if there is none.
+    The focal length follows the size the images really have."""
     eval_mode: Literal["last-10-percent", "every-8th", "all"] = "last-10-percent"
     """
     The method to use for splitting the dataset into train and eval.
@@ -55,11 +55,11 @@ class LLFFDataParserConfig(DataParserConfig):
     center: bool = True
     """Whether to make the average camera pose the origin of the world."""
     bound_factor: Optional[float] = 0.75
-    """Scale the scene by 1 / (nearest depth bound * this), so that with 0.75 everything lies beyond a depth of 1.33.
-    None keeps the file's units."""
+    """Scale the scene by 1 / (nearest depth bound * this).
+    With 0.75 everything lies beyond a depth of 1.33. None keeps the file's units."""
     scene_scale: float = 1.0
-    """How much to scale the scene box by. At 1 it is the smallest cube around the origin that holds every camera's view
-    out to its far depth bound."""
+    """How much to scale the scene box by.
+    At 1 it is the smallest cube around the origin that holds every camera's view out to its far depth bound."""
 
 
 def read_poses_bounds(path: Path) -> Tuple[Float[np.ndarray, "n 3 4"], Float[np.ndarray, "n 3"], np.ndarray]:

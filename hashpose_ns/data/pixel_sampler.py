@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Type, Union
+from typing import Dict, Literal, Optional, Type, Union
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,9 @@ from torch.nn import functional
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.host import sent
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
+
+FEWEST = 3
+"""Rays a camera, at least, where all cameras get as many: fewer say nothing of a camera's motion."""
 
 MAX_CELLS = 1 << 22
 """Cells over all images that densities are kept for; larger images share a density among neighbouring pixels."""
@@ -25,21 +28,33 @@ class EdgePixelSamplerConfig(PixelSamplerConfig):
 
     _target: Type = field(default_factory=lambda: EdgePixelSampler)
     edge_fraction: float = 0.0
-    """Fraction of a batch's pixels drawn in proportion to the smoothed image gradient around them; the rest is drawn
-    uniformly. 0 samples as nerfstudio does."""
+    """Fraction of a batch's pixels drawn in proportion to the smoothed image gradient.
+    The rest is drawn uniformly. 0 samples as nerfstudio does."""
+    cameras: Literal["free", "equal", "shared"] = "free"
+    """How a batch is spread over images.
+    - free: all pixels are drawn independently.
+    - equal: as many from each image, or at least three from some images, drawn again at each step.
+    - shared: the same places in all images (L2G-NeRF)."""
     edge_radius: float = 0.03
-    """Radius of the smoothing as a fraction of the image's width: a wrong pose moves an edge into its neighbourhood."""
+    """Radius of the smoothing, as a fraction of the image's width.
+    A wrong pose moves an edge into its neighbourhood."""
 
 
 class EdgePixelSampler(PixelSampler):
-    """nerfstudio's pixel sampler with a share of edge-guided pixels. Images of different sizes, masks, fisheye crops
-    and equirectangular images are sampled as nerfstudio does."""
+    """nerfstudio's pixel sampler with a share of edge-guided pixels, and with as many pixels from each image if that is
+    asked for. Images of different sizes, masks, fisheye crops and equirectangular images are sampled as nerfstudio
+    does."""
 
     config: EdgePixelSamplerConfig
 
     def __init__(self, config: EdgePixelSamplerConfig, **kwargs) -> None:
         if not 0 <= config.edge_fraction <= 1:
             raise HashPoseError("pixel-sampler.edge-fraction is a fraction of the batch, between 0 and 1.")
+        if config.edge_fraction > 0 and config.cameras == "shared":
+            raise HashPoseError(
+                "Places that all images share are not drawn from edges; set --pipeline.datamanager.pixel-sampler."
+                "edge-fraction 0, or .cameras equal."
+            )
         super().__init__(config, **kwargs)
         self._images: Optional[Tensor] = None
         self._density: Optional[Tensor] = None
@@ -90,17 +105,33 @@ class EdgePixelSampler(PixelSampler):
             if len(allowed):
                 return allowed[torch.randint(len(allowed), (batch_size,), device=device)]
         uniform = super().sample_method(batch_size, num_images, image_height, image_width, mask, device)
+        if mask is None and self.config.cameras != "free":
+            uniform = self._spread(uniform, num_images)
         count = round(batch_size * self.config.edge_fraction)
         if count == 0 or mask is not None or self._density is None:
             return uniform
         rows, columns = self._density.shape[1:]
-        drawn = torch.rand(count, dtype=torch.float64) * self._cumulative[-1]
+        drawn = torch.rand(count, dtype=torch.float64)
+        if self.config.cameras == "equal":  # each image's densities sum to 1
+            drawn = (uniform[:count, 0].cpu() + drawn) / num_images
+        drawn = drawn * self._cumulative[-1]
         cells = torch.searchsorted(self._cumulative, drawn).clamp(max=len(self._cumulative) - 1)
         inside = torch.rand(count, 2)
         row = ((cells // columns % rows + inside[:, 0]) * (image_height / rows)).long().clamp(max=image_height - 1)
         column = ((cells % columns + inside[:, 1]) * (image_width / columns)).long().clamp(max=image_width - 1)
         uniform[:count] = torch.stack([cells // (rows * columns), row, column], dim=-1).to(uniform.device)
         return uniform
+
+    def _spread(self, pixels: Int[Tensor, "batch_size 3"], num_images: int) -> Int[Tensor, "batch_size 3"]:
+        """The same number of pixels, of which each image has as many, one image after the other; what is left over goes
+        to some images."""
+        count = len(pixels)
+        chosen = torch.randperm(num_images)[: max(count // FEWEST, 1)].to(pixels.device)
+        rounds = -(-count // len(chosen))
+        places = pixels[:, 1:]
+        if self.config.cameras == "shared":
+            places = places[:rounds].repeat_interleave(len(chosen), dim=0)[:count]
+        return torch.cat([chosen.repeat(rounds)[:count, None], places], dim=-1)
 
 
 def edge_density(

@@ -77,7 +77,7 @@ def _known_cause(error: Exception, config: DataParserConfig) -> Optional[str]:
 
 
 def _transforms(config: DataParserConfig) -> Dict[str, Any]:
-    """The content of transforms.json, as far as it can be looked at."""
+    """The content of transforms.json, as far as it can be read."""
     try:
         data = Path(config.data)
         meta = json.loads((data if data.suffix == ".json" else data / "transforms.json").read_text(encoding="utf-8"))

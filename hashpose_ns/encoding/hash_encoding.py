@@ -24,7 +24,7 @@ class HashEncodingConfig(InstantiateConfig):
     """Settings of :class:`SmoothedHashEncoding`; ``setup(num_dims=3)`` makes one."""
 
     _target: Type = field(default_factory=lambda: SmoothedHashEncoding)
-    """target class to instantiate"""
+    """Class to instantiate."""
     num_levels: int = 16
     """Number of grids, from coarse to fine."""
     features_per_level: int = 2
@@ -36,19 +36,25 @@ class HashEncodingConfig(InstantiateConfig):
     max_resolution: int = 2048
     """Cells per axis of the finest level; those between grow geometrically."""
     gradient: GradientReading = "axis"
-    """How positions feel the interpolation (features never change): linear is plain d-linear interpolation; the others
-    are readings of the paper's Eq. 11-13. product smooths each corner's weight, to the letter; product_norm also
-    normalises the weights; axis smooths the weight along each axis."""
+    """How the interpolation passes gradients to positions; features never change.
+    - linear: plain d-linear interpolation.
+    - product: each corner's weight is smoothed (the paper's Eq. 11-13 to the letter).
+    - product_norm: as product, with normalised weights.
+    - axis: the weight along each axis is smoothed."""
     smoothing: float = 1.0
     """Strength lambda of the smoothing; 0 makes every reading linear."""
     forward_smoothing: bool = False
-    """Ablation: interpolate with the normalised smooth weights themselves, features included. Replaces gradient and
-    smoothing."""
+    """Ablation: interpolate with the normalised smooth weights, features included.
+    Replaces gradient and smoothing."""
     init_scale: float = 1e-4
     """Tables start uniformly distributed between 0 and this."""
     backend: Literal["auto", "reference", "eager", "cpp", "triton"] = "auto"
-    """Code that computes the encoding; auto takes the fastest that works on the device. reference is plain PyTorch and
-    slow, eager tuned PyTorch, cpp compiled on first use and for the CPU only, triton for NVIDIA GPUs."""
+    """Implementation of the encoding.
+    - auto: the fastest that works on the device.
+    - reference: plain PyTorch, slow.
+    - eager: tuned PyTorch.
+    - cpp: compiled on first use, for CPUs.
+    - triton: for NVIDIA GPUs."""
 
 
 class SmoothedHashEncoding(Encoding):

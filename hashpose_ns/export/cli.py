@@ -33,9 +33,11 @@ class ExportVideo:
     overwrite: bool = False
     """Replace a file that is there."""
     align: Literal["reference", "input", "none"] = "reference"
-    """What the cameras of each frame are aligned to, as training leaves the position, orientation and size of the whole
-    scene free to drift. reference: the poses that errors are measured against. input: the poses that training started
-    from. none: nothing. After an identity start every frame is aligned as the last one is."""
+    """What the cameras of each frame are aligned to.
+    - reference: the poses that errors are measured against.
+    - input: the poses training started from.
+    - none: nothing.
+    After an identity start every frame is aligned as the last one is."""
     seconds: float = 8.0
     """How long the cameras move."""
     hold_start: float = 0.5

@@ -23,8 +23,11 @@ class ColmapFormat(Written):
     format: Literal["bin", "txt"] = "bin"
     """COLMAP's binary or text format."""
     images: Literal["none", "link", "copy", "undistorted"] = "none"
-    """Put the images into OUTPUT_DIR/images (and masks into OUTPUT_DIR/masks), which makes the folder a dataset of its
-    own. link: symbolic links. copy: copies. undistorted: copies without lens distortion, and PINHOLE cameras."""
+    """Put images (and masks) into OUTPUT_DIR, which makes the folder a dataset of its own.
+    - none: leave them out.
+    - link: symbolic links.
+    - copy: copies.
+    - undistorted: copies without lens distortion, and PINHOLE cameras."""
 
     def check(self, exported: ExportedCameras) -> None:
         """As for every export, and images, names and intrinsics."""
@@ -80,9 +83,9 @@ class ExportColmap(ColmapFormat, ExportWithPoints):
     """Export the refined cameras as a COLMAP model in OUTPUT_DIR/sparse/0."""
 
     update: Optional[Path] = None
-    """Folder of an existing COLMAP model. Writes that model with its cameras, image ids, observations and tracks, but
-    with the refined poses, and with its points triangulated again where pycolmap is installed; --points is not used.
-    The existing model is not touched."""
+    """Folder of an existing COLMAP model to write again with the refined poses.
+    Cameras, image ids, observations and tracks stay; its points are triangulated again if pycolmap is installed.
+    --points is not used. The existing model is not touched."""
 
     def main(self) -> None:
         """Load the run and write the model."""

@@ -66,7 +66,9 @@ class TumFormat(TrajectoryFormat):
     """Trajectories in TUM's format (time tx ty tz qx qy qz qw), as evo reads it."""
 
     timestamps: Literal["index", "names"] = "index"
-    """Times. index: 0, 1, 2, ... in the order of the image names. names: the last number in each image name."""
+    """Where times come from.
+    - index: 0, 1, 2, ... in the order of the image names.
+    - names: the last number in each image name."""
 
     def times(self, exported: ExportedCameras) -> list[float]:
         """A time for each image."""
@@ -131,8 +133,8 @@ class ExportJson(JsonFormat, Export):
     loss: bool = True
     """Add each image's mean squared error and PSNR, from a thousand pixels."""
     uncertainty: bool = False
-    """Add each training camera's standard deviations and covariance, conditional on the field and so optimistic: see
-    docs/guard.md."""
+    """Add each training camera's standard deviations and covariance.
+    They are conditional on the field and so optimistic: see docs/guard.md."""
 
     def main(self) -> None:
         """Load the run and write the file."""

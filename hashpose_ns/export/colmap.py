@@ -34,7 +34,7 @@ def write_colmap_model(
 
     Images with the same intrinsics share one COLMAP camera. Rotations are made orthonormal before they become
     quaternions. Image ids count from 1 in the order given. Where it is known which images show a point, the point gets
-    a track: its observations are where it was seen, or its own projections where nobody knows.
+    a track: its observations are where it was seen, or its own projections if that is unknown.
 
     Args:
         directory: an existing folder.

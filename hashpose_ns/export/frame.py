@@ -59,7 +59,7 @@ class GivenPoses:
         if found is None:
             raise HashPoseError(
                 f"The poses in {source.path} are not those that the run was trained with; export with the dataset as "
-                "it was then, or train anew."
+                "it was then, or retrain."
             )
         return cls(source.frame, found, source, outputs)
 

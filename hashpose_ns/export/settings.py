@@ -26,7 +26,7 @@ class Written:
     """A folder of cameras in some format."""
 
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     overwrite: bool = False
     """Replace an earlier export in the output folder. A folder with anything else in it is never replaced."""
 
@@ -136,16 +136,19 @@ class Export(Written):
     load_config: Path = field(kw_only=True)
     """Path to the config.yml of the trained run."""
     align: Literal["input", "none"] = "input"
-    """Training leaves the position, orientation and size of the whole scene free to drift. input: undo the drift by
-    aligning the refined cameras to the poses that training started from. none: keep the poses as they were learned.
+    """What undoes the drift of the whole scene during training.
+    - input: align the refined cameras to the poses training started from.
+    - none: keep the poses as they were learned.
     Runs with frozen cameras or an identity start are kept as learned either way."""
     split: Literal["train", "all"] = "train"
-    """train: the images the run was trained on. all: the evaluation images too, their cameras aligned by the training
-    cameras and then optimised one by one against the trained field."""
+    """Which images to export.
+    - train: those the run was trained on.
+    - all: the evaluation images too, aligned by the training cameras, then optimised against the field."""
     on_hurt: Literal["refuse", "warn", "keep-initial"] = "refuse"
-    """What to do where hashpose-guard found that refinement made the poses worse. refuse: export nothing if it did so
-    as a whole. warn: say so. keep-initial: give cameras that got worse, or all if it did so as a whole, the pose that
-    training started from."""
+    """What to do if the guard found that refinement made the poses worse.
+    - refuse: export nothing if it did so as a whole.
+    - warn: say so.
+    - keep-initial: cameras that got worse keep the pose training started from."""
 
     def load(
         self, load_points: bool = False, and_check: "Optional[Callable[[ExportedCameras], None]]" = None
@@ -205,7 +208,9 @@ class ExportWithPoints(Export):
     """Settings of exports that hold 3-D points."""
 
     points: Literal["field", "input", "empty"] = "field"
-    """3-D points to write. field: sampled from the surfaces of the trained field, kept where its views agree. input:
-    those of the input dataset, where its dataparser loads them; they are not refined with the cameras. empty: none."""
+    """3-D points to write.
+    - field: sampled from the surfaces of the trained field, kept if its views agree.
+    - input: those of the input dataset; they are not refined with the cameras.
+    - empty: none."""
     num_points: int = 50_000
     """How many of the field's points to keep at most."""

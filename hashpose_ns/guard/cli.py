@@ -24,8 +24,8 @@ class Guard:
     load_config: Path
     """Path to the config.yml of the trained run."""
     steps: int = GuardConfig.steps
-    """Steps that the judging field is trained on both sets of poses; it then takes half as many on each. 0 takes 5 % of
-    training's, at least 200 and at most 2000."""
+    """Steps the judging field is trained on both sets of poses; 0 takes 5 % of training's.
+    It then takes half as many on each. 0 takes at least 200 and at most 2000."""
     rays: int = GuardConfig.rays
     """Rays a step."""
     seed: int = GuardConfig.seed

@@ -16,23 +16,24 @@ class GuardConfig:
     """Configuration of the guard."""
 
     mode: Literal["off", "report"] = "off"
-    """`report`: after training, judge by held-out pixels whether refinement made the poses better than those it started
-    from, and write the verdict to guard.json in the run's folder. On where poses of one's own are refined (`hashpose`,
-    `hashpose-small`, `hashpose-object`), off in the methods of protocols, whose poses are known."""
+    """Whether to judge the refined poses after training.
+    - report: compare them with the initial poses on held-out pixels, and write the verdict to guard.json.
+    - off: do not judge.
+    Default: on for `hashpose`, `hashpose-small` and `hashpose-object`; off for the benchmark protocols."""
     fallback_at: Tuple[float, ...] = ()
-    """Fractions of training at which poses are judged on the way, if `mode` is not off. Where refined poses fit
-    held-out pixels worse than those training started from, cameras go back there, and are refined on more gently. At
-    the last of these fractions they go back also where they fit no better; they then stay there, and the rest of
-    training is the field's. Empty never looks."""
+    """Fractions of training at which poses are judged on the way.
+    If refined poses fit held-out pixels worse than the initial ones, cameras go back and are refined more gently.
+    At the last fraction they also go back if they fit no better, and then stay.
+    Empty never looks."""
     keep_rebased: bool = False
-    """At the last look, leave poses that started from matches where they are if they fit no worse.
-    What is left to gain there, hundredths of a degree, is less than held-out pixels can tell from nothing. For fields
-    that are finer than what matches see."""
+    """At the last look, keep poses that started from matches if they fit no worse.
+    What is left to gain there, hundredths of a degree, is less than held-out pixels can tell.
+    For fields finer than what matches see."""
     fallback_rate: float = 0.1
     """Factor on the poses' learning rate each time that cameras have gone back, but for the last."""
     steps: int = 0
-    """Steps that the judging field is trained on both sets of poses; it then takes half as many on each. 0 takes 5 % of
-    training's, at least 200 and at most 2000."""
+    """Steps the judging field is trained on both sets of poses; 0 takes 5 % of training's.
+    It then takes half as many on each. 0 takes at least 200 and at most 2000."""
     rays: int = 512
     """Rays a step."""
     held_out: float = 0.15
@@ -40,14 +41,13 @@ class GuardConfig:
     block: float = 0.08
     """Side of the square blocks of held-out pixels, as a fraction of the image's shorter side."""
     coarse: int = 10
-    """Size in pixels of photographs that are too small to tell poses by.
-    It is that of the shorter side, and a quarter of it at most. Where the judging field at the refined poses explains
-    held-out pixels no better than photographs shrunk to this size do, poses are not said to be better: wrong ones can
-    agree on a blur."""
+    """Size in pixels of photographs that are too small to judge poses by.
+    It is the shorter side, and at most a quarter of it is taken.
+    Poses are not called better if the judging field explains held-out pixels no better than such photographs do."""
     converging: float = 0.5
     """Share of the cameras' turning that may be towards each other or apart.
-    A share of the sum of squares, of turns in proportion to the cameras' places. Above it poses are not said to be
-    better: pixels take such turns for a scene at another depth."""
+    A share of the sum of squares, of turns in proportion to the cameras' places.
+    Above it poses are not called better: pixels take such turns for a scene at another depth."""
     stray: float = 30.0
     """Angle in degrees from which a camera that turned so far has to fit clearly better.
     If it does not it is doubtful, and where such cameras did most of all turning, poses are not said to be better."""

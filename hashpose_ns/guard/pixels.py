@@ -23,7 +23,7 @@ EDGE_FRACTION = 0.5
 EDGE_RADIUS = 0.03
 """Smoothing of that structure, as a fraction of the image's width."""
 PIXELS_PER_BLOCK = 32
-"""Pixels of a held-out block that are looked at."""
+"""Pixels that are scored per held-out block."""
 
 
 @dataclass(frozen=True, eq=False)

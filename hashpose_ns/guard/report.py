@@ -176,7 +176,7 @@ def read_report(path: Path) -> GuardReport:
     try:
         return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), GuardReport)
     except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise HashPoseError(f"The guard's report {path} cannot be read; make it anew with hashpose-guard.") from error
+        raise HashPoseError(f"The guard's report {path} cannot be read; run hashpose-guard again.") from error
 
 
 def read_verdict(run_folder: Path) -> Optional[GuardReport]:

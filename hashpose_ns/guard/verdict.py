@@ -117,7 +117,7 @@ def decide(
         config: what is doubted.
         matches: how they fit both sets, where there are any.
     Raises:
-        ValueError: an error is negative or no number.
+        ValueError: an error is negative or NaN.
     """
     for part in (errors.first, errors.second):
         if not bool((torch.isfinite(part) & (part >= 0)).all()):

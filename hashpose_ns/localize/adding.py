@@ -29,7 +29,7 @@ from hashpose_ns.runs.files import CHECKPOINTS, last_checkpoint, last_step
 from nerfstudio.cameras.cameras import Cameras
 
 SHARE = 0.5
-"""Steps of training with the photographs, over those that are done, where nobody says how many."""
+"""Default number of further training steps, as a share of those done."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from hashpose_ns.photometry.pixels import ImagePixels
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.photometry.uncertainty import pose_covariance, summed
 from hashpose_ns.runs.load import load_trained_pipeline
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datasets.base_dataset import InputDataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +166,23 @@ class Search:
             some = list(range(begin, min(begin + self.config.images, len(photographs))))
             known = [starts.poses[index] for index in some]
             learned = [Start(None if pose is None else self.to_learned(pose[None])[0]) for pose in known]
-            for index, pose, found in zip(some, known, self.localizer.localize(photographs, some, learned)):
+            for index, pose, found in zip(some, known, self.found(photographs, some, learned)):
                 results.append(self._result(photographs, index, names[index], pose, found, limits))
             done(len(some))
+        return results
+
+    def found(self, dataset: InputDataset, indices: Sequence[int], starts: Sequence[Start]) -> List[Localization]:
+        """As `Localizer.localize`; what was not found is looked for again, and the better result stays."""
+        results = self.localizer.localize(dataset, indices, starts)
+        for attempt in range(1, self.config.attempts if self.config.hypotheses > 1 else 1):
+            left = [place for place, result in enumerate(results) if not self.acceptance.found(result)]
+            if not left:
+                break
+            again = Localizer(self.scene, replace(self.config, seed=self.config.seed + attempt))
+            tried = again.localize(dataset, [indices[place] for place in left], [starts[place] for place in left])
+            for place, result in zip(left, tried):
+                if self.acceptance.found(result) or result.residual < results[place].residual:
+                    results[place] = result
         return results
 
     def _result(
@@ -237,10 +251,3 @@ def localize(
     if start is not None:
         known = replace(known, poses=[rigid(start[None])[0]])
     return search.localize(search.photographs(filenames, known), names, known)[0]
-
-
-def cameras_at(photographs: Photographs, results: Sequence[LocalizedImage], rows: Sequence[int]) -> Cameras:
-    """Cameras of some photographs, at their size here and the poses that were found, in the learned frame."""
-    cameras = photographs.cameras[torch.tensor(list(rows))]
-    cameras.camera_to_worlds = torch.stack([results[row].learned_camera_to_world for row in rows]).float()
-    return cameras

@@ -28,23 +28,25 @@ class Localize:
     images: Tuple[Path, ...]
     """Photographs, or folders of them."""
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     start: Optional[Path] = None
-    """Rough poses in the frame of the run's input, and intrinsics: a transforms.json or a folder with a COLMAP model.
-    Photographs that it does not name are looked for everywhere, as all of them are without it."""
+    """Rough poses in the frame of the run's input, and intrinsics.
+    A transforms.json or a folder with a COLMAP model.
+    Photographs it does not name are searched for everywhere, as all are without it."""
     masks: Optional[Path] = None
-    """Folder with a mask for each photograph, under its name with any suffix. What is not white is not looked at."""
-    overwrite: tyro.conf.FlagConversionOff[bool] = False
+    """Folder with a mask for each photograph, under its name with any suffix.
+    Only white pixels are compared."""
+    overwrite: bool = False
     """Replace an earlier result in the output folder. A folder with anything else in it is never replaced."""
     search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
-    """How they are looked for."""
+    """Settings of the search."""
     batch: int = SearchConfig.images
-    """Photographs that are looked for at once. More keep a GPU busy and take memory."""
+    """Photographs searched for at once. More keep a GPU busy and take memory."""
     overlay_size: int = 256
     """Longest side, in pixels, of the pictures of photograph and render; 0 makes none."""
     add: bool = False
-    """Train on with the photographs that were found among the images: in a new run beside the old one, which stays as
-    it is."""
+    """Continue training with the photographs that were found, in a new run beside the old one.
+    The old run stays as it is."""
     add_steps: Optional[int] = None
     """Steps of that training; by default half as many as the run has taken."""
 
@@ -151,7 +153,7 @@ def mask_of(folder: Path, name: Path) -> Path:
 @stops_cleanly
 @exits_on_user_error
 def _localize() -> Any:
-    return tyro.cli(Localize).main()
+    return tyro.cli(Localize, config=(tyro.conf.FlagConversionOff,)).main()
 
 
 def entrypoint() -> None:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from hashpose_ns.data.names import check_names, printable
 from hashpose_ns.errors import HashPoseError
@@ -14,7 +16,7 @@ from hashpose_ns.export.colmap import write_colmap_model
 from hashpose_ns.export.frame import flip_axes
 from hashpose_ns.export.trajectories import timestamps, write_trajectory
 from hashpose_ns.export.transforms import input_file_extras, write_transforms
-from hashpose_ns.localize.api import LocalizedImage, Search, cameras_at
+from hashpose_ns.localize.api import LocalizedImage, Search
 from hashpose_ns.localize.photographs import Photographs
 
 PHOTOGRAPH_SHARE = 0.7
@@ -112,22 +114,34 @@ def write_overlays(
 
     from nerfstudio.utils.rich_utils import get_progress
 
-    cameras = cameras_at(photographs, results, rows)
     with get_progress("Rendering overlays", suffix="images") as progress:
-        for place, row in enumerate(progress.track(list(rows))):
-            camera = cameras[place : place + 1].to(search.scene.device)
-            longest = max(int(camera.width), int(camera.height))
-            camera.rescale_output_resolution(min(size / longest, 1.0))
-            with torch.no_grad():
-                render = search.scene.renderer.get_outputs_for_camera(camera)["rgb"].clamp(0.0, 1.0).cpu()
-            photograph = search.scene.renderer.composite(photographs[row]["image"]).cpu()
-            photograph = torch.nn.functional.interpolate(
-                photograph.movedim(-1, 0)[None], size=render.shape[:2], mode="area"
-            )[0].movedim(0, -1)
-            mixed = PHOTOGRAPH_SHARE * photograph + (1.0 - PHOTOGRAPH_SHARE) * render
+        for row in progress.track(list(rows)):
             path = folder / f"{results[row].name}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((255.0 * mixed).round().byte().numpy()).save(path, quality=90)
+            Image.fromarray(overlay_picture(search, photographs, results[row], row, size)).save(path, quality=90)
+
+
+@torch.no_grad()
+def overlay_picture(
+    search: Search, photographs: Photographs, result: LocalizedImage, row: int, size: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """`PHOTOGRAPH_SHARE` of a photograph, and the field's render from where it was found.
+
+    Args:
+        search, photographs: as in `write_results`.
+        result: of the photograph.
+        row: which one it is.
+        size: longest side in pixels.
+    """
+    camera = photographs.cameras[torch.tensor([row])]
+    camera.camera_to_worlds = result.learned_camera_to_world[None].float()
+    camera = camera.to(search.scene.device)
+    camera.rescale_output_resolution(min(size / max(int(camera.width), int(camera.height)), 1.0))
+    render = search.scene.renderer.get_outputs_for_camera(camera)["rgb"].clamp(0.0, 1.0).cpu()
+    photograph = search.scene.renderer.composite(photographs[row]["image"]).cpu()
+    photograph = torch.nn.functional.interpolate(photograph.movedim(-1, 0)[None], size=render.shape[:2], mode="area")
+    mixed = PHOTOGRAPH_SHARE * photograph[0].movedim(0, -1) + (1.0 - PHOTOGRAPH_SHARE) * render
+    return (255.0 * mixed).round().byte().numpy()
 
 
 def results_table(results: Sequence[LocalizedImage]) -> Any:

@@ -13,14 +13,14 @@ class FeatureConfig:
     """How matches are found."""
 
     max_image_size: int = 2000
-    """Longer side of an image, in pixels, above which it is reduced before keypoints are looked for."""
+    """Longer side of an image, in pixels, above which it is reduced before keypoint detection."""
     max_keypoints: int = 8192
     """Keypoints of an image at most; the coarsest are kept."""
     exhaustive: int = 150
     """Number of images up to which every pair of them is matched."""
     pairs_per_image: int = 40
-    """Where there are more images: about how many others each is matched with, half of them its nearest cameras and
-    half its neighbours in the order of names, at growing distances."""
+    """Roughly how many others each image is matched with, if there are more images.
+    Half of them are its nearest cameras, half its neighbours by name at growing distances."""
     min_inliers: int = 15
     """Verified matches of a pair, below which the pair is dropped."""
 
@@ -66,11 +66,13 @@ class MatchConfig:
     """What matches between the training images are used for. They take pycolmap."""
 
     start: Literal["off", "auto", "always"] = "off"
-    """Whether training starts at poses that matches give. `auto`: where there is good reason to believe them, and
-    better ones than those given, in runs that refine poses; `always`: wherever there are any."""
+    """Whether training starts at poses that matches give.
+    - auto: if they can be believed and are better than those given, in runs that refine poses.
+    - always: wherever there are any.
+    - off: never."""
     from_none: Optional[bool] = None
-    """Whether structure from motion starts from nothing, instead of from the given poses. Without a value: where these
-    are unknown (`initial-poses identity`), and where it fails from them."""
+    """Whether structure from motion starts from nothing instead of from the given poses.
+    Unset: if these are unknown (`initial-poses identity`), and if it fails from them."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """How matches are found."""
     term: MatchTermConfig = field(default_factory=MatchTermConfig)

@@ -109,7 +109,7 @@ def find_matches(
     Args:
         filenames: of the images.
         cameras: theirs, at the files' resolution; their poses are not read.
-        masks: an image for each, dark where nothing is to be looked at, as nerfstudio has them.
+        masks: an image for each, dark where pixels are ignored, as in nerfstudio.
         pairs: which images to match.
         config: settings.
         only_cached: whether nothing is to be computed.

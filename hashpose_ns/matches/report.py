@@ -90,7 +90,7 @@ class MatchesReport:
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise HashPoseError("This is no report on matches, or not a whole one.") from error
         if not all(math.isfinite(number) for number in numbers) or not isinstance(report.sentence, str):
-            raise HashPoseError("This is no report on matches: it holds values that are no numbers.")
+            raise HashPoseError("This is no report on matches: it holds NaN or infinite values.")
         return report
 
     def write(self, folder: Path) -> Path:

@@ -58,7 +58,7 @@ def pose_deviations(
 def _alone(
     terms: _Terms, active: Bool[np.ndarray, "num_images"]
 ) -> Tuple[Float[np.ndarray, "num_images"], Float[np.ndarray, "num_images"]]:
-    """Deviations of each camera by its own observations of points that stand still."""
+    """Deviations of each camera by its own observations of fixed points."""
     normal = np.zeros((len(active), 6, 6))
     np.add.at(normal, terms.image, terms.by_camera.transpose(0, 2, 1) @ terms.by_camera)
     seen = active & (np.bincount(terms.image, minlength=len(active)) >= 6)

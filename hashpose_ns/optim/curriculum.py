@@ -19,16 +19,19 @@ class CurriculumConfig:
     """Coarse-to-fine curriculum over the levels of the hash grid."""
 
     mode: Literal["lr", "mask", "repeat", "none"] = "lr"
-    """What the weight r_l of a level scales. `lr`: its table's learning rate (the paper); `mask`: its features
-    (BARF); `repeat`: as `mask`, and what is masked is filled with the finest open level (BAA-NGP); `none`: all levels
-    at once."""
+    """What the weight r_l of a level scales.
+    - lr: its table's learning rate (the paper).
+    - mask: its features (BARF).
+    - repeat: as mask, and what is masked is filled with the finest open level (BAA-NGP).
+    - none: all levels train at once."""
     window: Tuple[float, float] = (0.1, 0.5)
     """Start and end of the curriculum as fractions of training."""
     indexing: Literal["anchored", "literal", "barf", "baa-ngp"] = "anchored"
-    """`anchored`: levels count from 0, the coarsest is always on and the finest is fully on at the window's end.
-    `literal`: levels count from 1 as Eq. 15 is printed: nothing trains before the window, the finest level never.
-    `barf`: as anchored, but nothing is always on (BARF's network sees plain coordinates beside the levels). `baa-ngp`:
-    the coarsest is always on, and the others share the whole window."""
+    """How levels are counted.
+    - anchored: from 0; the coarsest is always on, the finest fully on at the window's end.
+    - literal: from 1, as Eq. 15 is printed; nothing trains before the window, the finest level never.
+    - barf: as anchored, but nothing is always on (BARF's network also sees plain coordinates).
+    - baa-ngp: the coarsest is always on, and the others share the whole window."""
 
     def validate(self) -> None:
         """Raises HashPoseError where the window is no window."""

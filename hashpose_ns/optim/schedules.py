@@ -62,7 +62,7 @@ class GroupedAdam(torch.optim.Adam):
             settings = tuple(group[name] for name in self.defaults)
             together.setdefault(settings, {**group, "params": []})["params"] += group["params"]
         self.param_groups = list(together.values())
-        # Once somebody has made a plain Adam, its class' step runs the hooks, and ours has run them already.
+        # Once a plain Adam exists, its class' step runs the hooks, and ours has run them already.
         step: Callable = torch.optim.Adam.step
         step = step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
         try:

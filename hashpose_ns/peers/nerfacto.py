@@ -40,7 +40,7 @@ class NerfactoPoseOptimizerConfig(PoseOptimizerConfig):
     """Where test-time corrections of held-out cameras act, which nerfacto has none of. Learned corrections turn a
     camera about its own centre, in world axes."""
     start: float = 0.0
-    """Fraction of training before which poses stand still."""
+    """Poses are frozen until this fraction of training."""
     warmup: float = 0.0
     """Fraction of training, from `start` on, during which the poses' learning rate rises linearly from 0."""
     trans_l2_penalty: float = 1e-2
@@ -64,17 +64,11 @@ class NerfactoPoseOptimizer(PoseOptimizer):
         moved = centers + translations - (rotations * centers[..., None, :]).sum(-1)
         return torch.cat([rotations, moved[..., None]], dim=-1)
 
-    @torch.no_grad()
-    def set_refined(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> None:
-        """Puts a camera somewhere: its correction becomes the turn and the step that take it there from its base.
-
-        Args:
-            index: a training camera that is refined.
-            camera_to_world: rigid pose, OpenGL axes.
-        """
+    def _twist_to(self, index: int, camera_to_world: Float[Tensor, "3 4"]) -> Float[Tensor, "6"]:
+        """The turn and the step that take a camera from its base to a pose, float64."""
         base, target = self.base_camera_to_worlds[index].double(), camera_to_world.double()
         rotation = roma.rotmat_to_rotvec(roma.special_procrustes(target[:, :3] @ base[:, :3].T))
-        self.pose_adjustment[index] = torch.cat([target[:, 3] - base[:, 3], rotation]).to(self.pose_adjustment)
+        return torch.cat([target[:, 3] - base[:, 3], rotation])
 
     def get_loss_dict(self, loss_dict: dict) -> None:
         """Adds nerfstudio's penalty, and the other terms."""

@@ -39,15 +39,22 @@ class Round(NamedTuple):
     """Factor on the learning rate."""
     steps: int
     """Adam's, where that leaves each hypothesis enough rays and not too many."""
+    jitter: float
+    """Half of the hypotheses are the best of the last round, and the other half these once more, turned by up to this
+    angle in degrees: optima that are close to the right one are left that way. 0 takes the best only."""
 
 
 ROUNDS = (
-    Round(1, 0.3, 4, 1.0, 30),
-    Round(4, 0.25, 4, 0.8, 30),
-    Round(16, 0.2, 2, 0.6, 40),
-    Round(64, 0.25, 1, 0.4, 100),
+    Round(1, 0.18, 4, 1.0, 20, 0.0),
+    Round(2, 0.18, 4, 0.8, 20, 25.0),
+    Round(4, 0.18, 4, 0.6, 30, 15.0),
+    Round(16, 0.18, 2, 0.5, 40, 10.0),
+    Round(64, 0.28, 1, 0.4, 100, 0.0),
 )
-"""64 hypotheses, then 16, 4 and 1; from a small image to the whole one."""
+"""64 hypotheses, then 32, 16, 4 and 1; from a small image to the whole one."""
+
+COPIES_SHIFT = 0.25
+"""Shifts of turned copies, over those of draws around a given pose."""
 
 MOST_RAYS = 512
 """Rays of a hypothesis in a step, at most: where hypotheses are few, there are more steps instead."""
@@ -58,12 +65,15 @@ SMALLEST = 32
 LAST_RATE = 0.2
 """The rate at the end of a round, over that at its beginning."""
 
-RANKING_RAYS, JUDGING_RAYS, FINAL_RAYS = 256, 128, 2048
+RANKING_RAYS, JUDGING_RAYS, FINAL_RAYS = 128, 128, 2048
 """Pixels that candidates are ranked by, that hypotheses are judged by after a round, and that a result is measured
 on."""
 
-BETWEEN = 20.0
-"""Largest angle in degrees of hypotheses around training poses, where these are fewer than hypotheses."""
+DRAWS = 6
+"""Poses that are drawn, over the hypotheses: the best of them, by a rendering without gradients, are hypotheses."""
+
+BETWEEN = 25.0
+"""Largest angle in degrees of draws around training poses, where no pose is given."""
 
 ONE_COLOUR = 1e-4
 """Variance of the colours, in [0, 1], below which a photograph shows nothing."""
@@ -244,7 +254,7 @@ class Localizer:
         """Looks for photographs, all of them at once.
 
         Args:
-            dataset: that holds them, with their intrinsics. Their poses are not looked at.
+            dataset: that holds them, with their intrinsics. Their poses are ignored.
             indices: which of its images.
             starts: what is known of each; nothing by default.
 
@@ -258,7 +268,7 @@ class Localizer:
         for number, stage in enumerate(ROUNDS):
             count = max(self.config.hypotheses // stage.divisor, 1)
             if number:  # the best of the last round
-                hypotheses = [poses[:count] for poses in hypotheses]
+                hypotheses = [self._survivors(query, poses, count, stage) for query, poses in zip(queries, hypotheses)]
             optimized = self._optimized(queries, hypotheses, stage)
             if count == 1:  # what did not get better stays
                 optimized = [torch.cat(pair) for pair in zip(optimized, hypotheses)]
@@ -280,42 +290,55 @@ class Localizer:
     # -- where to begin ------------------------------------------------------------------------------------------------
 
     def hypotheses(self, query: _Query, start: Start) -> Float[Tensor, "count 3 4"]:
-        """Poses that the search for a photograph begins at: a given one, draws around it, and as many of the training
-        cameras' poses and of what else is proposed, those that explain it best. Without a given pose these alone, and
-        draws around them if they are too few."""
-        wanted = self.config.hypotheses
+        """Poses that the search for a photograph begins at: a given one, and of the training cameras' poses, what else
+        is proposed, and draws around the given pose or else around all of these, those that explain it best."""
+        wanted, pose = self.config.hypotheses, start.pose
         generator = torch.Generator().manual_seed(self.config.seed + 7919 * query.index)
+        if pose is not None and wanted == 1:
+            return pose.to(self.training)[None]
         proposed = [source(self.scene, query.dataset, query.index).to(self.training) for source in self.sources]
         if start.candidates is not None:
             proposed.append(start.candidates.to(self.training))
         known = torch.cat([self.training, *proposed])
-        if start.pose is not None:
-            pose = start.pose.to(self.training)[None]
-            ranked = self._best(query, known, max(wanted - 1, 0) // 2)
-            drawn = self._around(pose, wanted - 1 - len(ranked), math.radians(self.config.angle), generator)
-            return torch.cat([pose, drawn, ranked])
-        ranked = self._best(query, known, wanted)
-        drawn = self._around(ranked, wanted - len(ranked), math.radians(BETWEEN), generator)
-        return torch.cat([ranked, drawn])
+        if pose is not None:
+            given = pose.to(self.training)[None]
+            drawn = self._around(given, DRAWS * wanted, math.radians(self.config.angle), generator)
+            return torch.cat([given, self._best(query, torch.cat([known, drawn]), wanted - 1)])
+        drawn = self._around(known, DRAWS * wanted, math.radians(BETWEEN), generator)
+        return self._best(query, torch.cat([known, drawn]), wanted)
 
     def _best(self, query: _Query, poses: Float[Tensor, "count 3 4"], wanted: int) -> Float[Tensor, "some 3 4"]:
         """The poses of the smallest residuals, the least first."""
-        if wanted == 0:
-            return poses[:0]
         return poses[query.losses(self.scene, poses, ROUNDS[0].reduction, RANKING_RAYS).argsort()[:wanted]]
 
+    def _survivors(
+        self, query: _Query, poses: Float[Tensor, "some 3 4"], count: int, stage: Round
+    ) -> Float[Tensor, "count 3 4"]:
+        """What takes part in a round: the best of the last one, and copies of these that are turned."""
+        copies = count // 2 if stage.jitter else 0
+        best = poses[: count - copies]
+        generator = torch.Generator().manual_seed(self.config.seed + 7919 * query.index + stage.divisor)
+        return torch.cat(
+            [best, self._around(best[:copies], copies, math.radians(stage.jitter), generator, COPIES_SHIFT)]
+        )
+
     def _around(
-        self, poses: Float[Tensor, "some 3 4"], count: int, angle: float, generator: torch.Generator
+        self,
+        poses: Float[Tensor, "some 3 4"],
+        count: int,
+        angle: float,
+        generator: torch.Generator,
+        spread: float = 1.0,
     ) -> Float[Tensor, "count 3 4"]:
         """Draws about poses, each in turn: turned about the point that all cameras look at by up to an angle, and then
-        shifted a little."""
+        shifted a little; `spread` says by how much less than usual."""
         if count == 0:
             return poses[:0]
         times = [count // len(poses) + (row < count % len(poses)) for row in range(len(poses))]
         drawn = torch.cat(
             [turned(pose, self.focus, some, angle, generator) for pose, some in zip(poses, times) if some]
         )
-        shifts = 0.1 * self.distance * (2 * torch.rand(count, 3, generator=generator) - 1)
+        shifts = 0.1 * spread * self.distance * (2 * torch.rand(count, 3, generator=generator) - 1)
         drawn[:, :, 3] += shifts.to(drawn)
         return drawn
 
@@ -351,11 +374,11 @@ class Localizer:
 
     def _agreement(self, poses: Float[Tensor, "count 3 4"], losses: Float[Tensor, "count"]) -> float:
         """Share of the weight, which falls with the fourth power of the loss (Loc-NeRF), that lies where the first pose
-        is: within 5 degrees, and a twentieth of the distance."""
+        is: within 10 degrees, by which copies are turned at most, and a tenth of the distance."""
         relative = poses[:, :, :3].mT @ poses[0, :, :3]
         cosines = (relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-        near = (poses[:, :, 3] - poses[0, :, 3]).norm(dim=-1) < 0.05 * self.distance
-        near &= cosines > math.cos(math.radians(5.0))
+        near = (poses[:, :, 3] - poses[0, :, 3]).norm(dim=-1) < 0.1 * self.distance
+        near &= cosines > math.cos(math.radians(10.0))
         weights = (losses[0].clamp(min=1e-9) / losses.clamp(min=1e-9)) ** 4
         return float((weights * near).sum() / weights.sum())
 

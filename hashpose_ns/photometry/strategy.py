@@ -85,6 +85,6 @@ class Settle(PoseStrategy):
         if settling is None or not optimizer.active or step / total < optimizer.free_from:
             return
         if step % max(round(settling.config.window * total), 1) == 0:
-            settling.look(optimizer.pose_adjustment, optimizer.trainable)
+            settling.look(optimizer.current_twists(), optimizer.trainable)
             if settling.factor == 0.0:
                 say("poses have settled and are frozen; the rest of training is the field's")

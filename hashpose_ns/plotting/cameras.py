@@ -50,7 +50,7 @@ class View:
     """A viewpoint and its projection."""
 
     center: Float[np.ndarray, "3"]
-    """The point looked at."""
+    """The point the view is centred on."""
     axes: Float[np.ndarray, "3 3"]
     """Unit vectors to the right, up, and back to the viewer, as rows."""
     distance: float = np.inf

@@ -27,7 +27,7 @@ def rows_of_images(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Rows:
     if "image_digests" not in saved:
         raise HashPoseError(
             "The checkpoint does not say which images it was trained on, so nothing can be carried over to others; "
-            "give the same images, or train anew."
+            "give the same images, or retrain."
         )
     rows: Rows = [None] * len(now["image_digests"])
     for key in ("image_digests", "image_names"):
@@ -44,7 +44,7 @@ def rows_of_images(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Rows:
             if rows[image] is None and len(found) == 1 and wanted.count(value) == 1:
                 rows[image] = found[0]
     if all(row is None for row in rows):
-        raise HashPoseError("None of the images that the checkpoint was trained on is among these; train anew.")
+        raise HashPoseError("None of the images that the checkpoint was trained on is among these; retrain.")
     return rows
 
 

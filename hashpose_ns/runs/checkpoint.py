@@ -1,4 +1,4 @@
-"""Reading checkpoints: nothing in one is believed before it has been looked at.
+"""Reads checkpoints; everything in them is validated first.
 
 A checkpoint comes from a disk that was full, from another machine, or from a stranger. What torch and nerfstudio do not
 check is checked here, as the fused Adam writes past the end of moments that are too short.

@@ -1,4 +1,4 @@
-"""A run's folder while a process trains in it: nobody else does, and a run that comes to nothing leaves nothing."""
+"""Locks a run's folder while a process trains in it; a run that fails before its first step leaves nothing."""
 
 from __future__ import annotations
 

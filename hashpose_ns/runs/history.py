@@ -37,7 +37,7 @@ class PoseHistory:
 
     Args:
         path: the file; one that exists is taken over up to `before_step` and otherwise replaced.
-        source: file to take records over from; None begins anew. Of one that is damaged, what is whole is taken.
+        source: file to take records over from; None starts empty. Of one that is damaged, what is whole is taken.
         before_step: records of this step and later ones are left out.
         num_cameras: records of another number of cameras are left out; None takes any.
     """

@@ -87,7 +87,7 @@ class Eval:
     """Score weights on objects that training never draws: turns between pairs of views, and camera centres."""
 
     weights: Optional[Path] = None
-    """weights.npz of hashpose-sparse train; by default the package's, if it has any."""
+    """A weights.npz of hashpose-sparse train; by default the package's, if it has any."""
     views: Tuple[int, ...] = (3, 5, 8)
     """Numbers of views."""
     families: Tuple[Literal["articulated", "blobs"], ...] = ("articulated", "blobs")
@@ -137,7 +137,7 @@ class Poses:
     images: Tuple[Path, ...]
     """Photographs of one object, or a folder of them; 3 to 9 are meant."""
     output_dir: Path
-    """Folder to write. It appears whole or not at all."""
+    """Output folder, written atomically."""
     intrinsics: Optional[Path] = None
     """A transforms.json or COLMAP model that names the photographs. Its poses are not read."""
     fov: Optional[float] = None
@@ -145,7 +145,7 @@ class Poses:
     masks: Optional[Path] = None
     """Folder with a mask for each photograph, under its name with any suffix, white where the object is."""
     weights: Optional[Path] = None
-    """weights.npz of hashpose-sparse train; by default the package's, if it has any."""
+    """A weights.npz of hashpose-sparse train; by default the package's, if it has any."""
     steps: int = 5
     """Refinement steps."""
     seed: int = 0

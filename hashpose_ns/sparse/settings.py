@@ -75,8 +75,8 @@ class TrainSettings:
     refine_from: float = 0.3
     """Share of training after which refinement is trained as well."""
     freeze_from: float = 1.0
-    """Share of training after which the coarse estimate stays as it is and refinement alone is trained, at a rate of
-    its own that begins anew."""
+    """Share of training after which refinement alone is trained.
+    The coarse estimate then stays as it is, and refinement's learning rate restarts."""
     disturbed: float = 0.5
     """Share of scenes whose refinement starts from the true poses, disturbed, and not from the coarse estimate."""
     disturbed_deg: tuple[float, float] = (5.0, 40.0)

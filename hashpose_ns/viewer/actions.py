@@ -76,7 +76,7 @@ class PoseActions:
     def reset(self, index: int) -> None:
         """Puts a camera back to where refinement started, exactly, and has Adam forget where it was going."""
         self._check_refined(index)
-        self.poses.pose_adjustment[index] = 0.0
+        self.poses.put_back([index])
         self._forget(index)
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ class ColorScale:
         self.top = 0.0
 
     def colors(self, values: Float[np.ndarray, "n"]) -> UInt8[np.ndarray, "n 3"]:
-        """Colours of non-negative numbers; grey for what is no number."""
+        """Colours of non-negative numbers; grey for NaN."""
         finite = np.isfinite(values)
         largest = float(values[finite].max()) if finite.any() else 0.0
         if largest > self.top:

@@ -13,18 +13,18 @@ THIS_MACHINE = "127.0.0.1"
 
 @dataclass
 class ViewerConfig(base_config.ViewerConfig):
-    """Settings of the live viewer. It has no password: whoever reaches its port may do what the person at it may."""
+    """Settings of the live viewer. It has no password: anyone who reaches its port has full control."""
 
     websocket_host: str = THIS_MACHINE
     """Address to listen on; the default admits this machine alone.
-    0.0.0.0 opens it to the whole network: everyone there sees images and
-    poses, can pause training, move cameras and write exports. Better use
-    ssh -L 7007:localhost:7007 HOST."""
+    0.0.0.0 opens it to the whole network: everyone there sees images and poses, pauses training and writes exports.
+    Better: ssh -L 7007:localhost:7007 HOST."""
     host_names: Tuple[str, ...] = ()
     """Further names of this machine for browsers, such as a proxy's.
     localhost, IP addresses and its own name need no entry."""
     make_share_url: bool = False
-    """Publish the viewer on the internet, through the relay share.viser.studio. Anyone with the address gets in."""
+    """Publish the viewer on the internet, through the relay share.viser.studio.
+    Anyone with the address gets in."""
 
     @classmethod
     def of(cls, config: base_config.ViewerConfig) -> "ViewerConfig":

@@ -57,7 +57,7 @@ BYTES_PER_SECOND = 200_000
 """Of drawn objects, on average."""
 
 MIN_GAP = 0.1
-"""Seconds between updates, also when somebody keeps asking for them."""
+"""Minimum number of seconds between updates, even if they are requested."""
 
 TEXT_INTERVAL, CURVE_INTERVAL, PICTURE_INTERVAL, MATCH_INTERVAL = 1.0, 2.0, 4.0, 4.0
 """Seconds between texts, curves, pictures and looks at matches at least."""
@@ -108,7 +108,7 @@ class LivePoses:
         self._report: Optional["GuardReport"] = None
         self._matches: Optional[ShownMatches] = None
         self._matches_said: Optional[str] = None
-        """What came of matches, in words; None where nobody has looked for any yet."""
+        """The outcome of matching, in words; None before matching."""
         # nerfstudio's viewer applies corrections to the poses it finds here, where a finished run has refined ones
         self.run.train.cameras.camera_to_worlds = self.run.poses.initial_camera_to_worlds.cpu()
 
@@ -135,7 +135,7 @@ class LivePoses:
     # -- from other threads --------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the thread, which sleeps until somebody connects."""
+        """Starts the thread, which sleeps until a client connects."""
         self._thread.start()
         atexit.register(self.stop)
 
@@ -151,7 +151,7 @@ class LivePoses:
             thread.join(timeout=10.0)
 
     def refresh(self) -> None:
-        """Has everything looked at anew, soon."""
+        """Requests a full update."""
         self._stale = True
         self._due = dict.fromkeys(self._due, 0.0)
         self._wake.set()
@@ -192,7 +192,7 @@ class LivePoses:
         self.run.renderer.observe_errors(self._losses.add)
 
     def before_step(self) -> None:
-        """Does what somebody asked for."""
+        """Runs a user's request."""
         with self.boundary:
             self._actions.run_submitted()
 
@@ -237,7 +237,7 @@ class LivePoses:
             if self._stopped:
                 return
             if not self.viewer.viser_server.get_clients() and not self._exports:
-                delay = None  # until somebody connects
+                delay = None  # until a client connects
                 continue
             begin, sent = time.thread_time(), 0
             with self.boundary:

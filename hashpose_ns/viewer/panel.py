@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Callable, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, List, Optional
 
 from hashpose_ns.viewer.boundary import Boundary, RenderMachines
 from nerfstudio.configs.base_config import ViewerConfig
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hashpose_ns.matches.features import MatchedImages
     from hashpose_ns.viewer.actions import PoseActions
     from hashpose_ns.viewer.live import LivePoses
+    from hashpose_ns.viewer.locating import Locating
     from hashpose_ns.viewer.widgets import Widgets
     from nerfstudio.viewer.viewer import Viewer
 
@@ -37,6 +38,8 @@ class PosePanel(ViewerControl):
         self.actions: Optional["PoseActions"] = None
         """What can be done; None where nothing is trained."""
         self.widgets: Optional["Widgets"] = None
+        self.locating: Optional["Locating"] = None
+        """Looks for photographs, in ns-viewer."""
 
     def _setup(self, viewer: "Viewer") -> None:
         """Called by nerfstudio when its viewer starts, before a checkpoint is loaded and before there are cameras."""
@@ -49,7 +52,8 @@ class PosePanel(ViewerControl):
             from hashpose_ns.viewer.scene import fitting_frustum_scale
             from hashpose_ns.viewer.widgets import Widgets
 
-            run, trainer = viewer.pipeline.scene, viewer.trainer
+            pipeline: Any = viewer.pipeline
+            run, trainer = pipeline.scene, viewer.trainer
             names = image_names(run.train.image_filenames)
             training = trainer is not None and run.poses.config.mode != "off"
             self.widgets = Widgets(self.viser_server, names, viewer.stats_markdown.order + 0.5, training)
@@ -59,6 +63,10 @@ class PosePanel(ViewerControl):
                 poses = run.poses.reference_camera_to_worlds.cpu()
                 scale = fitting_frustum_scale(run.train.cameras, poses)
                 viewer.config = dataclasses.replace(viewer.config, camera_frustum_scale=scale)
+            if trainer is None:
+                from hashpose_ns.viewer.locating import Locating
+
+                self.locating = Locating(viewer, run, self.boundary, viewer.stats_markdown.order + 0.6)
             live = LivePoses(viewer, self.widgets, self.boundary)
             self._connect(live)
             # viser calls this with a lock held that asking for clients takes as well
@@ -165,7 +173,7 @@ class PosePanel(ViewerControl):
         self._submit(lambda actions: actions.turn(index, degrees), done)
 
     def tell(self, sentence: str) -> None:
-        """Shows a sentence about the last thing that somebody did."""
+        """Shows a sentence about the user's last action."""
         from hashpose_ns.viewer.widgets import plain
 
         if self.widgets is None:

@@ -45,7 +45,7 @@ class PoseReading:
     @classmethod
     @torch.no_grad()
     def of(cls, poses: PoseOptimizer, step: int) -> PoseReading:
-        """Reads a camera optimizer that nobody changes meanwhile."""
+        """Reads a camera optimizer that must not change meanwhile."""
         tensors = (
             poses.refined_camera_to_worlds(),
             poses.initial_camera_to_worlds,

@@ -59,7 +59,7 @@ class Widgets:
             self.status = gui.add_markdown("Waiting for the first poses.")
             self.message = gui.add_markdown("", visible=False)
             self.pause = gui.add_checkbox(
-                "Pause poses", False, visible=training, hint="Train the field alone; the poses stand still."
+                "Pause poses", False, visible=training, hint="Train the field alone; poses are frozen."
             )
             self.curves = gui.add_folder("Curves")
             with self.curves:
@@ -96,7 +96,7 @@ class Widgets:
                 )
                 self.residual_picture = gui.add_markdown("", visible=False)
                 self.hold = gui.add_checkbox(
-                    "Hold", False, visible=training, hint="This camera stands still; the others go on."
+                    "Hold", False, visible=training, hint="Freeze this camera; the others continue."
                 )
                 self.reset = gui.add_button("Reset to start", visible=training)
                 self.degrees = gui.add_number(

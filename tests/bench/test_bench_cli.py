@@ -71,6 +71,6 @@ def test_a_scene_that_cannot_be_read_is_said_before_anything_runs(bench, tmp_pat
 
 def test_a_dry_run_lists_runs_and_writes_nothing(bench, tmp_path: Path):
     arguments = [*write_suite(tmp_path, presets=["paper", "barf"], seeds=2), "--output-dir", str(tmp_path / "out")]
-    outcome = bench(*arguments, "--dry-run", "--set", "max_num_iterations=77")
+    outcome = bench(*arguments, "--dry-run", "True", "--set", "max_num_iterations=77")
     assert outcome.code == 0 and outcome.output.count("to do") == 4 and outcome.output.count("77") == 4
     assert not (tmp_path / "out").exists()

@@ -122,7 +122,7 @@ def test_a_run_leaves_what_its_readers_expect(bench, tmp_path: Path):
     words = asked["command"].split()
     assert words[:2] == ["hashpose-bench", "run"]
     before = (folder / files.RESULTS).stat().st_mtime_ns
-    again = bench(*words[1:], "--no-report")
+    again = bench(*words[1:], "--report", "False")
     assert again.code == 0 and bench.engine.started == [] and "1 of 1 runs are complete" in again.output
     assert (folder / files.RESULTS).stat().st_mtime_ns == before
 

@@ -162,7 +162,7 @@ def test_runs_of_structure_from_motion_have_the_record_of_a_trained_one(bench, t
     wall(tmp_path / "wall", blank=1)
     presets = ["sfm-given", "sfm-incremental"]
     measures = {"epipolar": {}, "uncertainty": {}}
-    outcome = bench(*suite(tmp_path, presets, measures=measures), "--no-report")
+    outcome = bench(*suite(tmp_path, presets, measures=measures), "--report", "False")
     assert outcome.code == 0, outcome.output[-3000:]
     found = {}
     for preset in presets:
@@ -209,13 +209,13 @@ def test_images_are_those_that_a_field_would_see(bench, tmp_path: Path, monkeypa
 
     monkeypatch.setattr("hashpose_ns.matches.features.find_matches", recorded)
     half = {"name": "half", "like": "sfm-global", "flags": "--pipeline.datamanager.camera-res-scale-factor 0.5"}
-    outcome = bench(*suite(tmp_path, [half]), "--no-report")
+    outcome = bench(*suite(tmp_path, [half]), "--report", "False")
     assert outcome.code == 1 and sizes == [(SIZE // 2, SIZE // 2)] * IMAGES
 
 
 def test_pictures_without_texture_place_nothing_and_say_so(bench, tmp_path: Path):
     wall(tmp_path / "wall", blank=IMAGES)
-    outcome = bench(*suite(tmp_path, ["sfm-given"]), "--no-report")
+    outcome = bench(*suite(tmp_path, ["sfm-given"]), "--report", "False")
     assert outcome.code == 0, outcome.output[-3000:]
     content = read(tmp_path / "out" / "sfm" / "wall" / "sfm-given" / "seed_0" / files.RESULTS)
     assert content["sfm_not_placed"] == IMAGES and "sfm_placed_rotation_deg_mean" not in content

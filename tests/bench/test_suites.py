@@ -60,7 +60,8 @@ def test_every_preset_makes_a_model_with_what_it_states(preset: str):
         scene_box=SceneBox(torch.tensor([[-1.5] * 3, [1.5] * 3])), num_train_data=3, metadata={}
     )
     groups = set(model.get_param_groups())
-    assert groups - {"camera_opt"} == set(config.optimizers) - {"camera_opt"}
+    poses = {"camera_opt", "camera_warp"}
+    assert groups - poses == set(config.optimizers) - poses
     assert ("camera_opt" in groups) == (preset not in ("true-poses", "colmap-fixed"))
 
 

@@ -43,7 +43,7 @@ def write_suite(folder: Path, name: str = "tiny", **changes: Any) -> List[str]:
     """Writes such a suite; what `hashpose-bench` is to be called with, but for --output-dir."""
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(suite_content(folder, **changes)))
-    return ["run", "--suite", str(path), "--data", str(folder / "scenes"), "--no-report"]
+    return ["run", "--suite", str(path), "--data", str(folder / "scenes"), "--report", "False"]
 
 
 class InThisProcess:

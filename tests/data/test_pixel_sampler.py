@@ -157,3 +157,43 @@ def test_sampling_depends_on_the_seed_alone():
 def test_a_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(HashPoseError, match="between 0 and 1"):
         EdgePixelSamplerConfig(edge_fraction=fraction).setup(num_rays_per_batch=10)
+
+
+@pytest.mark.parametrize("edges", [0.0, 0.5])
+def test_equal_shares_give_each_image_as_many_fresh_pixels(edges):
+    batch = make_batch(make_images(columns=(15, 15, 15)))
+    first, second = (
+        sample(batch, rays=302, seed=seed, edge_fraction=edges, cameras="equal")["indices"] for seed in range(2)
+    )
+    assert sorted(torch.bincount(first[:, 0]).tolist()) == [100, 101, 101]
+    assert not torch.equal(first[:, 1:], second[:, 1:])
+    pixels = {tuple(place) for place in first[:, 1:].tolist()}
+    assert len(pixels) > 150, "images have pixels of their own"
+    near = (first[:, 2] - 15).abs() <= 3  # the default radius is two pixels
+    assert float(near.float().mean()) == pytest.approx(edges + (1 - edges) * 7 / WIDTH, abs=0.08)
+
+
+def test_few_rays_go_to_some_images_three_to_each():
+    seen = set()
+    for seed in range(20):
+        images = sample(make_batch(make_images()), rays=7, seed=seed, cameras="equal")["indices"][:, 0]
+        assert sorted(torch.bincount(images, minlength=N).tolist()) == [0, 3, 4]
+        seen |= set(images.tolist())
+    assert seen == set(range(N))
+
+
+def test_shared_places_are_those_of_all_images():
+    indices = sample(make_batch(make_images()), rays=32, cameras="shared")["indices"]
+    places = [indices[indices[:, 0] == image, 1:] for image in range(N)]
+    assert sorted(len(each) for each in places) == [10, 11, 11], "what is left over goes to some"
+    assert torch.equal(places[0][:10], places[1][:10]) and torch.equal(places[0][:10], places[2][:10])
+    assert len({tuple(place) for place in places[0].tolist()}) > 8
+    with pytest.raises(HashPoseError, match="edge-fraction 0"):
+        sample(make_batch(make_images()), cameras="shared", edge_fraction=0.5)
+
+
+def test_spread_over_images_does_not_undo_masks():
+    mask = torch.zeros(N, HEIGHT, WIDTH, 1, dtype=torch.bool)
+    mask[:, 10:20] = True
+    indices = sample(make_batch(make_images(), mask=mask), rays=300, cameras="equal")["indices"]
+    assert ((indices[:, 1] >= 10) & (indices[:, 1] < 20)).all()

@@ -123,9 +123,17 @@ def test_a_save_that_is_cut_off_leaves_the_checkpoint_before_it(ns_train, monkey
     assert [record["step"] for record in pose_log(folder)] == [0, 9]
 
 
-def test_resuming_is_exact_with_every_part_that_has_a_state(ns_train, tmp_path):
+WARP = "--pipeline.model.camera-optimizer.warp"
+LOCAL_TO_GLOBAL = [
+    *("--pipeline.model.camera-optimizer.model", "local-to-global", "--pipeline.datamanager.pixel-sampler.cameras"),
+    *("equal", f"{WARP}.width", 16, f"{WARP}.embedding", 8, f"{WARP}.until", 0.7),
+]
+
+
+@pytest.mark.parametrize("more", [[], LOCAL_TO_GLOBAL], ids=["se3", "local-to-global"])
+def test_resuming_is_exact_with_every_part_that_has_a_state(more, ns_train, tmp_path):
     """Edge-guided pixels, appearance, masked features, camera-side twists, rates by the poses' motion, importance
-    samples: one step in the middle and on."""
+    samples, or rays that move by themselves and hand over to twists: one step in the middle and on."""
     arguments = [
         *("hashpose-blender", "--experiment-name", "e", "--data", CHAIR, "--max-num-iterations", 41),
         *("--save-only-latest-checkpoint", "False", "--steps-per-save", 20, "--steps-per-pose-log", 7),
@@ -137,7 +145,7 @@ def test_resuming_is_exact_with_every_part_that_has_a_state(ns_train, tmp_path):
         *("--pipeline.model.camera-optimizer.settling.decay", 0.7),
         *("--pipeline.model.camera-optimizer.settling.threshold", 0.9),
         *("--pipeline.model.num-importance-samples", 4, "--pipeline.model.importance-start", 0.2),
-        *("--pipeline.model.clip-to-box", "True", "--output-dir", tmp_path),
+        *("--pipeline.model.clip-to-box", "True", "--output-dir", tmp_path, *more),
         *(*SMALL_FIELD, *FEW_RAYS, *NO_EVAL),
     ]
     through = ns_train(*arguments, "--timestamp", "through")

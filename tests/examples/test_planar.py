@@ -40,6 +40,102 @@ def test_homographies_are_the_exponential_of_sl3_in_barfs_order():
     np.testing.assert_allclose(found, np.stack(expected), atol=1e-12)
 
 
+def test_rigid_motions_are_the_exponential_of_se2():
+    twists = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    twists[0] = 0.0  # the series at angle 0
+    expected = [expm(np.array([[0, -a, x], [a, 0, y], [0, 0, 0]])) for x, y, a in twists.numpy()]
+    np.testing.assert_allclose(planar.rigid_motions(twists), expected, atol=1e-12)
+    gradients = torch.autograd.functional.jacobian(planar.rigid_motions, torch.zeros(3))
+    assert gradients.isfinite().all() and gradients[0, 1, 2] == -1.0
+
+
+def points_and_images(motion: str, noise: float = 0.0, dtype: torch.dtype = torch.float64):
+    """A symmetric grid, and where warps of 20 sizes take it, the identity first, disturbed by noise."""
+    length, exponential = planar.MOTIONS[motion]
+    generator = torch.Generator().manual_seed(2)
+    twists = torch.linspace(0, 0.5, 20)[:, None] * torch.randn(20, length, generator=generator)
+    grid = torch.cartesian_prod(torch.linspace(-0.3, 0.3, 5), torch.linspace(-0.3, 0.3, 5)).to(dtype).expand(20, -1, 2)
+    warps = exponential(twists.to(dtype))
+    moved = planar.warp_points(warps, grid)
+    return grid, moved + noise * torch.randn(moved.shape, generator=generator).to(dtype), warps
+
+
+REGISTER = {"homography": planar.register_homography, "rigid": planar.register_rigid}
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("motion", REGISTER)
+def test_a_warp_is_registered_exactly(motion, dtype, tolerance):
+    grid, moved, warps = points_and_images(motion, dtype=dtype)
+    found = REGISTER[motion](grid, moved)
+    torch.testing.assert_close(found / found[..., 2:, 2:], warps / warps[..., 2:, 2:], atol=tolerance, rtol=tolerance)
+
+
+def test_registrations_of_noisy_points_agree_with_oracles():
+    grid, moved, _ = points_and_images("rigid", noise=0.02)
+    for p, q, found in zip(grid.numpy(), moved.numpy(), planar.register_rigid(grid, moved).numpy()):
+        a, b = (x - x.mean(0) for x in (p, q))  # the angle in closed form
+        angle = np.arctan2((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum(), (a * b).sum())
+        assert np.arctan2(found[1, 0], found[0, 0]) == pytest.approx(angle, abs=1e-10)
+        np.testing.assert_allclose(found[:2, :2] @ p.mean(0) + found[:2, 2], q.mean(0), atol=1e-10)
+    grid, moved, _ = points_and_images("homography", noise=0.02)
+    found = planar.warp_points(planar.register_homography(grid, moved), grid)
+    for p, q, image in zip(
+        grid.numpy(), moved.numpy(), found.numpy()
+    ):  # cv2 minimises the distance, ours its linear part
+        best = cv2.perspectiveTransform(p[None], cv2.findHomography(p, q)[0])[0]
+        ours, least = (np.square(x - q).sum() for x in (image, best))
+        assert least <= ours * (1 + 1e-6) and ours < 1.1 * least
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("motion", REGISTER)
+def test_gradients_through_registrations_are_finite_on_symmetric_grids(motion, dtype):
+    grid, moved, _ = points_and_images(motion, dtype=dtype)
+    moved.requires_grad_()
+    weights = torch.randn(3, 3, generator=torch.Generator().manual_seed(3)).to(dtype)
+    (REGISTER[motion](grid, moved) * weights).sum().backward()
+    assert moved.grad.isfinite().all() and 0 < moved.grad.abs().max() < 1e3
+    if dtype == torch.float64:
+        grid, moved, _ = points_and_images(motion, noise=0.02)
+        assert torch.autograd.gradcheck(lambda x: REGISTER[motion](grid[:2], x), moved[:2].clone().requires_grad_())
+
+
+def test_the_rigid_registration_adds_nothing_to_the_gradient_of_its_own_loss():
+    grid, moved, _ = points_and_images("rigid", noise=0.02)
+    gradients = []
+    for registered_from in (lambda x: x, torch.Tensor.detach):
+        x = moved.clone().requires_grad_()
+        warp = planar.register_rigid(grid, registered_from(x))
+        (planar.warp_points(warp, grid) - x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("motion", REGISTER)
+def test_local_warps_leave_the_anchor_and_report_what_they_register(motion):
+    cut = problem(replace(SHORT, motion=motion))
+    warps = planar.LocalWarps(cut, SHORT)
+    matrices = warps.matrices()
+    torch.testing.assert_close(matrices[0] / matrices[0, 2, 2], torch.eye(3), atol=1e-5, rtol=0)
+    assert not torch.allclose(matrices[1], torch.eye(3), atol=1e-3)
+    points, penalty = warps(cut.grid.expand(5, -1, -1))
+    torch.testing.assert_close(points[0], cut.grid, atol=1e-6, rtol=0)
+    penalty.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in warps.parameters())
+
+
+@pytest.mark.parametrize("motion", ["homography", "rigid"])
+def test_l2gs_protocol_turns_patches_and_keeps_corners_off_the_axes(motion):
+    cut = problem(replace(SHORT, protocol="l2g", motion=motion, noise=0.1))
+    corners = planar.warp_points(cut.true, cut.corners.expand(5, 4, 2)).abs()
+    assert corners.max() <= 1 and corners.min() >= cut.side / 4 / cut.longer
+    turns = torch.atan2(cut.true[1:, 1, 0], cut.true[1:, 0, 0]).abs()
+    assert turns.max() > 0.2
+    if motion == "rigid":
+        torch.testing.assert_close(torch.linalg.det(cut.true), torch.ones(5))
+
+
 def test_errors_are_distances_in_pixels_in_the_anchors_frame():
     cut = problem(replace(SHORT, noise=0.0))
     moved = cut.true.clone()
@@ -58,7 +154,7 @@ def test_patches_are_cut_from_within_the_photograph():
         problem(replace(SHORT, translation=0.9))
 
 
-@pytest.mark.parametrize("name", ["hash/axis/lr", "hash/linear/mask", "gaussian"])
+@pytest.mark.parametrize("name", ["hash/axis/lr", "hash/linear/mask", "gaussian", "l2g/hash/axis/lr"])
 def test_a_short_run_brings_patches_of_a_photograph_closer(name):
     run = planar.align(problem(), name, SHORT, seed=1)
     errors = run.curve["error"]

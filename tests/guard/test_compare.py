@@ -222,14 +222,14 @@ def test_a_report_with_values_of_other_types_is_refused(report, tmp_path, change
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(HashPoseError, match="cannot be read; make it anew"):
+    with pytest.raises(HashPoseError, match="cannot be read; run hashpose-guard again"):
         read_report(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_file_that_is_no_report_is_refused(tmp_path, content):
     (tmp_path / "guard.json").write_bytes(content)
-    with pytest.raises(HashPoseError, match="cannot be read; make it anew"):
+    with pytest.raises(HashPoseError, match="cannot be read; run hashpose-guard again"):
         read_report(tmp_path / "guard.json")
 
 

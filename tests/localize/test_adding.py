@@ -52,7 +52,7 @@ def test_training_goes_on_in_a_run_of_its_own(tiny_run, in_process, unchecked, t
         *("--load-config", tiny_run.folder / "config.yml", "--images", photographs, "--batch", 3),
         *("--start", photographs / "transforms.json", "--hypotheses", 1, "--rays", 1024, "--overlay-size", 0),
     ]
-    done = in_process(entrypoint, *arguments, "--output-dir", tmp_path / "found", "--add", "--add-steps", STEPS)
+    done = in_process(entrypoint, *arguments, "--output-dir", tmp_path / "found", "--add", "True", "--add-steps", STEPS)
     assert done.code == 0, done.output[-3000:]
     said = " ".join(done.output.split())
     assert "1 of these are images of the run already" in said

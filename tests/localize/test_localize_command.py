@@ -25,8 +25,8 @@ from hashpose_ns.localize.starts import KnownStarts
 from hashpose_ns.photometry.localize import SearchConfig, whole_image
 from nerfstudio.data.utils import colmap_parsing_utils as colmap
 
-FEW = ("--hypotheses", 16, "--rays", 8_000, "--overlay-size", 16, "--batch", 4)
-QUICK = SearchConfig(hypotheses=16, rays=8_000)
+FEW = ("--hypotheses", 16, "--rays", 10_000, "--overlay-size", 16, "--batch", 4)
+QUICK = SearchConfig(hypotheses=16, rays=10_000)
 VIEWS = looking_in(12, seed=5)[[5, 7, 9]]
 
 

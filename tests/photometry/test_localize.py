@@ -33,7 +33,7 @@ from hashpose_ns.photometry.pixels import ImagePixels, posed_cameras
 from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.utils import poses as pose_utils
 
-FEW = dict(hypotheses=16, rays=8_000, images=5)
+FEW = dict(hypotheses=16, rays=10_000, images=5)
 
 
 @pytest.fixture(autouse=True)
