@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Tuple
 
+from hashpose_ns.cameras.centering import CenteringConfig
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.cameras.settling import SettlingConfig
@@ -150,6 +151,7 @@ def _small_trainer(
     optimizers: Dict[str, Any],
     recovery: RecoveryConfig,
     guard: GuardConfig,
+    centering: CenteringConfig,
     **model: Any,
 ) -> HashPoseTrainerConfig:
     """What a CPU trains in minutes: few rays and samples, a small grid."""
@@ -185,6 +187,7 @@ def _small_trainer(
         steps_per_eval_all_images=100_000,
         recovery=recovery,
         guard=guard,
+        centering=centering,
         matches=_matches(),
     )
 
@@ -198,6 +201,7 @@ small = MethodSpecification(
         _optimizers(encoding=(1e-2, 1e-3), decoder=(1e-2, 1e-3), poses=(3e-3, 1e-4)),
         RecoveryConfig(),
         _guard(),
+        CenteringConfig(),
         camera_optimizer=PoseOptimizerConfig(trusted=TrustedStartConfig(rate=0.03)),
         curriculum=CurriculumConfig(mode="none"),
         scene="contraction",
@@ -225,6 +229,7 @@ object_ = MethodSpecification(
         },
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
         _guard(keep_rebased=True),
+        CenteringConfig(),
         camera_optimizer=PoseOptimizerConfig(
             side="orbit",
             start=0.03,
