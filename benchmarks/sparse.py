@@ -61,8 +61,10 @@ class Args(Output):
     """Numbers of photographs that fields are trained on."""
     starts: tuple[str, ...] = ("true", "found")
     """Where fields start: true, found, or coarse, which is found without refinement."""
-    log: Optional[Path] = None
-    """log.jsonl of the training run, which goes into the record."""
+    iterations: int = 2500
+    """Steps of a field."""
+    logs: tuple[Path, ...] = ()
+    """log.jsonl of the runs that trained them, one after the other, which go into the record."""
 
 
 def photographs(seed: int, views: int, folder: Path) -> tuple[list[Path], list[Path], Tensor]:
@@ -110,7 +112,7 @@ def command(*words: str | Path) -> None:
     subprocess.run([sys.executable, *map(str, words)], env=environment, check=True)
 
 
-def field(folder: Path, data: Path) -> dict[str, Any]:
+def field(folder: Path, data: Path, iterations: int) -> dict[str, Any]:
     """Trains and evaluates hashpose-object on a transforms.json; what ns-eval writes."""
     results = folder / "eval.json"
     if not results.exists():
@@ -124,7 +126,16 @@ def field(folder: Path, data: Path) -> dict[str, Any]:
             "--auto-scale-poses",
             "False",
         )
-        quiet = ("--machine.seed", "1", "--matches.start", "off", "--guard.mode", "off")
+        quiet = (
+            "--max-num-iterations",
+            str(iterations),
+            "--machine.seed",
+            "1",
+            "--matches.start",
+            "off",
+            "--guard.mode",
+            "off",
+        )
         enter = "import sys; from nerfstudio.scripts.{0} import entrypoint; sys.argv[0] = 'ns-{0}'; entrypoint()"
         command("-c", enter.format("train"), "hashpose-object", "--data", data, *run, *quiet, *parser)
         config = next(folder.glob("e/*/t/config.yml"))
@@ -163,7 +174,7 @@ def end_to_end(args: Args, seed: int, views: int) -> list[dict[str, Any]]:
         errors = angles(
             pair_rotations(poses[:views, :, :3].transpose(1, 2)), pair_rotations(true[:views, :, :3].transpose(1, 2))
         )
-        result = field(place / start, data)
+        result = field(place / start, data, args.iterations)
         rows.append(
             {
                 "object": seed,
@@ -191,7 +202,7 @@ def main(args: Args) -> None:
         for stage, values in [("chance", row["chance"]), *((str(i), v) for i, v in enumerate(row["stages"]))]
     ]
     show("pairs of views", rows)
-    log = [] if args.log is None else [json.loads(line) for line in args.log.read_text().splitlines()]
+    log = [[json.loads(line) for line in path.read_text().splitlines()] for path in args.logs]
     write_record(args.output, weights=note, scores=scores, fields=fields, training=log)
 
 

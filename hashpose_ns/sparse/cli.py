@@ -44,6 +44,8 @@ class Train:
     """Folder of the checkpoint, the weights, the log and its figure."""
     settings: TrainSettings = field(default_factory=TrainSettings)
     """What decides the result."""
+    init: Optional[Path] = None
+    """Weights whose coarse part a new run starts from."""
     allow_change: bool = False
     """Resume with other settings than before; when and which is noted in the weights."""
     minutes: Optional[float] = None
@@ -72,6 +74,8 @@ class Train:
         training = Training(self.output_dir, self.settings, device_named(self.device), self.precision)
         if training.resume(self.allow_change):
             print(f"Resumes at step {training.step} of {self.settings.steps}.")
+        elif self.init is not None:
+            training.start_from(self.init)
         with StopSignals() as signals:
             seconds = None if self.minutes is None else 60 * self.minutes
             say = lambda line: print(line, flush=True)  # noqa: E731

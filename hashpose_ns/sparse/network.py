@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hashpose_ns.sparse.geometry import balls, left_update, project, rotation_from_6d
@@ -65,11 +65,21 @@ class Encoder(nn.Module):
         self.late = nn.Sequential(
             _down(48, 80), _Residual(80), _Residual(80), _down(80, config.width), _Residual(config.width)
         )
-        self.to_map = nn.Conv2d(48, config.map_channels, 1)
+        self.to_map = nn.Sequential(
+            nn.Conv2d(48 + 80, 48, 3, padding=1),
+            nn.GroupNorm(8, 48),
+            nn.ReLU(),
+            nn.Conv2d(48, 48, 3, padding=1),
+            nn.GroupNorm(8, 48),
+            nn.ReLU(),
+            nn.Conv2d(48, config.map_channels, 1),
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         early = self.early((images - 0.45) * 3)
-        return self.to_map(early), self.late(early)
+        middle = self.late[:3](early)
+        larger = nn.functional.interpolate(middle.float(), scale_factor=2.0, mode="bilinear").to(early.dtype)
+        return self.to_map(torch.cat([early, larger], 1)), self.late[3:](middle)
 
 
 class SparsePoseNet(nn.Module):
@@ -131,6 +141,7 @@ class SparsePoseNet(nn.Module):
         start: Optional[Cameras] = None,
         steps: Optional[int] = None,
         generator: Optional[torch.Generator] = None,
+        blind: Optional[Bool[Tensor, "scenes"]] = None,
     ) -> list[Cameras]:
         """The coarse estimate and the one after every step of refinement.
 
@@ -140,6 +151,7 @@ class SparsePoseNet(nn.Module):
             start: what refinement starts from where its rotations are no NaN, in place of the coarse estimate.
             steps: of refinement, by default those of the configuration.
             generator: of the points.
+            blind: scenes whose refinement does not get the pictures' vectors, only sampled features.
         """
         maps, vectors = self.encode(images, tangents)
         estimates = [self.guess(vectors, tangents)]
@@ -151,6 +163,8 @@ class SparsePoseNet(nn.Module):
                 torch.where(given[..., 0], start.centers, current.centers),
             )
         state = None
+        if blind is not None:
+            vectors = vectors.masked_fill(blind[:, None, None], 0.0)
         for _ in range(self.config.steps if steps is None else steps):
             refined, state = self.refinement(current, maps, vectors, tangents, state, generator)
             estimates.append(refined)

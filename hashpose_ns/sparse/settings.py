@@ -28,7 +28,7 @@ class NetworkConfig:
     """Hidden channels of the transformer's MLPs."""
     map_channels: int = 32
     """Channels of the feature map that points are sampled from."""
-    points: int = 64
+    points: int = 96
     """Points that are drawn in every refinement step."""
     steps: int = 5
     """Most refinement steps; training draws a number of them, from 1 on."""
@@ -72,13 +72,16 @@ class TrainSettings:
     """Share of training over which the learning rate rises."""
     weight_decay: float = 0.02
     """Of weight matrices; biases and norms have none."""
-    refine_from: float = 0.3
+    refine_from: float = 0.45
     """Share of training after which refinement is trained as well."""
-    freeze_from: float = 1.0
+    freeze_from: float = 0.45
     """Share of training after which refinement alone is trained.
     The coarse estimate then stays as it is, and refinement's learning rate restarts."""
-    disturbed: float = 0.5
+    disturbed: float = 0.3
     """Share of scenes whose refinement starts from the true poses, disturbed, and not from the coarse estimate."""
+    blind: float = 0.5
+    """Share of scenes whose refinement gets sampled features only.
+    With the pictures' vectors it learns nothing that the coarse estimate does not know."""
     disturbed_deg: tuple[float, float] = (5.0, 40.0)
     """Least and largest angle by which they are disturbed."""
     widen_until: float = 0.0

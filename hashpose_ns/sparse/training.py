@@ -22,9 +22,11 @@ from hashpose_ns.sparse.geometry import balls, exp_map_SO3, pair_rotations
 from hashpose_ns.sparse.network import Cameras, SparsePoseNet
 from hashpose_ns.sparse.scenes import Scenes, random_scenes
 from hashpose_ns.sparse.settings import POOL_VIEWS, TrainSettings
-from hashpose_ns.sparse.weights import save_weights
+from hashpose_ns.sparse.weights import read_weights, save_weights
 from hashpose_ns.stopping import StopSignals
 
+REFINING = ("refinement.", "encoder.to_map.")
+"""Parts of the network that the coarse estimate does without."""
 CHECKPOINT, LOG, WEIGHTS, SETTINGS = "checkpoint.pt", "log.jsonl", "weights.npz", "settings.json"
 
 
@@ -145,7 +147,7 @@ class Training:
     def freeze(self) -> None:
         """From here on only refinement and its feature map are trained, beside a coarse estimate as it is evaluated."""
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(name.startswith(("refinement.", "encoder.to_map.")))
+            parameter.requires_grad_(name.startswith(REFINING))
         self.frozen = True
 
     def train_step(self, scenes: Scenes) -> list[Tensor]:
@@ -155,8 +157,9 @@ class Training:
         refines = self.step >= settings.refine_from * settings.steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        start, count = None, 0
+        start, count, blind = None, 0, None
         if refines:
+            blind = torch.rand(len(scenes), generator=generator, device=self.device) < settings.blind
             start = disturbed(scenes, settings, generator)
             count = 1 + int(torch.randint(settings.network.steps, (), generator=generator, device=self.device))
         if not self.frozen and self.step >= settings.freeze_from * settings.steps:
@@ -164,7 +167,7 @@ class Training:
             self.freeze()
         self.network.train(not self.frozen)
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            stages = self.network(scenes.images, scenes.tangents, start, count, generator)
+            stages = self.network(scenes.images, scenes.tangents, start, count, generator, blind)
         losses = [pose_loss(cameras, scenes, settings.absolute) for cameras in stages]
         loss = losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
         self.optimizer.zero_grad()
@@ -329,6 +332,27 @@ class Training:
             write_whole(self.folder / SETTINGS, json.dumps(mine, indent=1) + "\n")
         self._cut_log()
         return True
+
+    def start_from(self, path: Path) -> None:
+        """Takes the coarse part of the network from weights.
+
+        Raises:
+            HashPoseError: they cannot be read, or are of another network.
+        """
+        state, note = read_weights(path)
+        own = self.network.state_dict()
+        coarse = {name: value for name, value in own.items() if not name.startswith(REFINING)}
+        missing = [name for name, value in coarse.items() if name not in state or state[name].shape != value.shape]
+        if missing:
+            raise HashPoseError(
+                f"{path} is of another network ({missing[0]} differs); give the same --settings.network."
+            )
+        own.update({name: state[name].to(value) for name, value in coarse.items()})
+        for network in (self.network, self.averaged):
+            network.load_state_dict(own)
+        self.changes.append(
+            [0, {"init": {name: note.get(name) for name in ("step", "pictures", "cpu_seconds", "changes")}}]
+        )
 
     def _cut_log(self) -> None:
         """Drops lines of steps that the checkpoint does not know."""

@@ -53,21 +53,33 @@ def load_weights(path: Optional[Path] = None) -> tuple[SparsePoseNet, dict[str, 
             "hashpose comes without weights of SparsePose; train them with hashpose-sparse train and give --weights."
         )
     path = PACKAGED if path is None else path
+    state, note = read_weights(path)
+    try:
+        network = SparsePoseNet(NetworkConfig(**note["network"]))
+        network.load_state_dict({name: state[name].to(value) for name, value in network.state_dict().items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise HashPoseError(
+            f"{path} holds no weights of this network ({one_line(error)}); train them again."
+        ) from error
+    return network.eval(), note
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The arrays and the note of a file.
+
+    Raises:
+        HashPoseError: there is no such file, or it is none of `save_weights`.
+    """
     if not path.is_file():
         raise HashPoseError(f"There is no file {path}; --weights takes the weights.npz of hashpose-sparse train.")
     try:
         with np.load(path, allow_pickle=False) as file:
             note = json.loads(str(file[NOTE]))
-            network = SparsePoseNet(NetworkConfig(**note["network"]))
-            state = {}
-            for name, value in network.state_dict().items():
-                array = torch.from_numpy(file[name])
-                if array.shape != value.shape or not array.isfinite().all():
-                    raise ValueError(f"{name} does not fit")
-                state[name] = array.to(value.dtype)
-    except Exception as error:  # of zip files, JSON, arrays, sizes
+            state = {name: torch.from_numpy(file[name]) for name in file.files if name != NOTE}
+        if not isinstance(note, dict) or not all(bool(value.isfinite().all()) for value in state.values()):
+            raise ValueError("its content is damaged")
+    except Exception as error:  # of zip files, JSON, arrays
         raise HashPoseError(
             f"{path} holds no weights of this network ({one_line(error)}); train them again."
         ) from error
-    network.load_state_dict(state)
-    return network.eval(), note
+    return state, note

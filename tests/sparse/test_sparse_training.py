@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def tiny(**changes) -> TrainSettings:
     network = NetworkConfig(size=32, width=32, layers=1, hidden=32, points=16, steps=2)
-    settings = dict(steps=50, images=16, fresh=1, pool=6, lr=3e-3, refine_from=0.0, fewest=3, most=4)
+    settings = dict(steps=50, images=16, fresh=1, pool=6, lr=3e-3, refine_from=0.0, freeze_from=1.0, fewest=3, most=4)
     return TrainSettings(network=network, **{**settings, **changes})
 
 
@@ -114,6 +114,31 @@ def test_after_freezing_only_refinement_learns(tmp_path, scenes):
             assert learns != torch.equal(value, before[name]), name
     rates = [training.learning_rate(step) for step in range(8)]
     assert rates[4] == rates[0] > rates[3]
+
+
+def test_a_run_can_start_from_the_coarse_part_of_weights(tmp_path):
+    first = training_in(tmp_path / "first", tiny())
+    first.save()
+    second = training_in(tmp_path / "second", tiny(seed=1))
+    second.start_from(tmp_path / "first" / "weights.npz")
+    ours, theirs = second.averaged.state_dict(), first.averaged.state_dict()
+    torch.testing.assert_close(ours["coarse.0.weight"], theirs["coarse.0.weight"], atol=1e-3, rtol=1e-3)
+    assert not torch.equal(ours["refinement.lstm.weight_hh"], theirs["refinement.lstm.weight_hh"])
+    other = TrainSettings(network=NetworkConfig(size=32, width=64, layers=1, hidden=32))
+    with pytest.raises(HashPoseError, match="of another network"):
+        training_in(tmp_path / "third", other).start_from(tmp_path / "first" / "weights.npz")
+
+
+def test_blind_refinement_sees_the_map_alone(scenes):
+    network = SparsePoseNet(tiny().network).eval()
+    torch.nn.init.normal_(network.refinement.head[-1].weight, std=0.1)
+    blind = torch.tensor([True, False, True])
+    seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
+    coarse, seeing = network(scenes.images, scenes.tangents, None, 1, seeds[0])
+    blinded = network(scenes.images, scenes.tangents, None, 1, seeds[1], blind)[1]
+    moved = angles(seeing.rotations, blinded.rotations).amax(1)
+    assert float(moved[1]) < 1e-3 < float(moved[[0, 2]].min())
+    assert bool((angles(blinded.rotations, coarse.rotations) > 0.01).any())
 
 
 def test_refinement_starts_at_no_update_and_gets_gradients(scenes):
