@@ -23,7 +23,8 @@ class TrustedStartConfig:
     Fine levels may open before poses move: they are right."""
 
     direction_start: float = 0.2
-    """Fraction of training before which colour does not depend on the view direction, if the decoder's is larger."""
+    """Fraction of training before which colour ignores the view direction.
+    The decoder's own fraction holds where that is smaller."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
