@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from hashpose_ns.cameras.centering import CenteringConfig
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
@@ -154,6 +154,7 @@ def _small_trainer(
     recovery: RecoveryConfig,
     guard: GuardConfig,
     centering: CenteringConfig,
+    finer_method: Optional[str] = None,
     **model: Any,
 ) -> HashPoseTrainerConfig:
     """What a CPU trains in minutes: few rays and samples, a small grid."""
@@ -191,6 +192,7 @@ def _small_trainer(
         guard=guard,
         centering=centering,
         matches=_matches(),
+        finer_method=finer_method,
     )
 
 
@@ -232,6 +234,7 @@ object_ = MethodSpecification(
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
         _guard(keep_rebased=True),
         CenteringConfig(),
+        finer_method="hashpose-object-fine",
         camera_optimizer=PoseOptimizerConfig(
             side="orbit",
             start=0.03,
@@ -256,7 +259,7 @@ object_ = MethodSpecification(
 def _finer(config: Any) -> HashPoseTrainerConfig:
     """The same for larger pictures: more steps and rays, a finer grid, more places at which the field is asked."""
     config = copy.deepcopy(config)
-    config.method_name, config.max_num_iterations = "hashpose-object-fine", 12_000
+    config.method_name, config.finer_method, config.max_num_iterations = config.finer_method, None, 12_000
     config.steps_per_save = 2000
     config.pipeline.datamanager.train_num_rays_per_batch = 1024
     model = config.pipeline.model

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch
+import tyro
 from torch import Tensor
 
 from hashpose_ns.atomic import whole_file
@@ -54,6 +55,9 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 
+LARGE = 300
+"""Pixels of the shorter side from which pictures are large."""
+
 
 @dataclass
 class HashPoseTrainerConfig(TrainerConfig):
@@ -74,6 +78,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Matches between the training images."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
     """The live viewer: who can reach it, and what it shows."""
+    finer_method: tyro.conf.Suppress[Optional[str]] = None
+    """The method that is made for larger pictures than this one."""
 
     def __post_init__(self) -> None:
         if self.data is not None:  # the configuration that ns-train has chosen, and not one of those it chooses from
@@ -127,6 +133,20 @@ class HashPoseTrainerConfig(TrainerConfig):
             raise HashPoseError(
                 f"The run's folder {self.get_base_dir()} cannot be written: {one_line(error)}."
             ) from error
+
+    def advice(self, shorter_side: int, trusted: bool) -> Optional[str]:
+        """What to say where another method is made for such pictures.
+
+        Args:
+            shorter_side: of the training images, in pixels.
+            trusted: whether training starts at poses from matches, which finer methods need.
+        """
+        if self.finer_method is None or not trusted or shorter_side < LARGE:
+            return None
+        return (
+            f"Pictures are {shorter_side} pixels large: {self.finer_method} is made for them, takes a quarter of an "
+            "hour, and ends nearer."
+        )
 
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
@@ -185,6 +205,7 @@ class HashPoseTrainer(Trainer):
             self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
             self._show_matches()
+            self._advise()
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
@@ -366,6 +387,13 @@ class HashPoseTrainer(Trainer):
         if matched is not None and matched.images is not None:
             said = in_words(matched.start) if matched.start is not None else ""  # where training is resumed
             self.pipeline.pose_panel.show_matches(matched.images, said)
+
+    def _advise(self) -> None:
+        cameras = self.pipeline.datamanager.train_dataset.cameras
+        side = int(torch.minimum(cameras.width, cameras.height).max())
+        said = self.config.advice(side, self.pipeline.model.camera_optimizer.is_trusted)
+        if said is not None:
+            CONSOLE.print(said, soft_wrap=True)
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""
