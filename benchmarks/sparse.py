@@ -126,7 +126,7 @@ def field(folder: Path, data: Path, iterations: int) -> dict[str, Any]:
         command("-c", enter.format("eval"), "--load-config", config, *output)
     if not (folder / "refined").exists():
         config = next(folder.glob("e/*/t/config.yml"))
-        output = ("--output-dir", folder / "refined", "--points", "none")
+        output = ("--output-dir", folder / "refined", "--points", "empty")
         command("-m", "hashpose_ns.export.cli", "nerfstudio", "--load-config", config, *output)
     return json.loads(results.read_text())["results"]
 
