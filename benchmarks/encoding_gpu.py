@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,13 +82,12 @@ def errors_against_float64(encoding: torch.nn.Module, device: torch.device, coun
     return {name: ((actual[name] - value).abs().max() / value.abs().max()).item() for name, value in expected.items()}
 
 
-def check(encodings: dict[str, torch.nn.Module], device: torch.device) -> list[dict[str, Any]]:
-    """Errors of all but tiny-cuda-nn, for every reading.
+def check(encodings: dict[str, torch.nn.Module], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Errors of all but tiny-cuda-nn, for every reading, one after the other.
 
     Raises:
         HashPoseError: If one of them is above the tolerance.
     """
-    rows = []
     for name, encoding in encodings.items():
         if name == TCNN:
             continue
@@ -98,27 +98,31 @@ def check(encodings: dict[str, torch.nn.Module], device: torch.device) -> list[d
                 trial.config = copy.copy(encoding.config)
                 trial.config.gradient = reading
             errors = errors_against_float64(trial, device)
-            rows.append(dict(encoding=name, gradient=reading, **errors))
             for result, error in errors.items():
                 if not error <= TOLERANCE:
                     which = f", {reading}" if ours else ""
                     raise HashPoseError(f"The {result} of {name}{which} differs from float64 by {error:.1e}.")
-    return rows
+            yield dict(encoding=name, gradient=reading, **errors)
 
 
-def measure(encodings: dict[str, torch.nn.Module], count: int, repeats: int, device: torch.device) -> list[dict]:
-    """Times of all encodings for one number of points."""
+def measure(
+    encodings: dict[str, torch.nn.Module], count: int, repeats: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Times of all encodings for one number of points, one after the other."""
     x = torch.rand(count, 3, device=device, requires_grad=True)
     grad_output = torch.randn(count, 32, device=device)
     ahead = torch.rand(8192, 8192, device=device)  # about 20 ms a product in float32 on an H100
-    rows: list[dict[str, Any]] = []
     for name, encoding in encodings.items():
-        row = dict(points=count, encoding=name)
+        row: dict[str, Any] = dict(points=count, encoding=name)
         for what, step in zip(("forward", "forward_backward"), make_steps(encoding, x, grad_output)):
             row[f"{what}_step_ms"] = cuda_ms(step, repeats, STEPS)
             row[f"{what}_kernels_ms"] = cuda_ms(step, max(3, repeats // 4), STEPS, ahead)
         encoding.zero_grad(set_to_none=True)
-        rows.append(row)
+        yield row
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, compared with nerfstudio's."""
     baseline = next(row["forward_backward_step_ms"] for row in rows if row["encoding"] == BASELINE)
     return [{**row, "forward_backward_ratio": baseline / row["forward_backward_step_ms"]} for row in rows]
 
@@ -139,10 +143,10 @@ def main(args: Args) -> None:
         encodings[TCNN] = HashEncoding(max_res=2048, implementation="tcnn", **GRID).to(device)
     else:
         print(f"Skipping {TCNN}, because it is not installed.")
-    errors = check(encodings, device)
+    errors = list(check(encodings, device))
     worst = max(value for row in errors for value in row.values() if isinstance(value, float))
     print(f"All agree with float64: the largest difference is {worst:.1e} of the largest number.")
-    rows = [row for count in args.points for row in measure(encodings, count, args.repeats, device)]
+    rows = [row for n in args.points for row in with_ratios(list(measure(encodings, n, args.repeats, device)))]
     show(f"Hash encoding, {torch.cuda.get_device_name()}, torch {torch.__version__}", rows)
     if args.commit:
         os.environ.setdefault("HASHPOSE_COMMIT", args.commit)

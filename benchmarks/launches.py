@@ -7,14 +7,18 @@ ATen operations that a step of nerfstudio's own loop hands to the device and tha
 is only allocated, are not counted. An operation is at least one kernel (a sum of a whole batch, a sort or an
 accumulating index are more), so that the counts are lower bounds.
 
+Waits of Python for the device are counted where pixels, rays and all else of the step are on a GPU, if need be on an
+emulated one (tests/emulated_gpu.py): reads of a number, results whose size depends on numbers, and copies from or to
+memory that is not pinned, each with its line.
+
 Operations of the backward pass are counted for the part whose forward pass they belong to. The hash encoding counts as
-it is on a GPU: its Triton kernels and what is around them, whatever computes it here. Waits are reads of a number by
-Python, which stop until the device has got so far (the one left, of the pixels, is of a generator on the CPU). On a GPU
-its own record of kernels stands beside the counts.
+it is on a GPU: its Triton kernels and what is around them, whatever computes it here. On a GPU its own record of
+kernels stands beside the counts.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -24,15 +28,15 @@ from typing import Any
 import torch
 import training
 import tyro
-from record import Output, show, synchronize, write_record
+from record import REPOSITORY, Output, show, synchronize, write_record
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hashpose_ns.encoding.triton import TritonBackend
 
 NO_WORK = ("empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like", "_unsafe_view", "set_", "resize_")
 """Operations that allocate or rename."""
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2")
-"""Operations whose result, or its size, Python waits for."""
+LOGGING = ("_record_poses", "_log_poses", "_check_finite")
+"""Whose waits are left out: they are not part of most steps."""
 STEPS = 7
 """Steps of which the median counts: those that log are rarer."""
 
@@ -69,10 +73,6 @@ class Launches(training.Parts, TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._overloadpacket.__name__
         if not (func.is_view or name in NO_WORK or func.namespace != "aten"):
-            if name in ("index", "index_put", "index_put_") and any(
-                i.dtype == torch.bool for i in args[1] if i is not None
-            ):
-                name = f"masked_select, by {name}"  # asks how many entries are chosen
             self.counts[self.part()][name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -132,7 +132,7 @@ def watch(trainer: Any, launches: Launches) -> None:
 
 
 def count(method: str, scene: Path, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Median counts of a step, all levels open and poses moving: part -> forward, backward and the waits in both."""
+    """Median counts of a step, all levels open and poses moving: part -> forward, backward; and the step's waits."""
     few = {training.RAYS: 64, "pipeline.model.num_samples": 8}
     trainer = training.make_trainer(method, scene, output, {**few, **settings})
     launches = Launches()
@@ -147,17 +147,30 @@ def count(method: str, scene: Path, output: Path, settings: dict[str, Any]) -> d
         steps.append(launches.counts)
     steps = sorted(steps[3:], key=lambda counts: sum(counter.total() for counter in counts.values()))
     middle = steps[len(steps) // 2]
-    parts: dict[str, dict[str, int]] = defaultdict(lambda: {"forward": 0, "backward": 0, "waits": 0})
+    parts: dict[str, dict[str, int]] = defaultdict(lambda: {"forward": 0, "backward": 0})
     for (part, direction), counter in middle.items():
         parts[part][direction] += counter.total()
-        parts[part]["waits"] += sum(number for name, number in counter.items() if name.startswith(WAITS))
-    total = {key: sum(part[key] for part in parts.values()) for key in ("forward", "backward", "waits")}
+    total = {key: sum(part[key] for part in parts.values()) for key in ("forward", "backward")}
     launches.counting = False
     kernels = on_the_device(trainer, training.START_STEP + 4 + STEPS) if torch.cuda.is_available() else None
     operations = {
         f"{part}, {direction}": dict(counter.most_common()) for (part, direction), counter in middle.items() if counter
     }
-    return {"parts": dict(parts), "total": total, "on_the_device": kernels, "operations": operations}
+    waited = None if torch.cuda.is_available() else waits(method, scene, output, {**few, **settings})
+    return {"parts": dict(parts), "total": total, "waits": waited, "on_the_device": kernels, "operations": operations}
+
+
+def waits(method: str, scene: Path, output: Path, settings: dict[str, Any]) -> list[str]:
+    """What Python waits for in a step that logs nothing, on the emulated GPU."""
+    sys.path.append(str(REPOSITORY / "tests"))
+    import emulated_gpu
+
+    with emulated_gpu.emulation():
+        trainer = training.make_trainer(method, scene, output / "emulated", settings)
+        training.advance(trainer, range(training.START_STEP, training.START_STEP + 2))
+        with emulated_gpu.waits() as found:
+            training.advance(trainer, [training.START_STEP + 2])
+    return [str(wait) for wait in found if not wait.where.endswith(LOGGING)]
 
 
 def on_the_device(trainer: Any, first: int) -> dict[str, float]:
@@ -190,6 +203,8 @@ def main(args: Args) -> None:
         parts = sorted(result["parts"].items(), key=lambda item: -item[1]["forward"] - item[1]["backward"])
         rows = [{"part": name, **part} for name, part in (*parts, ("sum", result["total"]))]
         show(f"Operations of a step, {method}", rows)
+        for line in ["not counted here"] if result["waits"] is None else result["waits"] or ["none"]:
+            print(f"Waits: {line}")
     write_record(args.output, settings=settings, results=results)
 
 

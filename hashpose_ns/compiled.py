@@ -15,11 +15,16 @@ TOLERANCE = {True: 2e-2, False: 1e-4}
 between operations."""
 
 
+SCALES = (1.0, 0.9, 0.8)
+"""Factors on the arguments of the calls that are compared: a graph that replays old numbers would be noticed."""
+
+
 class CompiledForTraining:
     """A function of tensors that is compiled for the shapes of its first call, those of training. Calls with other
     shapes (the last batch of something, another number of rays) take the function as it is.
 
-    The first call compiles, which takes up to a minute, and compares results and gradients with those of the function.
+    The first call compiles, which takes up to a minute, and compares results and gradients with those of the function:
+    of several calls with other numbers, for a CUDA graph is recorded in the second one and replayed from the third on.
     Where there is no compiler, compiling fails or the results differ, one line says so and nothing is compiled.
 
     Args:
@@ -49,29 +54,47 @@ class CompiledForTraining:
         CONSOLE.print("Compiling decoder and rendering, which may take a minute ...")
         try:
             compiled = torch.compile(self.function, mode=mode, dynamic=False, fullgraph=True)
-            expected = self._results(self.function, tensors, constants)
-            actual = self._results(compiled, tensors, constants)
+            compared = [
+                tuple(self._results(each, tensors, constants, scale) for each in (compiled, self.function))
+                for scale in SCALES
+            ]
         except Exception as error:  # of the compilers, of which there are several
             # Their messages are pages long, and the first line often says only where.
             reason = f"it failed ({type(error).__name__}: {one_line(error)[:200]})"
         else:
             tolerance = TOLERANCE[bool(constants.get("bfloat16"))]
-            apart = [float((a - b).norm()) > tolerance * float(b.norm()) + 1e-6 for a, b in zip(actual, expected)]
+            apart = [
+                float((a - b).norm()) > tolerance * float(b.norm()) + 1e-6
+                for actual, expected in compared
+                for a, b in zip(actual, expected)
+            ]
             reason = "the results differ" if any(apart) else None
         if reason is None:
             self.compiled = compiled
         else:
             CONSOLE.print(f"Decoder and rendering are not compiled, because {reason}; training goes on without.")
 
-    def _results(self, function: Callable, tensors: Tuple[Optional[Tensor], ...], constants: Any) -> list:
-        """Outputs, and gradients of a mixture of them; leaves the gradients of a training step alone."""
-        inputs = [
-            tensor.detach().clone().requires_grad_(tensor.requires_grad) if isinstance(tensor, Tensor) else None
-            for tensor in tensors
-        ]
+    def _results(self, function: Callable, tensors: Tuple[Optional[Tensor], ...], constants: Any, scale: float) -> list:
+        """Outputs, and gradients of a mixture of them; leaves the gradients of a training step alone.
+
+        Args:
+            function: what to call.
+            tensors: its arguments, of which those of floats are scaled.
+            constants: its other arguments.
+            scale: factor on the arguments.
+        """
+        inputs: list = []
+        for tensor in tensors:
+            if tensor is not None:
+                scaled = tensor.detach() * scale if tensor.is_floating_point() else tensor.detach().clone()
+                tensor = scaled.requires_grad_(tensor.requires_grad)
+            inputs.append(tensor)
+        if inputs[0].is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
         wanted = [*(i for i in inputs if i is not None and i.requires_grad), *self.parameters()]
         outputs = [output.clone() for output in function(*inputs, **constants)]
         generator = torch.Generator().manual_seed(0)
         mixture = sum((output * torch.randn(output.shape, generator=generator).to(output)).sum() for output in outputs)
         gradients = torch.autograd.grad(mixture, wanted, allow_unused=True)
-        return [value.detach().float() for value in (*outputs, *gradients) if value is not None]
+        # The next replay writes where this one's gradients are.
+        return [value.detach().float().clone() for value in (*outputs, *gradients) if value is not None]

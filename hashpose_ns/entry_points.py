@@ -16,6 +16,7 @@ TARGETS = {
     "hashpose_llff": ("hashpose_ns.methods", "llff"),
     "hashpose_small": ("hashpose_ns.methods", "small"),
     "hashpose_object": ("hashpose_ns.methods", "object_"),
+    "hashpose_object_fine": ("hashpose_ns.methods", "object_fine"),
     "llff_data": ("hashpose_ns.data.llff_dataparser", "LLFFDataParserSpecification"),
 }
 

@@ -148,6 +148,8 @@ class HashPoseField(RenderedField):
         self.config = config
         self.curriculum = curriculum
         self.step = 0
+        self.direction_start = config.decoder.direction_start
+        """Fraction of training before which colour does not depend on the view direction."""
         self.register_buffer("aabb", aabb.clone().float())
         self.warp = warp
         decoder = config.decoder
@@ -221,12 +223,20 @@ class HashPoseField(RenderedField):
         # nerfstudio's positions to the bit, with one operation less on every sample.
         positions = frustums.origins + frustums.directions * ((frustums.starts + frustums.ends) / 2)
         unit, inside = self.to_grid(positions)
+        return self._features(unit, smoothed), inside
+
+    def density_at(self, unit: Float[Tensor, "points 3"]) -> Float[Tensor, "points"]:
+        """Densities (per scene unit) at points of the grid's unit cube."""
+        inside = torch.ones(len(unit), dtype=torch.bool, device=unit.device)
+        return self.decode_density(self._features(unit), inside, self.uses_bfloat16(unit.device))[0][..., 0]
+
+    def _features(self, unit: Float[Tensor, "*batch 3"], smoothed: bool = True) -> Float[Tensor, "*batch features"]:
         train_levels = None
         if self.training:
             train_levels = [factor > 0 for factor in self.curriculum.learning_rate_weights(self.step)]
         features = self.encoding(unit, train_levels, None if smoothed else "linear")
         levels = features.unflatten(-1, (self.encoding.num_levels, -1))
-        return self.curriculum.mask_features(levels, self.step).flatten(-2), inside
+        return self.curriculum.mask_features(levels, self.step).flatten(-2)
 
     def decode_density(
         self, features: Float[Tensor, "*batch features"], inside: Bool[Tensor, "*batch"], bfloat16: bool
@@ -293,7 +303,7 @@ class HashPoseField(RenderedField):
     @property
     def sees_directions(self) -> bool:
         """Whether colour may depend on the direction at this step of training."""
-        return self.step >= self.config.decoder.direction_start * self.curriculum.total_steps
+        return self.step >= self.direction_start * self.curriculum.total_steps
 
     def appearance_of(self, ray_samples: RaySamples, own: Optional[bool] = None) -> Optional[Tensor]:
         """Embeddings [*, 1, appearance] of the rays' images, or the mean one [appearance]; None without any.

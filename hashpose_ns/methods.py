@@ -1,9 +1,12 @@
-"""The registered methods: `hashpose`, `hashpose-blender`, `hashpose-llff`, `hashpose-small`, `hashpose-object`."""
+"""The registered methods: `hashpose`, `hashpose-blender`, `hashpose-llff`, `hashpose-small`, `hashpose-object`,
+`hashpose-object-fine`."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Dict, Tuple
 
+from hashpose_ns.cameras.centering import CenteringConfig
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.cameras.settling import SettlingConfig
@@ -150,6 +153,7 @@ def _small_trainer(
     optimizers: Dict[str, Any],
     recovery: RecoveryConfig,
     guard: GuardConfig,
+    centering: CenteringConfig,
     **model: Any,
 ) -> HashPoseTrainerConfig:
     """What a CPU trains in minutes: few rays and samples, a small grid."""
@@ -185,6 +189,7 @@ def _small_trainer(
         steps_per_eval_all_images=100_000,
         recovery=recovery,
         guard=guard,
+        centering=centering,
         matches=_matches(),
     )
 
@@ -198,6 +203,7 @@ small = MethodSpecification(
         _optimizers(encoding=(1e-2, 1e-3), decoder=(1e-2, 1e-3), poses=(3e-3, 1e-4)),
         RecoveryConfig(),
         _guard(),
+        CenteringConfig(),
         camera_optimizer=PoseOptimizerConfig(trusted=TrustedStartConfig(rate=0.03)),
         curriculum=CurriculumConfig(mode="none"),
         scene="contraction",
@@ -225,6 +231,7 @@ object_ = MethodSpecification(
         },
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
         _guard(keep_rebased=True),
+        CenteringConfig(),
         camera_optimizer=PoseOptimizerConfig(
             side="orbit",
             start=0.03,
@@ -243,4 +250,24 @@ object_ = MethodSpecification(
         background_color="white",
     ),
     description="An object on white, seen from all around, with poses off by up to 20 degrees; minutes on a CPU.",
+)
+
+
+def _finer(config: Any) -> HashPoseTrainerConfig:
+    """The same for larger pictures: more steps and rays, a finer grid, more places at which the field is asked."""
+    config = copy.deepcopy(config)
+    config.method_name, config.max_num_iterations = "hashpose-object-fine", 12_000
+    config.steps_per_save = 2000
+    config.pipeline.datamanager.train_num_rays_per_batch = 1024
+    model = config.pipeline.model
+    model.num_samples, model.eval_num_samples, model.eval_skips_empty_space = 48, 64, True
+    model.field.encoding = HashEncodingConfig(
+        num_levels=10, log2_hashmap_size=18, base_resolution=8, max_resolution=1024
+    )
+    return config
+
+
+object_fine = MethodSpecification(
+    config=_finer(object_.config),
+    description="As hashpose-object, for pictures of 300 pixels and more: a quarter of an hour on a CPU.",
 )

@@ -17,6 +17,7 @@ from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfi
 from hashpose_ns.cameras.start import TrainingCameras
 from hashpose_ns.chunks import bytes_per_sample, rays_that_fit, render_in_chunks
 from hashpose_ns.compiled import CompiledForTraining
+from hashpose_ns.empty_space import OccupiedSpace
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.field import FieldConfig, HashPoseField, HashPoseFieldConfig, SceneWarp
 from hashpose_ns.optim.curriculum import Curriculum, CurriculumConfig
@@ -82,6 +83,11 @@ class HashPoseModelConfig(ModelConfig):
     They begin at `importance_start`. `num_samples` are then asked for their density alone, without gradient."""
     importance_start: float = 0.0
     """Fraction of training from which `num_importance_samples` are drawn."""
+    eval_num_samples: int = 0
+    """Samples per ray outside training, in place of `num_samples`; 0 takes as many as training does."""
+    eval_skips_empty_space: bool = False
+    """Render a trained run only where it has any density: faster, and sharper, as all samples go there.
+    For `scene` = none with a background of one colour. A field that is being trained is rendered as in training."""
     near_plane: float = 0.05
     """Nearest sample, in nerfstudio's scene units."""
     far_plane: float = 1000.0
@@ -144,6 +150,8 @@ class PoseRefiningModel(Model):
         # in the checkpoint.
         self.register_buffer("progress", torch.zeros(2, dtype=torch.long))
         self.error_observers: List[ErrorObserver] = []
+        self.is_at_rest = False
+        """Whether the model was loaded to be looked at, and nobody trains it."""
         self.is_logged = True
         """Whether this training step's metrics are written down; the trainer says so."""
 
@@ -285,10 +293,11 @@ class HashPoseModel(PoseRefiningModel):
         config = self.config
         if not 0 < config.near_plane < config.far_plane:
             raise HashPoseError("The near plane must lie between 0 and the far plane.")
-        if config.num_samples < 2 or config.num_importance_samples < 0 or config.num_importance_samples == 1:
+        optional = (config.num_importance_samples, config.eval_num_samples)
+        if config.num_samples < 2 or any(number < 0 or number == 1 for number in optional):
             raise HashPoseError(
                 "A ray needs at least 2 samples; set --pipeline.model.num-samples, and "
-                "--pipeline.model.num-importance-samples to 0 or at least 2."
+                "--pipeline.model.num-importance-samples and .eval-num-samples to 0 or at least 2."
             )
         self.populate_poses()
         known = TrainingCameras.of(self.kwargs.get("metadata", {}))
@@ -297,14 +306,15 @@ class HashPoseModel(PoseRefiningModel):
                 "--pipeline.model.planes cameras needs cameras that start apart from each other; give fixed planes."
             )
         self.curriculum = Curriculum(config.curriculum, config.field.num_levels, total_steps=1)
-        self._follow_start()
         self.field = config.field.setup(
             warp=config.scene,
             aabb=self._grid_box(known),
             num_images=self.num_train_data,
             curriculum=self.curriculum,
         )
+        self._follow_start()
         self.sampler = SAMPLERS[config.sampler](num_samples=config.num_samples)
+        self._occupied: Optional[Tuple[Tuple[int, ...], OccupiedSpace]] = None
         # Every ray keeps a share of samples everywhere: a wrong pose is corrected by what lies beside the surface.
         self.importance_sampler = PDFSampler(config.num_importance_samples, include_original=False)
         self.renderer_rgb = ColorRenderer(background_color=config.background_color)
@@ -337,13 +347,16 @@ class HashPoseModel(PoseRefiningModel):
         self.curriculum.total_steps = total_steps
 
     def _follow_start(self) -> None:
-        """Has the curriculum follow the start, which is trusted or not."""
-        config = self.config.curriculum
+        """Has curriculum and decoder follow the start, which is trusted or not."""
+        config, trusted = self.config.curriculum, self.config.camera_optimizer.trusted
         self.follows_trusted = self.camera_optimizer.is_trusted
         if self.follows_trusted:
-            config = dataclasses.replace(config, window=self.config.camera_optimizer.trusted.window)
+            config = dataclasses.replace(config, window=trusted.window)
         config.validate()
         self.curriculum.config = config
+        if isinstance(self.field, HashPoseField):
+            start = self.field.config.decoder.direction_start
+            self.field.direction_start = min(start, trusted.direction_start) if self.follows_trusted else start
 
     def update_to_step(self, step: int) -> None:
         """Sets everything that depends on the step of training."""
@@ -382,10 +395,9 @@ class HashPoseModel(PoseRefiningModel):
         ray_bundle.nears, ray_bundle.fars = near, far
 
     def _sample_rays(self, ray_bundle: RayBundle) -> RaySamples:
-        """Samples by the sampler's spacing or, later in training, where the field has its weights."""
-        self._set_planes(ray_bundle)
-        samples = self.sampler(ray_bundle)
+        """Samples by the sampler's spacing or, later in training, where the field has its weights. Planes are set."""
         config = self.config
+        samples = self.sampler(ray_bundle, None if self.training else config.eval_num_samples or None)
         if config.num_importance_samples == 0 or self.field.step < config.importance_start * self.total_steps:
             return samples
         with torch.no_grad():
@@ -402,19 +414,46 @@ class HashPoseModel(PoseRefiningModel):
         Returns:
             rgb [*, 3], accumulation [*, 1] and, outside training, the expected depth [*, 1].
         """
-        if self.training:
-            self.camera_optimizer.apply_to_raybundle(ray_bundle)
+        if not self.training:
+            return self.render_rays(ray_bundle, own_appearance=False, smoothed=True)
+        self.camera_optimizer.apply_to_raybundle(ray_bundle)
+        self._set_planes(ray_bundle)
         samples = self._sample_rays(ray_bundle)
-        if self.training and self.compiled_shading is not None:
+        if self.compiled_shading is not None:
             rgb, accumulation = self._compiled(samples)
             return {"rgb": rgb, "accumulation": accumulation}
-        return self._render(samples, self.training, smoothed=True, surfaces=False)
+        return self._render(samples, own_appearance=True, smoothed=True, surfaces=False)
 
     def render_rays(
         self, rays: RayBundle, own_appearance: bool, smoothed: bool, surfaces: bool = False
     ) -> Dict[str, Tensor]:
         """Renders rays where they are."""
-        return self._render(self._sample_rays(rays), own_appearance, smoothed, surfaces)
+        self._set_planes(rays)
+        occupied = self._occupied_space()
+        if occupied is None:
+            return self._render(self._sample_rays(rays), own_appearance, smoothed, surfaces)
+        some, rays.nears, rays.fars = occupied.spans(rays, self.field.to_grid)
+        if not bool(some.any()):
+            some[0] = True  # so that there is a gradient, though it is zero
+        outputs = self._render(self._sample_rays(rays[some]), own_appearance, smoothed, surfaces)
+        background = self.renderer_rgb.get_background_color(self.config.background_color, (3,), some.device)
+        nothing = {"rgb": background.expand(len(rays), 3), "accumulation": torch.zeros_like(rays.nears)}
+        nothing["depth"] = rays.nears
+        return {name: nothing[name].masked_scatter(some[:, None], value) for name, value in outputs.items()}
+
+    def _occupied_space(self) -> Optional[OccupiedSpace]:
+        """Where the field is not empty, if that is of use and training is over."""
+        config, field = self.config, self.field
+        one_color = config.background_color in ("white", "black")
+        if not (config.eval_skips_empty_space and self.is_at_rest and config.scene == "none" and one_color):
+            return None
+        if not isinstance(field, HashPoseField):
+            return None
+        now = (field.step, *(parameter._version for parameter in field.parameters()))
+        if self._occupied is None or self._occupied[0] != now:
+            with evaluating(self), torch.no_grad():
+                self._occupied = now, OccupiedSpace(field.density_at, self.device)
+        return self._occupied[1]
 
     def _render(self, samples: RaySamples, own_appearance: bool, smoothed: bool, surfaces: bool) -> Dict[str, Tensor]:
         field_outputs = self.field(samples, own_appearance=own_appearance, smoothed=smoothed)
@@ -434,7 +473,7 @@ class HashPoseModel(PoseRefiningModel):
         if config.eval_num_rays_per_chunk > 0:
             return config.eval_num_rays_per_chunk
         uses_bfloat16 = isinstance(self.field, HashPoseField) and self.field.uses_bfloat16(self.device)
-        samples = max(config.num_samples, config.num_importance_samples)
+        samples = max(config.eval_num_samples or config.num_samples, config.num_importance_samples)
         return rays_that_fit(samples * bytes_per_sample(self.field, uses_bfloat16), self.device)
 
     @torch.no_grad()

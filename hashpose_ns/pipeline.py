@@ -83,6 +83,7 @@ class HashPosePipeline(VanillaPipeline):
         # nerfstudio 1.1.5 under current torch says this for every batch of rays.
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
         super().__init__(*args, **kwargs)
+        self.model.is_at_rest = self.test_mode != "val"
         outputs = self.datamanager.train_dataparser_outputs
         for name, value in fingerprint(outputs.image_filenames, outputs.cameras).items():
             self.register_buffer(name, value)  # part of every checkpoint

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hashpose_ns.atomic import whole_file
+from hashpose_ns.cameras.centering import CenteringConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.datamanager import leave_out_points
 from hashpose_ns.errors import HashPoseError, background_errors_in_a_line, exits_on_user_error, one_line
@@ -26,6 +27,7 @@ from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.report import read_matches
 from hashpose_ns.matches.strategy import StartFromMatches, in_words
 from hashpose_ns.optim.schedules import ScheduleConfig
+from hashpose_ns.photometry.centering import CentrePictures
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
 from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
 from hashpose_ns.runs.carry import carry_moments
@@ -66,6 +68,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Judges without ground truth whether refinement helped."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """Puts lost cameras back during training."""
+    centering: CenteringConfig = field(default_factory=CenteringConfig)
+    """Shifts cameras before training, where their pictures of an object lie beside each other."""
     matches: MatchConfig = field(default_factory=MatchConfig)
     """Matches between the training images."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
@@ -127,7 +131,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
         start = StartFromMatches(self.matches)
-        return [start, FallBack(self.guard, lambda: start.images), Recovery(self.recovery), Settle()]
+        fall_back = FallBack(self.guard, lambda: start.images)
+        return [start, CentrePictures(self.centering), fall_back, Recovery(self.recovery), Settle()]
 
 
 @exits_on_user_error

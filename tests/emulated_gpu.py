@@ -322,8 +322,30 @@ def waits() -> Iterator[List[Wait]]:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedGPU]:
+def gpu() -> Iterator[EmulatedGPU]:
     """A machine with an emulated GPU, for one test."""
+    with emulation() as emulated:
+        yield emulated
+
+
+@contextlib.contextmanager
+def emulation() -> Iterator[EmulatedGPU]:
+    """A machine with an emulated GPU, inside of the block."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _answer_as_a_gpu(monkeypatch)
+        # A parameter that moves becomes another one: torch would put an `OnDevice` into the old one without its type.
+        before = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        _waits.clear()
+        try:
+            with EmulatedGPU() as emulated:
+                yield emulated
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+def _answer_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has torch say what it says where there is a GPU."""
     answers: Dict[str, Any] = {
         "is_available": True,
         "device_count": 1,
@@ -345,9 +367,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedGPU]:
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: note_wait("synchronize"))
-    # A parameter that moves becomes another one: torch would put an `OnDevice` into the old one without its type.
-    before = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
     for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by torch's version
         monkeypatch.setattr(torch.optim.Optimizer, check, lambda self: None, raising=False)
     group = torch.optim.Optimizer._group_tensors_by_device_and_dtype
@@ -361,9 +380,3 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedGPU]:
     monkeypatch.setattr(TritonBackend, "unsupported", lambda *_: None)
     for name in ("forward", "backward"):
         monkeypatch.setattr(TritonBackend, name, _in_place_of_triton(name))
-    _waits.clear()
-    try:
-        with EmulatedGPU() as emulated:
-            yield emulated
-    finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -94,3 +94,23 @@ def test_a_field_of_others_is_refused():
     config = HashPoseModelConfig(field=GARFFieldConfig(), curriculum=CurriculumConfig(mode="none"), compile=True)
     with pytest.raises(HashPoseError, match="decoder in torch"):
         config.setup(scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])), num_train_data=2, metadata={})
+
+
+def test_a_replay_that_goes_wrong_is_noticed(lines, monkeypatch):
+    """CUDA graphs compute their first call, and only later ones by replaying it; here one that replays old numbers."""
+
+    def compile_wrongly(function, **_):
+        kept = []
+
+        def replay(tensor):
+            kept.append(function(tensor))
+            return kept[min(len(kept) - 1, 1)]
+
+        return replay
+
+    monkeypatch.setattr(torch, "compile", compile_wrongly)
+    weight = torch.ones(3, requires_grad=True)
+    compiled_function = CompiledForTraining(lambda tensor: (tensor * weight,), lambda: [weight])
+    (result,) = compiled_function(torch.arange(3.0, requires_grad=True))
+    assert compiled_function.compiled is None and "because" in lines[-1]
+    assert torch.equal(result, torch.arange(3.0))

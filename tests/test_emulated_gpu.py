@@ -49,6 +49,7 @@ def fresh_writers():
 
 def tiny(method: str, folder: Path) -> HashPoseTrainerConfig:
     """A method's settings, with a scene of its format and all sizes small."""
+    method, _, pose_model = method.partition(", ")
     if method.startswith("hashpose"):
         protocols = {"hashpose-llff": "llff", "hashpose-blender": "blender", "hashpose-object": "blender"}
         name = method.removesuffix("-llff").removesuffix("-blender")
@@ -66,6 +67,8 @@ def tiny(method: str, folder: Path) -> HashPoseTrainerConfig:
     if hasattr(model, "num_samples"):
         model.num_samples, model.num_importance_samples = 6, min(getattr(model, "num_importance_samples", 0), 6)
     model.camera_optimizer.start = model.camera_optimizer.warmup = 0.0
+    if pose_model:
+        model.camera_optimizer.model, datamanager.pixel_sampler.cameras = pose_model, "equal"
     config.pipeline.eval_num_images, config.pipeline.tto_steps, config.pipeline.tto_rays = 2, 2, 16
     config.output_dir, config.experiment_name, config.timestamp, config.vis = folder, "e", "run", "tensorboard"
     config.logging.local_writer.enable = False
@@ -104,10 +107,11 @@ def train(trainer: HashPoseTrainer, steps: int) -> List[List[Wait]]:
 
 
 METHODS = ("hashpose", "hashpose-blender", "hashpose-llff", "hashpose-small", "hashpose-object")
+LOCAL_TO_GLOBAL = "hashpose-object, local-to-global"
 PEERS = ("barf", "garf", "baa-ngp", "nerfacto-poses")  # naive-hash-grid is hashpose-blender with other settings
 
 
-@pytest.mark.parametrize("method", [*METHODS, *PEERS])
+@pytest.mark.parametrize("method", [*METHODS, LOCAL_TO_GLOBAL, *PEERS])
 def test_a_step_of_every_method_waits_for_nothing(method, tmp_path):
     config = tiny(method, tmp_path)
     config.max_num_iterations, config.pipeline.held_out_rays = 10_000, 0
@@ -118,7 +122,7 @@ def test_a_step_of_every_method_waits_for_nothing(method, tmp_path):
     trainer = made(config)
     model = trainer.pipeline.model
     poses = model.camera_optimizer
-    start = poses.pose_adjustment.data_on_cpu.clone()
+    start = poses.refined_camera_to_worlds().detach().cpu()
     actions = PoseActions(poses, trainer.optimizers.optimizers.values())  # as with a viewer
     actions.hold(2, True)
     losses = ImageLosses(len(start), model.device)
@@ -130,7 +134,7 @@ def test_a_step_of_every_method_waits_for_nothing(method, tmp_path):
         waited = [wait for wait in waited if not wait.where.startswith("nerfstudio")]
     assert waited == [], "\n".join(map(str, waited))
     assert all(isinstance(parameter, OnDevice) for parameter in model.parameters())
-    moved = (poses.pose_adjustment.data_on_cpu - start).abs().amax(dim=-1) > 0
+    moved = (poses.refined_camera_to_worlds().detach().cpu() - start).abs().amax(dim=(1, 2)) > 0
     assert moved.sum() >= 4 and not moved[2]
     assert method == "nerfacto-poses" or float(losses.overall()) > 0
     assert all(torch.isfinite(value).all() for value in model_state(config.get_base_dir()).values())

@@ -16,7 +16,7 @@ from hashpose_ns.guard.judge import compare_errors
 from hashpose_ns.guard.matches import disagreement
 from hashpose_ns.guard.movement import movement
 from hashpose_ns.guard.report import CameraReport, GuardReport
-from hashpose_ns.guard.verdict import ALPHA, Verdict, can_decide, decide
+from hashpose_ns.guard.verdict import ALPHA, Verdict, can_decide, decide, tells
 from hashpose_ns.matches.features import MatchedImages
 from hashpose_ns.photometry.scene import PosedScene
 
@@ -28,6 +28,7 @@ DOUBTS = {
     "converging": "cameras mostly turned towards each other or apart, which pixels take for a scene at another depth",
     "strays": "most of all turning is that of cameras that moved far and do not fit clearly better for it",
     "matches": "matches between the images fit them worse",
+    "far": "matches between the images are still far off",
 }
 """What is said of each reason to doubt that poses got better."""
 
@@ -56,6 +57,7 @@ def compare_poses(
     config.validate()
     aligned = align_poses(refined, initial).apply_to_poses(refined)
     seen = disagreement(matched, initial, refined) if matched is not None else None
+    config = config.with_matches(seen is not None and tells(seen))
     return decide(compare_errors(scene, initial, aligned, steps, config), movement(initial, aligned), config, seen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal, Tuple
 
@@ -44,6 +45,8 @@ class GuardConfig:
     """Size in pixels of photographs that are too small to judge poses by.
     It is the shorter side, and at most a quarter of it is taken.
     Poses are not called better if the judging field explains held-out pixels no better than such photographs do."""
+    coarse_alone: int = 14
+    """The same where matches between the images cannot tell, as there are none or too few."""
     converging: float = 0.5
     """Share of the cameras' turning that may be towards each other or apart.
     A share of the sum of squares, of turns in proportion to the cameras' places.
@@ -60,14 +63,20 @@ class GuardConfig:
             raise HashPoseError("The guard needs at least 2 rays, and no negative steps: --guard.steps, --guard.rays.")
         if not (0 < self.held_out < 1 and 0 < self.block < 1):
             raise HashPoseError("The guard's held-out and block are fractions between 0 and 1.")
-        if self.coarse < 1 or self.stray < 0:
-            raise HashPoseError("guard.coarse is a number of pixels, at least 1, and guard.stray an angle in degrees.")
+        if self.coarse < 1 or self.coarse_alone < 1 or self.stray < 0:
+            raise HashPoseError(
+                "guard.coarse and guard.coarse-alone are numbers of pixels, at least 1, and guard.stray an angle."
+            )
         if not 0 <= self.converging <= 1:
             raise HashPoseError("guard.converging is a share between 0 and 1.")
         if not all(0 < fraction < 1 for fraction in self.fallback_at):
             raise HashPoseError("guard.fallback-at holds fractions of training, between 0 and 1.")
         if not 0 <= self.fallback_rate <= 1:
             raise HashPoseError("guard.fallback-rate is a factor between 0 and 1.")
+
+    def with_matches(self, tell: bool) -> GuardConfig:
+        """Settings for a comparison in which matches tell, or do not."""
+        return self if tell else dataclasses.replace(self, coarse=self.coarse_alone)
 
     def steps_for(self, training_steps: int) -> int:
         """Steps on both sets of poses, where training took so many."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import List
 
@@ -27,6 +28,14 @@ class Disagreement:
     """Median over each camera's matches at the first poses, in pixels; NaN where it has too few."""
     second: Float[np.ndarray, "num_cameras"]
     """The same at the second poses."""
+    focal: float = math.inf
+    """Median focal length of the images, in pixels."""
+
+    @property
+    def median_deg(self) -> float:
+        """Median over cameras of the distances at the second poses, as an angle in degrees; NaN without any."""
+        known = self.second[np.isfinite(self.second)]
+        return math.degrees(math.atan(float(np.median(known)) / self.focal)) if len(known) else math.nan
 
     @property
     def log_ratios(self) -> Float[np.ndarray, "num_matched"]:
@@ -46,7 +55,7 @@ def disagreement(
         first: poses, OpenGL axes.
         second: the same cameras' other poses.
     """
-    return Disagreement(_medians(images, first), _medians(images, second))
+    return Disagreement(_medians(images, first), _medians(images, second), float(np.median(images.focals)))
 
 
 def _medians(

@@ -49,10 +49,13 @@ class HeldOutErrors:
 WORSE_MATCHES = 0.095
 """Mean log ratio of cameras' distances from epipolar lines, a tenth more, from which matches contradict. Poses that
 were fitted to the matches are up to a twentieth nearer to them than the true ones."""
-Doubt = Literal["coarse", "converging", "strays", "matches"]
+FAR_FROM_MATCHES = 0.35
+"""Median distance of matches from their epipolar lines, in degrees, from which poses are not said to be better. Poses
+that fit leave a tenth of a degree."""
+Doubt = Literal["coarse", "converging", "strays", "matches", "far"]
 """Held-out pixels are explained no better than by a shrunk photograph; cameras mostly turned towards each other or
 apart; most of all turning is that of cameras that moved far without fitting clearly better; matches between the images
-fit worse."""
+fit worse; matches fit no worse but are still far off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +163,8 @@ def decide(
             doubt = "strays"
         elif contradicted:
             doubt = "matches"
+        elif matches is not None and tells(matches) and matches.median_deg > FAR_FROM_MATCHES:
+            doubt = "far"
         verdict = "helped" if doubt is None else "undecided"
     if p_hurt < ALPHA / 2 and log_ratio >= LEAST_LOSS:
         verdict = "hurt"
@@ -177,10 +182,15 @@ def decide(
     )
 
 
+def tells(matches: Disagreement) -> bool:
+    """Whether enough cameras have matches for these to have a say."""
+    return can_decide(len(matches.log_ratios))
+
+
 def contradict(matches: Disagreement) -> bool:
     """Whether matches fit the second poses clearly worse, by cameras."""
     log_ratios = matches.log_ratios
-    if not can_decide(len(log_ratios)) or log_ratios.mean() < WORSE_MATCHES:
+    if not tells(matches) or log_ratios.mean() < WORSE_MATCHES:
         return False
     return wilcoxon_p(log_ratios, "greater") < ALPHA / 2
 

@@ -112,7 +112,13 @@ NERFSTUDIOS = {
         "--pose-source",
     ),
     *("--pipeline.model.eval-num-rays-per-chunk", "--downscale-factor", "--eval-mode", "--colmap-path", "--data"),
-    *("--output-path", "--images-path", "--viewer.websocket-host", "--viewer.make-share-url"),
+    *(
+        "--pipeline.datamanager.images-on-gpu",
+        "--output-path",
+        "--images-path",
+        "--viewer.websocket-host",
+        "--viewer.make-share-url",
+    ),
 }
 """Flags of nerfstudio's that the pages mention."""
 
@@ -123,8 +129,9 @@ def test_flags_in_running_text_exist(page: Path, commands, methods):
     for config in (*commands.values(), *methods.values()):
         known |= {setting.flag for setting in reference.settings(config)}
     for script in [*(prose.ROOT / "benchmarks").glob("*.py"), *(prose.ROOT / "examples").rglob("*.py")]:
-        fields = re.findall(r"^    (\w+): ", script.read_text(encoding="utf-8"), flags=re.M)  # of its dataclasses
-        known |= {"--" + field.replace("_", "-") for field in fields}
+        text = script.read_text(encoding="utf-8")
+        known |= {"--" + field.replace("_", "-") for field in re.findall(r"^    (\w+): ", text, flags=re.M)}
+        known |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', text))
     unknown = [
         flag
         for flag in prose.flags(page.read_text(encoding="utf-8"))

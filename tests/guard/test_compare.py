@@ -30,7 +30,7 @@ from hashpose_ns.pipeline import HashPosePipeline, HashPosePipelineConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 
 STEPS = 60
-SHORT = {"rays": 256, "coarse": 2}
+SHORT = {"rays": 256, "coarse": 2, "coarse_alone": 2}
 """Settings for judging fields that are trained so shortly: their pictures are coarse at true poses, too."""
 
 
@@ -336,7 +336,7 @@ def test_poses_that_got_better_go_on_as_if_nobody_had_looked(pipeline, true_pose
 def test_help_that_is_doubted_does_not_keep_them_at_the_last_look(pipeline, true_poses, refining):
     """They are better, but nobody can tell: the field shows less than thumbnails of 10 pixels."""
     optimizer, adam = refining(wrong(true_poses), true_poses)
-    said = fall_back(pipeline, adam, last=True, coarse=10)
+    said = fall_back(pipeline, adam, last=True, coarse_alone=10)
     assert "better by" in said and "thumbnails" in said and "stay there" in said
     assert not optimizer.has_moved
 

@@ -114,3 +114,19 @@ def test_matches_contradict_whatever_pixels_say():
         HeldOutErrors(first, first, 10 * first, cameras), moved, GuardConfig(), Disagreement(medians, 1.2 * medians)
     )
     assert found.verdict == "undecided" and found.matches_contradict
+
+
+@pytest.mark.parametrize("cameras, focal, doubt", [(12, 50.0, "far"), (12, 1000.0, None), (5, 50.0, None)])
+def test_help_is_doubted_where_matches_are_still_far_off(cameras: int, focal: float, doubt: str):
+    """4 pixels are 4.6 degrees of a small picture, and a quarter of one of a large one; few cameras say nothing."""
+    first = torch.full((48,), 0.02, dtype=torch.float64)
+    errors = HeldOutErrors(first, 0.5 * first, 10 * first, torch.arange(12).repeat_interleave(4))
+    moved = Movement(torch.full((12,), 1.0, dtype=torch.float64), 0.0)
+    medians = np.where(np.arange(12) < cameras, 12.0, np.nan)
+    found = decide(errors, moved, GuardConfig(), Disagreement(medians, medians / 3, focal))
+    assert (found.verdict, found.doubt) == ("undecided" if doubt else "helped", doubt)
+
+
+def test_a_field_alone_must_show_more_than_one_that_matches_agree_with():
+    config = GuardConfig()
+    assert config.with_matches(True).coarse == config.coarse < config.with_matches(False).coarse == config.coarse_alone

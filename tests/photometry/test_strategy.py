@@ -21,6 +21,7 @@ from hashpose_ns.guard.verdict import Verdict
 from hashpose_ns.matches.strategy import StartFromMatches
 from hashpose_ns.methods import object_
 from hashpose_ns.photometry import strategy
+from hashpose_ns.photometry.centering import CentrePictures
 from hashpose_ns.photometry.scene import PosedScene, TestTimeOptimization
 from hashpose_ns.photometry.strategy import Recovery, Settle, steps_at
 
@@ -130,5 +131,5 @@ def test_settings_out_of_range_are_refused_by_each_strategy():
 
 def test_a_method_has_them_in_the_order_in_which_they_act():
     config = dataclasses.replace(object_.config)
-    assert [type(one) for one in config.strategies()] == [StartFromMatches, FallBack, Recovery, Settle]
+    assert [type(one) for one in config.strategies()] == [StartFromMatches, CentrePictures, FallBack, Recovery, Settle]
     assert steps_at((0.3, 0.45, 0.6), 2500) == {750, 1125, 1500}

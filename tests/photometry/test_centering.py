@@ -1,0 +1,99 @@
+"""Pictures brought upon each other: against a ball whose place is known, and on photographs of the chair."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from scenes import CHAIR
+
+from hashpose_ns.cameras.alignment import pose_errors
+from hashpose_ns.cameras.centering import CenteringConfig, centred
+from hashpose_ns.errors import HashPoseError
+from hashpose_ns.methods import object_
+from hashpose_ns.photometry.centering import CentrePictures
+
+RADIUS, COUNT = 0.05, 12
+
+
+def looking_at(point: torch.Tensor, distance: float, seed: int = 0) -> torch.Tensor:
+    """Cameras that look near a point from all around."""
+    generator = torch.Generator().manual_seed(seed)
+    backwards = torch.nn.functional.normalize(torch.randn(COUNT, 3, dtype=torch.float64, generator=generator), dim=-1)
+    right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([[0.1, 0.2, 1.0]]).double(), backwards))
+    axes = torch.stack([right, torch.linalg.cross(backwards, right), backwards], dim=-1)
+    aside = 0.3 * torch.randn(COUNT, 3, dtype=torch.float64, generator=generator)
+    return torch.cat([axes, (point + distance * backwards + aside)[..., None]], dim=-1)
+
+
+def test_cameras_come_to_where_they_see_a_small_ball_in_one_place():
+    ball = torch.tensor([0.3, -0.2, 0.1]).double()
+    poses = looking_at(ball, 4.0)
+    local = ((ball - poses[:, :, 3])[:, None] @ poses[:, :, :3])[:, 0]
+    centres = local[:, :2] / -local[:, 2:]
+    distances = local.norm(dim=-1)
+    # A small ball covers the solid angle pi r^2 / d^2; on the plane one unit in front, that over the slant.
+    areas = math.pi * (RADIUS / distances) ** 2 * (1 + centres.square().sum(-1))
+    still, apart = centred(poses, centres, areas)
+    assert apart < 1e-3
+    # The true distances differ among each other, and sizes say so: nobody has to move.
+    torch.testing.assert_close(still, poses, rtol=0, atol=1e-4)
+
+    across = torch.randn(COUNT, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.4
+    rays = (ball - poses[:, :, 3]) / distances[:, None]
+    across = across - (across * rays).sum(-1, keepdim=True) * rays
+    shifted = poses.clone()
+    shifted[:, :, 3] += across
+    found, apart = centred(shifted, centres, areas)
+    assert apart == pytest.approx(float(across.square().sum(-1).mean().sqrt()) / RADIUS, rel=0.25)
+    torch.testing.assert_close(found[:, :, :3], poses[:, :, :3], rtol=0, atol=0)
+    seen = found[:, :, 3] + distances[:, None] * rays
+    assert (seen - seen.mean(0)).norm(dim=-1).max() < 0.1 * across.norm(dim=-1).max(), "one place, wherever it is"
+
+
+@pytest.fixture
+def pipeline_of():
+    """The chair's pipeline from the truth or under L2G-NeRF's noise."""
+
+    def make(noise: float):
+        config = copy.deepcopy(object_.config.pipeline)
+        manager = config.datamanager
+        manager.dataparser.data, manager.camera_res_scale_factor = CHAIR, 0.32
+        manager.initial_poses, manager.perturbation.protocol = "perturbed", "l2g"
+        manager.perturbation.rotation, manager.perturbation.translation = 0.01 * noise, 0.1 * noise
+        return config.setup(device="cpu", test_mode="val")
+
+    return make
+
+
+def test_far_pictures_are_centred_and_a_camera_that_is_frozen_is_not(pipeline_of):
+    pipeline = pipeline_of(7)
+    poses, said = pipeline.model.camera_optimizer, []
+    poses.trainable[4] = False
+    CentrePictures(CenteringConfig("auto")).prepare(pipeline.scene, False, said.append)
+    assert len(said) == 1 and "centering.mode off" in said[0]
+    reference = poses.reference_camera_to_worlds
+    before, after = (
+        float(pose_errors(each, reference).translation.mean())
+        for each in (poses.initial_camera_to_worlds, poses.refined_camera_to_worlds().detach())
+    )
+    assert after < 0.5 * before
+    assert torch.equal(poses.base_camera_to_worlds[4], poses.initial_camera_to_worlds[4])
+    assert not poses.is_trusted and poses.doubtful_cameras() == set(range(40))
+
+
+def test_nobody_moves_where_pictures_agree_or_it_is_not_asked_for(pipeline_of):
+    def moved(pipeline, resumed: bool = False, mode: str = "auto") -> bool:
+        CentrePictures(CenteringConfig(mode)).prepare(pipeline.scene, resumed, lambda said: None)
+        return pipeline.model.camera_optimizer.rebased
+
+    assert not moved(pipeline_of(0))
+    pipeline = pipeline_of(7)
+    assert not moved(pipeline, mode="off") and not moved(pipeline, resumed=True)
+    pipeline.model.camera_optimizer.trusted.fill_(True)
+    pipeline.model.camera_optimizer.is_trusted = True
+    assert not moved(pipeline)
+    with pytest.raises(HashPoseError, match="above 0"):
+        CentrePictures(CenteringConfig("auto", threshold=0.0)).validate()
