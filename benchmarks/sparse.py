@@ -52,7 +52,7 @@ class Args(Output):
     work: Path = Path("bench_output/sparse")
     """Folder for photographs, poses and runs. What is there is not made again."""
     scenes: int = 300
-    """Held-out scenes of each family and number of views that are scored."""
+    """Held-out scenes of each family and number of views that are scored; 0 scores nothing."""
     views: tuple[int, ...] = (3, 5, 8)
     """Numbers of views that are scored."""
     objects: tuple[int, ...] = (0,)
@@ -117,31 +117,37 @@ def field(folder: Path, data: Path, iterations: int) -> dict[str, Any]:
     results = folder / "eval.json"
     if not results.exists():
         run = ("--output-dir", folder, "--experiment-name", "e", "--timestamp", "t", "--vis", "tensorboard")
-        parser = (
-            "nerfstudio-data",
-            "--orientation-method",
-            "none",
-            "--center-method",
-            "none",
-            "--auto-scale-poses",
-            "False",
-        )
-        quiet = (
-            "--max-num-iterations",
-            str(iterations),
-            "--machine.seed",
-            "1",
-            "--matches.start",
-            "off",
-            "--guard.mode",
-            "off",
-        )
+        axes = "nerfstudio-data --orientation-method none --center-method none --auto-scale-poses False".split()
+        quiet = f"--max-num-iterations {iterations} --machine.seed 1 --matches.start off --guard.mode off".split()
         enter = "import sys; from nerfstudio.scripts.{0} import entrypoint; sys.argv[0] = 'ns-{0}'; entrypoint()"
-        command("-c", enter.format("train"), "hashpose-object", "--data", data, *run, *quiet, *parser)
+        command("-c", enter.format("train"), "hashpose-object", "--data", data, *run, *quiet, *axes)
         config = next(folder.glob("e/*/t/config.yml"))
         output = ("--output-path", results, "--render-output-path", folder / "renders")
         command("-c", enter.format("eval"), "--load-config", config, *output)
+    if not (folder / "refined").exists():
+        config = next(folder.glob("e/*/t/config.yml"))
+        output = ("--output-dir", folder / "refined", "--points", "empty")
+        command("-m", "hashpose_ns.export.cli", "nerfstudio", "--load-config", config, *output)
     return json.loads(results.read_text())["results"]
+
+
+def pairs(poses: Tensor, true: Tensor) -> dict[str, float]:
+    """Angles between the turns of pairs of cameras [n, 3, 4] and the true ones, in degrees."""
+    turns, true_turns = (pair_rotations(each[:, :, :3].transpose(1, 2)) for each in (poses, true))
+    errors = angles(turns, true_turns)
+    return {"median": round(float(errors.quantile(0.5)), 2), "worst": round(float(errors.max()), 2)}
+
+
+def draw(place: Path, starts: tuple[str, ...], path: Path) -> None:
+    """Test views: true ones, and those of the fields after test-time optimisation, a row for each start."""
+    views = range(0, TEST_VIEWS, 2)
+    sheet = Image.new("RGB", (SIZE * len(views), SIZE * (1 + len(starts))), "white")
+    for column, view in enumerate(views):
+        for row, start in enumerate(starts):
+            with Image.open(place / start / "renders" / f"eval_tto_img_{view:04}.png") as both:  # true, rendered
+                sheet.paste(both.crop((0, 0, SIZE, SIZE)), (column * SIZE, 0))
+                sheet.paste(both.crop((SIZE, 0, 2 * SIZE, SIZE)), (column * SIZE, (row + 1) * SIZE))
+    sheet.save(path)
 
 
 def end_to_end(args: Args, seed: int, views: int) -> list[dict[str, Any]]:
@@ -171,17 +177,17 @@ def end_to_end(args: Args, seed: int, views: int) -> list[dict[str, Any]]:
         files = [path.resolve() for path in (*train, *test)]
         lists = {"train": files[:views], "val": files[views:], "test": files[views:]}
         write_transforms(data, poses, cameras_of([lens] * len(files)), files, "", split_lists=lists)
-        errors = angles(
-            pair_rotations(poses[:views, :, :3].transpose(1, 2)), pair_rotations(true[:views, :, :3].transpose(1, 2))
-        )
         result = field(place / start, data, args.iterations)
+        refined = cameras_of_file(place / start / "refined" / "transforms.json")
+        order = sorted(range(views), key=lambda i: refined.filenames[i].name)
         rows.append(
             {
                 "object": seed,
                 "views": views,
                 "start": start,
-                "pairs_median_deg": round(float(errors.quantile(0.5)), 2),
-                "pairs_worst_deg": round(float(errors.max()), 2),
+                "steps": args.iterations,
+                "pairs_before_deg": pairs(poses[:views], true[:views]),
+                "pairs_after_deg": pairs(refined.camera_to_worlds[order], true[:views]),
                 **{name: round(result[name], 4) for name in ("psnr_aligned", "psnr_tto", "ssim_tto") if name in result},
             }
         )
@@ -195,13 +201,19 @@ def main(args: Args) -> None:
     fields = [row for seed in args.objects for views in args.field_views for row in end_to_end(args, seed, views)]
     if fields:
         show("fields", fields)
-    scores = score_families(network, ("articulated", "blobs"), args.views, args.scenes, 5, 1, torch.device("cpu"))
+        if args.output is not None:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            place = args.work / f"object{args.objects[-1]}_{args.field_views[-1]}"
+            draw(place, args.starts, args.output.with_suffix(".png"))
+    families = ("articulated", "blobs") if args.scenes else ()
+    scores = score_families(network, families, args.views, args.scenes, 5, 1, torch.device("cpu"))
     rows = [
         {"family": row["family"], "views": row["views"], "stage": stage, **values}
         for row in scores
         for stage, values in [("chance", row["chance"]), *((str(i), v) for i, v in enumerate(row["stages"]))]
     ]
-    show("pairs of views", rows)
+    if rows:
+        show("pairs of views", rows)
     log = [[json.loads(line) for line in path.read_text().splitlines()] for path in args.logs]
     write_record(args.output, weights=note, scores=scores, fields=fields, training=log)
 
