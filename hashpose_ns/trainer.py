@@ -264,7 +264,7 @@ class HashPoseTrainer(Trainer):
         done = self.trained_step + 1
         if done < self.total_steps:
             how = f"To go on, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
-            if self.config.load_dir is not None and self.config.load_dir.absolute() == self.checkpoint_dir.absolute():
+            if self.config.pipeline.datamanager.added_images is not None:  # nobody has typed such a command
                 how = f"To go on: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
         else:
             how = "Training is complete; evaluation and the guard may not be."

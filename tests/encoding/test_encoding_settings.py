@@ -67,7 +67,7 @@ def test_every_setting_has_help(capsys):
     text = capsys.readouterr().out
     for flag in ("num-levels", "gradient", "smoothing", "forward-smoothing", "init-scale", "backend"):
         assert f"--{flag}" in text
-    assert "readings of the paper" in " ".join(text.replace("│", " ").split())
+    assert "axis: the weight along each axis is smoothed" in " ".join(text.replace("│", " ").split())
     config = tyro.cli(HashEncodingConfig, args=["--gradient", "product_norm", "--smoothing", "0.5"])
     assert (config.gradient, config.smoothing) == ("product_norm", 0.5)
 
