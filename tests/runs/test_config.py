@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from pathlib import Path
@@ -15,21 +16,26 @@ from hashpose_ns.runs.config import read_config
 
 
 @pytest.fixture(scope="module")
-def text() -> str:
-    config = small.config
+def config():
+    config = copy.deepcopy(small.config)  # other tests have it, too
     config.data = config.pipeline.datamanager.data = Path("scene")
+    return config
+
+
+@pytest.fixture(scope="module")
+def text(config) -> str:
     return yaml.dump(config)  # as nerfstudio writes it
 
 
-def test_settings_come_back_as_nerfstudios_loader_reads_them(text, tmp_path):
+def test_settings_come_back_as_nerfstudios_loader_reads_them(config, text, tmp_path):
     (tmp_path / "config.yml").write_text(text)
-    assert read_config(tmp_path / "config.yml") == yaml.load(text, Loader=yaml.Loader) == small.config
+    assert read_config(tmp_path / "config.yml") == yaml.load(text, Loader=yaml.Loader) == config
 
 
-def test_settings_that_an_earlier_version_did_not_have_are_defaults(text, tmp_path):
+def test_settings_that_an_earlier_version_did_not_have_are_defaults(config, text, tmp_path):
     lines = [line for line in text.splitlines() if not line.startswith("  changed_images")]
     (tmp_path / "config.yml").write_text("\n".join(lines))
-    assert read_config(tmp_path / "config.yml") == small.config
+    assert read_config(tmp_path / "config.yml") == config
 
 
 def test_a_run_from_another_system_has_its_paths(text, tmp_path):
