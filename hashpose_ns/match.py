@@ -20,8 +20,9 @@ from hashpose_ns.cameras.alignment import align_poses
 from hashpose_ns.cameras.perturbation import PerturbationConfig
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.cameras.start import TrainingCameras
+from hashpose_ns.command import run_command
 from hashpose_ns.datamanager import HashPoseDataManagerConfig, leave_out_points
-from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.cli_colmap import ColmapFormat
 from hashpose_ns.export.cli_nerfstudio import NerfstudioFormat
 from hashpose_ns.export.cli_poses import JsonFormat, KittiFormat, TumFormat
@@ -38,7 +39,6 @@ from hashpose_ns.matches.start import MatchedStart, matches_report, start_from_m
 from hashpose_ns.matches.strategy import are_known, matched_images
 from hashpose_ns.photometry.scene import PosedImages
 from hashpose_ns.runs.files import MATCHES_FILE
-from hashpose_ns.stopping import stops_cleanly
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -279,14 +279,10 @@ def _only(exported: ExportedCameras, kept: np.ndarray) -> ExportedCameras:
     return dataclasses.replace(exported, **changed)
 
 
-@stops_cleanly
-@exits_on_user_error
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
-    warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
     warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
-    tyro.extras.set_accent_color("bright_yellow")
-    tyro.cli(tyro.conf.FlagConversionOff[Match]).main()
+    run_command(tyro.conf.FlagConversionOff[Match])
 
 
 if __name__ == "__main__":

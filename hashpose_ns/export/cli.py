@@ -6,7 +6,6 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Tuple, Union
@@ -14,11 +13,11 @@ from typing import Optional, Tuple, Union
 import tyro
 from typing_extensions import Annotated, Literal
 
-from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.command import run_command
+from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.cli_colmap import ExportColmap
 from hashpose_ns.export.cli_nerfstudio import ExportNerfstudio
 from hashpose_ns.export.cli_poses import ExportJson, ExportKitti, ExportTum
-from hashpose_ns.stopping import stops_cleanly
 
 
 @dataclass
@@ -103,13 +102,9 @@ Commands = tyro.conf.FlagConversionOff[
 ]
 
 
-@stops_cleanly
-@exits_on_user_error
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
-    warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
-    tyro.extras.set_accent_color("bright_yellow")
-    tyro.cli(Commands).main()
+    run_command(Commands)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,11 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from hashpose_ns.errors import exits_on_user_error
+from hashpose_ns.command import run_command
 from hashpose_ns.guard.config import GuardConfig
-from hashpose_ns.stopping import stops_cleanly
 
 
 @dataclass
@@ -45,13 +41,9 @@ class Guard:
         CONSOLE.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-@stops_cleanly
-@exits_on_user_error
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
-    warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
-    tyro.extras.set_accent_color("bright_yellow")
-    tyro.cli(Guard).main()
+    run_command(Guard)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
@@ -13,9 +12,9 @@ from typing import Any, List, Optional, Tuple
 import tyro
 
 from hashpose_ns import __version__
+from hashpose_ns.command import run_command
 from hashpose_ns.errors import HashPoseError, exits_on_user_error
 from hashpose_ns.photometry.search_config import SearchConfig
-from hashpose_ns.stopping import stops_cleanly
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Localize:
         check_target(self.output_dir, self.overwrite, self._inputs(), what="hashpose-localize")
         from hashpose_ns.localize.adding import begin_added_run, check_addable, new_photographs
         from hashpose_ns.localize.api import Search
-        from hashpose_ns.localize.photographs import photograph_files
+        from hashpose_ns.localize.photographs import masks_of, photograph_files
         from hashpose_ns.localize.starts import KnownStarts
         from hashpose_ns.localize.writing import results_table, write_results
         from nerfstudio.utils.rich_utils import CONSOLE, get_progress
@@ -72,7 +71,7 @@ class Localize:
         config = replace(self.search, images=self.batch)
         config.validate()
         filenames, names = photograph_files(self.images, [self.masks] if self.masks is not None else [])
-        masks = None if self.masks is None else [mask_of(self.masks, Path(name)) for name in names]
+        masks = masks_of(self.masks, names)
         search = Search(self.load_config, config)
         if self.add:
             check_addable(search, masks is not None)
@@ -134,33 +133,9 @@ class Localize:
         return [self.load_config.parent, self.load_config, *self.images, *optional]
 
 
-def mask_of(folder: Path, name: Path) -> Path:
-    """The mask of a photograph, in a folder of masks.
-
-    Raises:
-        HashPoseError: there is none, or there are several.
-    """
-    if not folder.is_dir():
-        raise HashPoseError(f"There is no folder {folder}; --masks takes a folder of masks.")
-    parent = folder / name.parent
-    found = [path for path in parent.iterdir() if path.stem in (name.stem, name.name)] if parent.is_dir() else []
-    if len(found) != 1:
-        count = "no mask" if not found else f"{len(found)} masks"
-        raise HashPoseError(f"There is {count} of the photograph {name} in {folder}; give each of them one.")
-    return found[0]
-
-
-@stops_cleanly
-@exits_on_user_error
-def _localize() -> Any:
-    return tyro.cli(Localize, config=(tyro.conf.FlagConversionOff,)).main()
-
-
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
-    warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
-    tyro.extras.set_accent_color("bright_yellow")
-    begun = _localize()
+    begun = run_command(tyro.conf.FlagConversionOff[Localize])
     if begun is not None:  # training takes care of signals itself
         _train(begun)
 

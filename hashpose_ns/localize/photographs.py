@@ -99,6 +99,26 @@ def photograph_files(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> T
     return filenames, image_folder_and_names(filenames, folder, Path("."))[1]
 
 
+def masks_of(folder: Optional[Path], names: Sequence[str]) -> Optional[List[Path]]:
+    """The masks of photographs, each under its photograph's name with any suffix; None without a folder.
+
+    Raises:
+        HashPoseError: there is no such folder, or one of them has no mask or several.
+    """
+    return None if folder is None else [_mask_of(folder, Path(name)) for name in names]
+
+
+def _mask_of(folder: Path, name: Path) -> Path:
+    if not folder.is_dir():
+        raise HashPoseError(f"There is no folder {folder}; --masks takes a folder of masks.")
+    parent = folder / name.parent
+    found = [path for path in parent.iterdir() if path.stem in (name.stem, name.name)] if parent.is_dir() else []
+    if len(found) != 1:
+        count = "no mask" if not found else f"{len(found)} masks"
+        raise HashPoseError(f"There is {count} of the photograph {name} in {folder}; give each of them one.")
+    return found[0]
+
+
 def _absolute(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
 

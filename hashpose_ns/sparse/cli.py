@@ -5,7 +5,6 @@ Only light modules are imported up here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional, Tuple, Union
@@ -13,9 +12,10 @@ from typing import Literal, Optional, Tuple, Union
 import tyro
 from typing_extensions import Annotated
 
-from hashpose_ns.errors import HashPoseError, exits_on_user_error
+from hashpose_ns.command import run_command
+from hashpose_ns.errors import HashPoseError
 from hashpose_ns.sparse.settings import TrainSettings
-from hashpose_ns.stopping import StopSignals, stops_cleanly
+from hashpose_ns.stopping import StopSignals
 
 
 def device_named(name: str):
@@ -171,8 +171,7 @@ class Poses:
         from hashpose_ns.sparse.weights import load_weights
 
         network, note = load_weights(self.weights)
-        from hashpose_ns.localize.cli import mask_of
-        from hashpose_ns.localize.photographs import photograph_files
+        from hashpose_ns.localize.photographs import masks_of, photograph_files
         from hashpose_ns.sparse.crops import crops_of
         from hashpose_ns.sparse.poses import FRAME, find_cameras, lenses_of, write_found
         from nerfstudio.utils.rich_utils import CONSOLE
@@ -180,7 +179,7 @@ class Poses:
         filenames, names = photograph_files(self.images, [self.masks] if self.masks is not None else [])
         if len(filenames) < 2:
             raise HashPoseError("One photograph has no pose to find; give --images 3 to 9 photographs of one object.")
-        masks = None if self.masks is None else [mask_of(self.masks, Path(name)) for name in names]
+        masks = masks_of(self.masks, names)
         lenses = lenses_of(filenames, names, self.intrinsics, self.fov)
         crops = crops_of(filenames, lenses, masks, network.config.size)
         found = find_cameras(network, crops, self.steps, self.seed)
@@ -214,13 +213,9 @@ Commands = tyro.conf.FlagConversionOff[
 ]
 
 
-@stops_cleanly
-@exits_on_user_error
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
-    warnings.simplefilter("ignore", FutureWarning)  # of torch, about how nerfstudio uses it
-    tyro.extras.set_accent_color("bright_yellow")
-    tyro.cli(Commands).main()
+    run_command(Commands)
 
 
 if __name__ == "__main__":
