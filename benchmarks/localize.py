@@ -29,19 +29,25 @@ import tyro
 from PIL import Image
 from record import Output, clock, show, write_record
 
-from hashpose_ns.cameras.alignment import rotation_angle
+from hashpose_ns.cameras.alignment import align_poses, rotation_angle
 from hashpose_ns.cameras.lie import exp_map_SE3
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.demo import DEMO_SCENE
 from hashpose_ns.localize.api import Search
 from hashpose_ns.localize.photographs import photograph_files
 from hashpose_ns.localize.starts import KnownStarts
+from hashpose_ns.matches.config import FeatureConfig
+from hashpose_ns.matches.features import find_matches, pairs_to_match
+from hashpose_ns.matches.sfm import structure_incremental
 from hashpose_ns.photometry.localize import Localizer, SearchConfig, Start
 from hashpose_ns.photometry.pixels import evenly_spaced
 from nerfstudio.utils import poses as pose_utils
 
 FORWARD_FACING = ("fern", "flower")
 """Scenes whose starts are shifted by half as much."""
+
+OTHERS = (("chair", "fern"), ("fern", "fox"), ("chair", "fox"), ("fern", "chair"), ("chair", "lego"))
+"""Which scene is searched for pictures of which."""
 
 RIGHT = {"degrees": 5.0, "distance": 0.2}
 """Errors from which on a photograph that is called found is called wrong."""
@@ -69,7 +75,10 @@ class Args(Output):
     """Held-out photographs of the chair that are looked for without a start."""
     others: int = 10
     """Pictures of each other scene."""
-    parts: tuple[str, ...] = ("capture", "hypotheses", "without start", "others", "one", "strategies")
+    parts: tuple[str, ...] = (
+        *("others", "without start", "capture", "command"),
+        *("without matches", "hypotheses", "one", "strategies"),
+    )
     """What to measure, in this order."""
     minutes: float = math.inf
     """CPU minutes after which to stop between two cases."""
@@ -220,24 +229,32 @@ class Benchmark:
         rows = [
             {"scene": scene, "rays from": strategy, "hypotheses": int(hypotheses), **shares(cases)}
             for name, cases in self.record.get("protocol, each", {}).items()
+            if cases
             for scene, strategy, hypotheses in [name.split("/")]
         ]
         if rows:
             self.record["protocol"] = rows
-        if "chair without a start, each" in self.record:
-            self.record["chair without a start"] = shares(self.record["chair without a start, each"])
+        if "without a start, each" in self.record:
+            self.record["without a start"] = [
+                {"scene": scene, **shares(cases)}
+                for scene, cases in self.record["without a start, each"].items()
+                if cases
+            ]
         write_record(self.args.output, measured=self.record)
 
     # Each of these yields after every case.
 
     def protocol(self, scene: str, strategy: str, hypotheses: int, starts: int) -> Iterator[None]:
-        """iNeRF's protocol."""
+        """iNeRF's protocol: by one search of colours alone or, for the strategy `command`, as the command does it, with
+        matches and a second attempt."""
         cases = self.record.setdefault("protocol, each", {}).setdefault(f"{scene}/{strategy}/{hypotheses}", [])
+        command = strategy == "command"
         done = {(case["image"], case["start"]) for case in cases}
         search, truth = self.search(scene), self.truth(scene)
         shift = 0.1 if scene in FORWARD_FACING else 0.2
-        config = SearchConfig(strategy=strategy, hypotheses=hypotheses, rays=self.args.rays)  # type: ignore[arg-type]
-        localizer = Localizer(search.scene, config)
+        rays: Any = "regions" if command else strategy
+        localizer = Localizer(search.scene, SearchConfig(strategy=rays, hypotheses=hypotheses, rays=self.args.rays))
+        look = search.found if command else localizer.localize
         before = self.record.setdefault("starts", {}).setdefault(scene, [])
         for index in evenly_spaced(len(truth), min(self.args.images, len(truth))):
             generator = torch.Generator().manual_seed(index)
@@ -249,7 +266,7 @@ class Benchmark:
                 if (index, number) in done:
                     continue
                 begin = clock()
-                found = localizer.localize(search.scene.held_out, [index], [Start(search.to_learned(start[None])[0])])
+                found = look(search.scene.held_out, [index], [Start(search.to_learned(start[None])[0])])
                 cases.append({**where, **self._outcome(search, found[0], truth[index], begin)})
                 yield
 
@@ -259,13 +276,17 @@ class Benchmark:
             "residual": round(found.residual, 4),
             "agreement": round(found.agreement, 3),
             "found": search.acceptance.found(found),
+            "matches": found.matches,
             "seconds": round(clock() - begin, 2),
         }
 
-    def without_start(self) -> Iterator[None]:
-        """Held-out photographs of the chair, of which nothing is known."""
-        cases = self.record.setdefault("chair without a start, each", [])
-        search, truth = self.search("chair"), self.truth("chair")
+    def without_start(self, scene: str, matches: bool) -> Iterator[None]:
+        """Held-out photographs, of which nothing is known, with and without matches."""
+        name = scene if matches else f"{scene}, no matches"
+        cases = self.record.setdefault("without a start, each", {}).setdefault(name, [])
+        search, truth = self.search(scene), self.truth(scene)
+        if not matches:
+            search = Search(search.scene, SearchConfig(rays=self.args.rays, matches=False))
         for index in evenly_spaced(len(truth), self.args.without_start):
             if not any(case["image"] == index for case in cases):
                 begin = clock()
@@ -279,7 +300,12 @@ class Benchmark:
         if f"{pictures} in {scene}" in rows:
             return
         search = self.search(scene)
-        folders = {"fern": "fern_480/images", "chair": "chair_400/test", "fox": "fox_270/images"}
+        folders = {
+            "fern": "fern_480/images",
+            "chair": "chair_400/test",
+            "fox": "fox_270/images",
+            "lego": "lego_400/test",
+        }
         cameras = search.scene.train_outputs.cameras
         shape = int(cameras.width[0]), int(cameras.height[0])
         target = self.args.work / "scenes" / f"{pictures}_in_{scene}"
@@ -288,6 +314,15 @@ class Benchmark:
         paths = pictures_of(self.args.data / folders[pictures], shape, self.args.others, target)
         results = looked_for(search, paths)
         rows[f"{pictures} in {scene}"] = {
+            "each": [
+                {
+                    "residual": result.residual,
+                    "agreement": result.agreement,
+                    "matches": result.matches,
+                    "found": result.found,
+                }
+                for result in results
+            ],  # fmt: skip
             "pictures": len(results),
             "called found": sum(result.found for result in results),
             "least residual": min(result.residual for result in results),
@@ -327,20 +362,55 @@ class Benchmark:
         }
         yield
 
+    def registered(self) -> Iterator[None]:
+        """The same ten by COLMAP's incremental mapper: all fifty images, the forty aligned with the given poses."""
+        if "fox, 10 left out, pycolmap" in self.record:
+            return
+        search, truth = self.search("fox"), self.truth("fox")
+        outputs = search.scene.train_outputs, search.scene.held_out_outputs
+        files = [Path(path) for part in outputs for path in part.image_filenames]
+        cameras = outputs[0].cameras[torch.tensor([0] * len(files))]  # one camera took them all
+        begin = clock()
+        pairs = pairs_to_match(None, len(files), FeatureConfig())
+        structure = structure_incremental(find_matches(files, cameras, None, pairs, FeatureConfig()))
+        assert structure is not None
+        seconds, trained = clock() - begin, len(files) - len(truth)
+        given = torch.cat([search.given.poses(outputs[0]), truth])
+        poses, placed = torch.from_numpy(structure.camera_to_worlds), structure.placed
+        known = [row for row in range(trained) if placed[row]]
+        aligned = align_poses(poses[known], given[known]).apply_to_poses(poses)
+        each = [errors(aligned[row], given[row]) for row in range(trained, len(files)) if placed[row]]
+        self.record["fox, 10 left out, pycolmap"] = {
+            "photographs": len(truth),
+            "registered": len(each),
+            "median degrees": statistics.median(one["degrees"] for one in each),
+            "worst degrees": max(one["degrees"] for one in each),
+            "median distance": statistics.median(one["distance"] for one in each),
+            "worst distance": max(one["distance"] for one in each),
+            "seconds of all": round(seconds, 1),
+            "each": each,
+        }
+        yield
+
     def all(self) -> Iterator[None]:
         """Everything that is asked for."""
         args = self.args
         for part in args.parts:
             if part == "capture":
                 yield from self.capture()
+                yield from self.registered()
             if part == "without start":
-                yield from self.without_start()
+                for scene in ("chair", "lego"):
+                    yield from self.without_start(scene, matches=True)
+            if part == "without matches":
+                yield from self.without_start("chair", matches=False)
             if part == "others":
-                for scene, pictures in (("chair", "fern"), ("chair", "fox"), ("fox", "chair"), ("fox", "fern")):
+                for scene, pictures in OTHERS:
                     yield from self.others(scene, pictures)
-            if part in ("hypotheses", "one"):
+            if part in ("command", "hypotheses", "one"):
+                strategy = "command" if part == "command" else "regions"
                 for scene in args.scenes:
-                    yield from self.protocol(scene, "regions", 64 if part == "hypotheses" else 1, args.starts)
+                    yield from self.protocol(scene, strategy, 1 if part == "one" else 64, args.starts)
             if part == "strategies":
                 for scene in args.scenes:
                     for strategy in ("random", "points"):
@@ -380,10 +450,7 @@ def main(args: Args) -> None:
             sys.exit(3)
     benchmark.write()
     show("iNeRF's protocol", benchmark.record.get("protocol", []))
-    show(
-        "chair, no start",
-        [benchmark.record["chair without a start"]] if "chair without a start" in benchmark.record else [],
-    )
+    show("No start", benchmark.record.get("without a start", []))
     show(
         "Pictures of other scenes",
         [{"what": name, **row} for name, row in benchmark.record.get("other scenes", {}).items()],

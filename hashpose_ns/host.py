@@ -1,10 +1,12 @@
-"""Machine-specific settings: allocator and bfloat16 support."""
+"""What depends on the machine: allocator, bfloat16 support, the user's cache."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
+from pathlib import Path
 from typing import Union
 
 import torch
@@ -32,6 +34,11 @@ def keep_freed_memory() -> bool:
     # Older versions of glibc take at most 32 MiB.
     mapped = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25)
     return bool(mapped and mallopt(M_TRIM_THRESHOLD, 1 << 30) and mallopt(M_TOP_PAD, 1 << 26))
+
+
+def user_cache() -> Path:
+    """The folder of this package in the user's cache, `$XDG_CACHE_HOME/hashpose`; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")) / "hashpose"
 
 
 def sent(tensor: Tensor, device: Union[torch.device, str]) -> Tensor:

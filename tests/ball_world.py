@@ -36,12 +36,9 @@ class BallRenderer:
         return iter(())
 
     def colors(self, rays: Any, *, own_appearance: bool = False, smoothed: bool = False) -> Tensor:
-        origins, directions = rays.origins, rays.directions
-        along = (origins * directions).sum(-1, keepdim=True)
-        inside = along.square() - origins.square().sum(-1, keepdim=True) + RADIUS**2
-        points = origins + directions * (-along - inside.clamp(min=1e-6).sqrt())
+        depth, opaque = self._met(rays)
+        points = rays.origins + depth * rays.directions
         waves = torch.sin(5.0 * points + torch.tensor([0.0, 1.0, 2.0]) + 2.0 * points.roll(1, -1))
-        opaque = torch.sigmoid(100.0 * inside)
         return (opaque * (0.5 + 0.4 * waves) + 1.0 - opaque).clamp(0.0, 1.0)
 
     def photometric_loss(self, rays: Any, photograph: Tensor, **kwargs: Any) -> Tensor:
@@ -53,7 +50,13 @@ class BallRenderer:
         return photograph[..., :3] * photograph[..., 3:] + 1.0 - photograph[..., 3:]
 
     def surfaces(self, rays: Any) -> Dict[str, Tensor]:
-        raise NotImplementedError
+        depth, opaque = self._met(rays)
+        return {"rgb": self.colors(rays), "accumulation": opaque, "depth": depth}
+
+    def _met(self, rays: Any) -> Tuple[Tensor, Tensor]:
+        along = (rays.origins * rays.directions).sum(-1, keepdim=True)
+        inside = along.square() - rays.origins.square().sum(-1, keepdim=True) + RADIUS**2
+        return -along - inside.clamp(min=1e-6).sqrt(), torch.sigmoid(100.0 * inside)
 
     def rays_per_chunk(self) -> int:
         return 1 << 16
@@ -144,7 +147,7 @@ def ball_picture(scene: PosedScene, learned: Tensor, path: Path, size: int = SIZ
     cameras.rescale_output_resolution(size / SIZE)
     cameras.camera_to_worlds = learned[None].float()
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = np.asarray((255 * BallRenderer().get_outputs_for_camera(cameras)["rgb"]).round().byte())
+    picture = np.asarray((255 * scene.renderer.get_outputs_for_camera(cameras)["rgb"]).round().byte())
     Image.fromarray(picture).save(path)
     return path
 

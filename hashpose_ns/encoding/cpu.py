@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hashpose_ns.encoding.backends import Backend
 from hashpose_ns.encoding.grid import READINGS, Grid
+from hashpose_ns.host import user_cache
 
 SOURCE = Path(__file__).parent / "csrc" / "hash_encoding.cpp"
 
@@ -90,8 +91,7 @@ def _cache_dir() -> Path:
         BuildError: If there is none.
     """
     user = getattr(os, "getuid", lambda: 0)()
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for path in (Path(base) / "hashpose", Path(tempfile.gettempdir()) / f"hashpose-{user}"):
+    for path in (user_cache(), Path(tempfile.gettempdir()) / f"hashpose-{user}"):
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):

@@ -15,6 +15,7 @@ from hashpose_ns.cameras.alignment import Similarity, pose_errors
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.frame import GivenPoses, InputFrame, input_frame, rigid
 from hashpose_ns.localize.foreign import scene_of
+from hashpose_ns.localize.matching import MatchedPoses
 from hashpose_ns.localize.photographs import Photographs, lens_of, photograph_files
 from hashpose_ns.localize.starts import KnownStarts
 from hashpose_ns.photometry.localize import (
@@ -59,6 +60,8 @@ class LocalizedImage:
     """Residual of the given pose."""
     agreement: float
     """Share of the last hypotheses, weighted by how well they explain the photograph, that ended at this pose."""
+    matches: int
+    """Keypoints that the pose sees where those of training images they match are on the field's surface."""
     kept_start: bool
     """Whether nothing was found that scores better than the given pose, which stays then."""
     rotation_std_deg: float
@@ -81,6 +84,7 @@ class LocalizedImage:
             "psnr": self.psnr,
             "start_residual": self.start_residual,
             "agreement": self.agreement,
+            "matches": self.matches,
             "kept_start": self.kept_start,
             "rotation_std_deg": self.rotation_std_deg,
             "translation_std": self.translation_std,
@@ -108,7 +112,7 @@ class Search:
         self.scene = run
         self.given = GivenPoses.of(run)
         self.frame: InputFrame = input_frame(run.poses, self.given)
-        self.localizer = Localizer(run, self.config)
+        self.sources = (MatchedPoses(run),) if self.config.matches else ()
         self._acceptance: Optional[Acceptance] = None
 
     @property
@@ -173,12 +177,13 @@ class Search:
 
     def found(self, dataset: InputDataset, indices: Sequence[int], starts: Sequence[Start]) -> List[Localization]:
         """As `Localizer.localize`; what was not found is looked for again, and the better result stays."""
-        results = self.localizer.localize(dataset, indices, starts)
+        localizer = Localizer(self.scene, self.config, self.sources, self.acceptance.found)
+        results = localizer.localize(dataset, indices, starts)
         for attempt in range(1, self.config.attempts if self.config.hypotheses > 1 else 1):
             left = [place for place, result in enumerate(results) if not self.acceptance.found(result)]
             if not left:
                 break
-            again = Localizer(self.scene, replace(self.config, seed=self.config.seed + attempt))
+            again = Localizer(self.scene, replace(self.config, seed=self.config.seed + attempt), self.sources)
             tried = again.localize(dataset, [indices[place] for place in left], [starts[place] for place in left])
             for place, result in zip(left, tried):
                 if self.acceptance.found(result) or result.residual < results[place].residual:
@@ -218,6 +223,7 @@ class Search:
             psnr=-10.0 * math.log10(max(found.mse, 1e-10)),
             start_residual=found.start_residual,
             agreement=found.agreement,
+            matches=found.matches,
             kept_start=found.kept_start,
             rotation_std_deg=deviations[0],
             translation_std=deviations[1] * self.frame.unit,

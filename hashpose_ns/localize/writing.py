@@ -157,6 +157,7 @@ def results_table(results: Sequence[LocalizedImage]) -> Any:
         "unexplained": "right",
         "PSNR, dB": "right",
         "agreement": "right",
+        "matches": "right",
         "± degrees": "right",
         "± units": "right",
     }
@@ -171,6 +172,7 @@ def results_table(results: Sequence[LocalizedImage]) -> Any:
             f"{result.residual:.3f} of {result.limit:.3f}",
             f"{result.psnr:.1f}",
             f"{result.agreement:.0%}",
+            str(result.matches),
             f"{result.rotation_std_deg:.2g}" if result.found else "",
             f"{result.translation_std:.2g}" if result.found else "",
         ]

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from hashpose_ns.atomic import whole_file
 from hashpose_ns.data.fingerprint import fingerprint
 from hashpose_ns.errors import one_line
+from hashpose_ns.host import user_cache
 from hashpose_ns.matches.config import FeatureConfig
 from hashpose_ns.matches.matches import Matches
 from hashpose_ns.stopping import keeps_handlers
@@ -330,8 +330,7 @@ def _near_cameras(camera_to_worlds: Float[np.ndarray, "num_images 3 4"], count: 
 
 def cache_folder() -> Path:
     """Where matches are kept: `$XDG_CACHE_HOME/hashpose/matches`."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "hashpose" / "matches"
+    return user_cache() / "matches"
 
 
 def _key(

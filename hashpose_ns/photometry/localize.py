@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Protocol, Sequence, Tuple, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,9 @@ ROUNDS = (
 )
 """64 hypotheses, then 32, 16, 4 and 1; from a small image to the whole one."""
 
+LAST_ROUNDS = ROUNDS[-2:]
+"""What poses that are proposed go through alone, before the whole search."""
+
 COPIES_SHIFT = 0.25
 """Shifts of turned copies, over those of draws around a given pose."""
 
@@ -78,8 +81,18 @@ BETWEEN = 25.0
 ONE_COLOUR = 1e-4
 """Variance of the colours, in [0, 1], below which a photograph shows nothing."""
 
-CandidateSource = Callable[[PosedScene, InputDataset, int], Float[Tensor, "count 3 4"]]
-"""Proposes poses, in the learned frame, for an image of a dataset. They are ranked with all others."""
+
+@runtime_checkable
+class CandidateSource(Protocol):
+    """Other evidence of where a photograph was taken than its colours."""
+
+    def __call__(self, scene: PosedScene, dataset: InputDataset, index: int) -> Float[Tensor, "count 3 4"]:
+        """Poses, in the learned frame, for an image of a dataset. They are ranked with all others."""
+        ...
+
+    def agreeing(self, scene: PosedScene, dataset: InputDataset, index: int, pose: Float[Tensor, "3 4"]) -> int:
+        """How many observations agree with a pose of it."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +122,8 @@ class Localization:
     is; 1 where there was one only."""
     kept_start: bool
     """Whether nothing was found that scores better than the given start."""
+    matches: int = 0
+    """Keypoints of the photograph that are where the pose sees what they match."""
 
 
 # -- how well known photographs are explained --------------------------------------------------------------------------
@@ -125,7 +140,10 @@ class Acceptance:
 
     def found(self, localization: Localization) -> bool:
         """Whether a photograph's place was found: the field explains it about as well as what it was trained on, and
-        no other hypothesis explains it as well from elsewhere, or it is explained better still."""
+        no other hypothesis explains it as well from elsewhere, or it is explained better still. Where many matches say
+        the same, it may be explained less well."""
+        if localization.matches >= CONFIRMING:
+            return localization.residual <= min(CONFIRMED * self.limit, LARGEST)
         limit = self.limit if localization.agreement >= AGREEMENT else self.limit * ALONE
         return localization.residual <= limit
 
@@ -138,6 +156,10 @@ LEAST_RATIO, LEAST, LARGEST = 4.0, 0.02, 0.5
 
 AGREEMENT, ALONE = 0.5, 0.6
 """Agreement from which on the limit holds; below, it is this fraction of it."""
+
+CONFIRMING, CONFIRMED = 12, 2.5
+"""Matches from which on a pose is confirmed, which pictures of other scenes do not have by far; the limit is so many
+times larger then, as for views that training images show little of."""
 
 TRAINING_IMAGES = 24
 """Training images that the limit comes from."""
@@ -234,15 +256,21 @@ class Localizer:
         scene: the field, the training images and their poses.
         config: settings.
         sources: what proposes further candidates for an image.
+        enough: whether what was made of proposed and given poses is not searched beyond; None always searches.
 
     Raises:
         HashPoseError: a setting is out of range.
     """
 
     def __init__(
-        self, scene: PosedScene, config: Optional[SearchConfig] = None, sources: Sequence[CandidateSource] = ()
+        self,
+        scene: PosedScene,
+        config: Optional[SearchConfig] = None,
+        sources: Sequence[CandidateSource] = (),
+        enough: Optional[Callable[[Localization], bool]] = None,
     ) -> None:
         self.scene, self.config, self.sources = scene, config or SearchConfig(), tuple(sources)
+        self.enough = enough
         self.config.validate()
         self.training = scene.poses.refined_camera_to_worlds().detach()
         self.focus = focus(self.training)
@@ -263,10 +291,43 @@ class Localizer:
         """
         queries = [_Query(self.scene, dataset, index, self.config) for index in indices]
         known = list(starts or [Start()] * len(queries))
-        hypotheses = [self.hypotheses(query, start) for query, start in zip(queries, known)]
+        proposed = [self._proposed(query, start) for query, start in zip(queries, known)]
+        results: List[Optional[Localization]] = [None] * len(queries)
+        if self.enough is not None:
+            some = [place for place, poses in enumerate(proposed) if len(poses)]
+            first = self._searched(
+                [queries[place] for place in some],
+                [known[place] for place in some],
+                [self._best(queries[place], proposed[place], self._count(LAST_ROUNDS[0])) for place in some],
+                LAST_ROUNDS,
+            )
+            for place, result in zip(some, first):
+                if self.enough(result):
+                    results[place] = result
+        left = [place for place, result in enumerate(results) if result is None]
+        searched = self._searched(
+            [queries[place] for place in left],
+            [known[place] for place in left],
+            [self._hypotheses(queries[place], known[place], proposed[place]) for place in left],
+            ROUNDS,
+        )
+        for place, result in zip(left, searched):
+            results[place] = result
+        return [result for result in results if result is not None]
+
+    def _searched(
+        self,
+        queries: Sequence[_Query],
+        known: Sequence[Start],
+        hypotheses: List[Float[Tensor, "_ 3 4"]],
+        rounds: Sequence[Round],
+    ) -> List[Localization]:
+        """What rounds make of hypotheses."""
+        if not queries:
+            return []
         agreements = [1.0] * len(queries)
-        for number, stage in enumerate(ROUNDS):
-            count = max(self.config.hypotheses // stage.divisor, 1)
+        for number, stage in enumerate(rounds):
+            count = self._count(stage)
             if number:  # the best of the last round
                 hypotheses = [self._survivors(query, poses, count, stage) for query, poses in zip(queries, hypotheses)]
             optimized = self._optimized(queries, hypotheses, stage)
@@ -289,23 +350,36 @@ class Localizer:
 
     # -- where to begin ------------------------------------------------------------------------------------------------
 
-    def hypotheses(self, query: _Query, start: Start) -> Float[Tensor, "count 3 4"]:
+    def _count(self, stage: Round) -> int:
+        """Hypotheses that take part in a round."""
+        return max(self.config.hypotheses // stage.divisor, 1)
+
+    def _proposed(self, query: _Query, start: Start) -> Float[Tensor, "count 3 4"]:
+        """What is known and proposed for a photograph: the given pose first."""
+        given = [] if start.pose is None else [start.pose.to(self.training)[None]]
+        if given and self.config.hypotheses == 1:
+            return given[0]
+        if start.candidates is not None:
+            given.append(start.candidates.to(self.training))
+        given += [source(self.scene, query.dataset, query.index).to(self.training) for source in self.sources]
+        return torch.cat([self.training[:0], *given])
+
+    def _hypotheses(
+        self, query: _Query, start: Start, proposed: Float[Tensor, "some 3 4"]
+    ) -> Float[Tensor, "count 3 4"]:
         """Poses that the search for a photograph begins at: a given one, and of the training cameras' poses, what else
         is proposed, and draws around the given pose or else around all of these, those that explain it best."""
-        wanted, pose = self.config.hypotheses, start.pose
+        wanted = self.config.hypotheses
         generator = torch.Generator().manual_seed(self.config.seed + 7919 * query.index)
-        if pose is not None and wanted == 1:
-            return pose.to(self.training)[None]
-        proposed = [source(self.scene, query.dataset, query.index).to(self.training) for source in self.sources]
-        if start.candidates is not None:
-            proposed.append(start.candidates.to(self.training))
-        known = torch.cat([self.training, *proposed])
-        if pose is not None:
-            given = pose.to(self.training)[None]
-            drawn = self._around(given, DRAWS * wanted, math.radians(self.config.angle), generator)
-            return torch.cat([given, self._best(query, torch.cat([known, drawn]), wanted - 1)])
-        drawn = self._around(known, DRAWS * wanted, math.radians(BETWEEN), generator)
-        return self._best(query, torch.cat([known, drawn]), wanted)
+        if start.pose is None:
+            candidates = torch.cat([self.training, proposed])
+            drawn = self._around(candidates, DRAWS * wanted, math.radians(BETWEEN), generator)
+            return self._best(query, torch.cat([candidates, drawn]), wanted)
+        given, others = proposed[:1], proposed[1:]
+        if wanted == 1:
+            return given
+        drawn = self._around(given, DRAWS * wanted, math.radians(self.config.angle), generator)
+        return torch.cat([given, self._best(query, torch.cat([self.training, others, drawn]), wanted - 1)])
 
     def _best(self, query: _Query, poses: Float[Tensor, "count 3 4"], wanted: int) -> Float[Tensor, "some 3 4"]:
         """The poses of the smallest residuals, the least first."""
@@ -399,4 +473,8 @@ class Localizer:
             start_residual=None if start is None else float(residuals[1]),
             agreement=agreement,
             kept_start=kept,
+            matches=max(
+                (source.agreeing(self.scene, query.dataset, query.index, poses[int(kept)]) for source in self.sources),
+                default=0,
+            ),
         )

@@ -27,6 +27,9 @@ class SearchConfig:
     attempts: int = 2
     """How often a photograph is searched for until it is found.
     Every attempt starts from other hypotheses."""
+    matches: bool = True
+    """Also starts from poses by matches with the training images (SIFT, PnP on the field's surface).
+    The search ends with these where they explain the photograph."""
     rays: int = 131_072
     """Rays per photograph followed with gradients, in all rounds together.
     More take longer and find more."""

@@ -20,6 +20,7 @@ from hashpose_ns.localize.photographs import Photographs, lens_of
 from hashpose_ns.photometry.align import optimize_cameras
 from hashpose_ns.photometry.interest import interest_points, interest_region, pixels_of_interest
 from hashpose_ns.photometry.localize import (
+    CONFIRMING,
     LEAST,
     Acceptance,
     Localization,
@@ -224,14 +225,18 @@ def test_no_start_is_made_worse(scene, photographs):
 def test_proposals_take_part(scene, photographs):
     asked = []
 
-    def from_matches(of, dataset, index):
-        asked.append((of is scene, dataset is photographs, index))
-        return VIEWS[2][None]
+    class Matches:
+        def __call__(self, of, dataset, index):
+            asked.append((of is scene, dataset is photographs, index))
+            return VIEWS[2][None]
 
-    localizer = Localizer(scene, SearchConfig(hypotheses=1, rays=2048), sources=[from_matches])
+        def agreeing(self, of, dataset, index, pose):
+            return 7
+
+    localizer = Localizer(scene, SearchConfig(hypotheses=1, rays=2048), sources=[Matches()])
     localizer.training = localizer.training[:2]
     found = localizer.localize(photographs, [2])[0]
-    assert asked == [(True, True, 2)] and apart(found.pose, VIEWS[2])[0] < 3.0
+    assert asked == [(True, True, 2)] and apart(found.pose, VIEWS[2])[0] < 3.0 and found.matches == 7
     same = Localizer(scene, SearchConfig(hypotheses=1, rays=2048))
     same.training = same.training[:2]
     given = same.localize(photographs, [2], [Start(candidates=VIEWS[2][None])])[0]
@@ -257,10 +262,11 @@ def test_what_shows_nothing_is_refused():
 def test_residuals_that_nobody_agrees_with_have_to_be_smaller():
     limits = Acceptance(typical=0.02, limit=0.1)
 
-    def found(residual: float, agreement: float) -> bool:
-        return limits.found(Localization(torch.eye(4)[:3], residual, 0.0, None, agreement, False))
+    def found(residual: float, agreement: float, matches: int = 0) -> bool:
+        return limits.found(Localization(torch.eye(4)[:3], residual, 0.0, None, agreement, False, matches))
 
     assert found(0.09, 1.0) and not found(0.09, 0.0) and found(0.05, 0.0) and not found(0.11, 1.0)
+    assert found(0.2, 0.0, CONFIRMING) and not found(0.2, 1.0, CONFIRMING - 1) and not found(0.3, 1.0, 100)
 
 
 @pytest.mark.parametrize("settings", [{"hypotheses": 0}, {"rays": 100}, {"lr": 0.0}, {"angle": 200.0}, {"images": 0}])
