@@ -41,10 +41,14 @@ from hashpose_ns.matches.features import find_matches, pairs_to_match
 from hashpose_ns.matches.sfm import structure_incremental
 from hashpose_ns.photometry.localize import Localizer, SearchConfig, Start
 from hashpose_ns.photometry.pixels import evenly_spaced
+from hashpose_ns.photometry.scores import image_error
 from nerfstudio.utils import poses as pose_utils
 
 FORWARD_FACING = ("fern", "flower")
 """Scenes whose starts are shifted by half as much."""
+
+WITHOUT_START = ("chair",)
+"""Scenes whose photographs are looked for without a start."""
 
 OTHERS = (("chair", "fern"), ("fern", "fox"), ("chair", "fox"), ("fern", "chair"), ("chair", "lego"))
 """Which scene is searched for pictures of which."""
@@ -77,15 +81,23 @@ class Args(Output):
     """Pictures of each other scene."""
     parts: tuple[str, ...] = (
         *("others", "without start", "capture", "command"),
-        *("without matches", "hypotheses", "one", "strategies"),
+        *("without matches", "hypotheses", "one", "strategies", "more images"),
     )
     """What to measure, in this order."""
+    steps: int = 1000
+    """Of the fields of iNeRF's table on fern."""
     minutes: float = math.inf
     """CPU minutes after which to stop between two cases."""
 
 
 FERN_SPREAD = 0.275
 """RMS distance of fern's cameras from their centre, in LLFF's units."""
+
+
+LENS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
+
+SHARES = (0.25, 0.5, 1.0, 0.1)
+"""Of fern's training images, which fields are trained on before others join."""
 
 
 # -- scenes and runs ---------------------------------------------------------------------------------------------------
@@ -128,9 +140,49 @@ def write_capture(scene: str, data: Path, folder: Path) -> None:
     (folder / "transforms.json").write_text(json.dumps({**lens, **splits, "frames": frames}, indent=1))
 
 
-def train(scene: str, data: Path, work: Path) -> Path:
-    """The config.yml of a run from true poses, trained if it is not there."""
-    method = "hashpose-small" if scene in (*FORWARD_FACING, "fox") else "hashpose-object"
+def write_some(data: Path, work: Path, folder: Path, names: list[str], found: dict[str, Any]) -> None:
+    """Fern at half size as `write_capture` has it, with some of its training images only, and with poses of others that
+    were found.
+
+    Args:
+        names: training images that are there, at their true poses.
+        found: poses of others by name.
+    """
+    whole = work / "scenes" / "fern"
+    if not whole.exists():
+        write_capture("fern", data, whole)
+    content = json.loads((whole / "transforms.json").read_text())
+    images = work / "scenes" / "fern_small"
+    images.mkdir(parents=True, exist_ok=True)
+    frames, trained, held = [], [], []
+    for frame in content["frames"]:
+        file = whole / frame["file_path"]
+        small = images / file.name
+        if not small.exists():
+            with Image.open(file) as image:
+                image.convert("RGB").resize((image.width // 2, image.height // 2), Image.Resampling.BOX).save(small)
+        path = Path(os.path.relpath(small, folder)).as_posix()
+        if frame["file_path"] in content["test_filenames"]:
+            held.append(path)
+        elif file.name in names or file.name in found:
+            trained.append(path)
+        else:
+            continue
+        pose = frame["transform_matrix"] if file.name not in found else found[file.name]
+        frames.append({"file_path": path, "transform_matrix": pose})
+    lens = {key: content[key] // 2 if key in ("w", "h") else content[key] / 2 for key in LENS}
+    splits = {"train_filenames": trained, "val_filenames": held, "test_filenames": held}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "transforms.json").write_text(json.dumps({**lens, **splits, "frames": frames}, indent=1))
+
+
+def train(scene: str, data: Path, work: Path, steps: int | None = None) -> Path:
+    """The config.yml of a run from true poses, trained if it is not there.
+
+    Args:
+        steps: of a scene whose folder is there; as the method has it by default.
+    """
+    method = "hashpose-small" if steps or scene in (*FORWARD_FACING, "fox") else "hashpose-object"
     config = work / "runs" / scene / method / "run" / "config.yml"
     if list(config.parent.glob("nerfstudio_models/step-*.ckpt")):
         return config
@@ -148,7 +200,10 @@ def train(scene: str, data: Path, work: Path) -> Path:
         command += ["blender-data", "--data", str(folder)]
     else:
         folder = work / "scenes" / scene
-        write_capture(scene, data, folder)
+        if steps:
+            command += ["--max-num-iterations", str(steps)]
+        else:
+            write_capture(scene, data, folder)
         command += ["nerfstudio-data", "--data", str(folder), "--downscale-factor", "1"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return config
@@ -392,6 +447,44 @@ class Benchmark:
         }
         yield
 
+    def more_images(self) -> Iterator[None]:
+        """iNeRF's table on fern: PSNR of the held-out images of a field from a share of the training images, and of one
+        from these and what was found of the others: trained anew, and as `--add` goes on."""
+        args, rows = self.args, self.record.setdefault("fern, more images", {})
+        content = json.loads((args.work / "scenes" / "fern" / "transforms.json").read_text())
+        names = [Path(path).name for path in content["train_filenames"]]
+        for share in SHARES:
+            chosen = [names[row] for row in evenly_spaced(len(names), round(share * len(names)))]
+            others = [name for name in names if name not in chosen]
+            scene = f"fern_{round(100 * share)}"
+            row = rows.setdefault(str(share), {"images": len(chosen), "steps": args.steps})
+            if "PSNR" not in row:
+                write_some(args.data, args.work, args.work / "scenes" / scene, chosen, {})
+                row["PSNR"] = held_out_psnr(train(scene, args.data, args.work, args.steps))
+                yield
+            if others and "found" not in row:
+                base = train(scene, args.data, args.work, args.steps)
+                target = args.work / "found" / scene
+                small = [str(args.work / "scenes" / "fern_small" / name) for name in others]
+                command = [sys.executable, "-m", "hashpose_ns.localize.cli", "--load-config", str(base), "--images"]
+                options = ["--overlay-size", "0", "--overwrite", "True", "--add", "True", "--output-dir", str(target)]
+                code = subprocess.run([*command, *small, *options]).returncode
+                file = target / "transforms.json"
+                frames = json.loads(file.read_text())["frames"] if code == 0 else []
+                poses = {Path(frame["file_path"]).name: frame["transform_matrix"] for frame in frames}
+                true = {Path(frame["file_path"]).name: frame["transform_matrix"] for frame in content["frames"]}
+                off = [errors(*(torch.tensor(each[name])[:3] for each in (poses, true))) for name in poses]
+                row.update({"looked for": len(others), "found": len(poses), "errors": off})
+                if poses:
+                    row["PSNR, --add"] = held_out_psnr(base.parent.with_name("run-added") / "config.yml")
+                yield
+            if row.get("found") and "PSNR, trained anew" not in row:
+                frames = json.loads((args.work / "found" / scene / "transforms.json").read_text())["frames"]
+                poses = {Path(frame["file_path"]).name: frame["transform_matrix"] for frame in frames}
+                write_some(args.data, args.work, args.work / "scenes" / f"{scene}_more", chosen, poses)
+                row["PSNR, trained anew"] = held_out_psnr(train(f"{scene}_more", args.data, args.work, args.steps))
+                yield
+
     def all(self) -> Iterator[None]:
         """Everything that is asked for."""
         args = self.args
@@ -400,7 +493,7 @@ class Benchmark:
                 yield from self.capture()
                 yield from self.registered()
             if part == "without start":
-                for scene in ("chair", "lego"):
+                for scene in WITHOUT_START:
                     yield from self.without_start(scene, matches=True)
             if part == "without matches":
                 yield from self.without_start("chair", matches=False)
@@ -411,11 +504,21 @@ class Benchmark:
                 strategy = "command" if part == "command" else "regions"
                 for scene in args.scenes:
                     yield from self.protocol(scene, strategy, 1 if part == "one" else 64, args.starts)
+            if part == "more images":
+                yield from self.more_images()
             if part == "strategies":
                 for scene in args.scenes:
                     for strategy in ("random", "points"):
                         for hypotheses in (64, 1):
                             yield from self.protocol(scene, strategy, hypotheses, args.other_starts)
+
+
+def held_out_psnr(config: Path) -> float:
+    """Mean over the held-out images, at their true poses, of random pixels."""
+    scene = Search(config).scene
+    poses = scene.aligned_held_out_poses()
+    mse = [image_error(scene.renderer, scene.held_out, row, pose, 20_000) for row, pose in enumerate(poses)]
+    return round(statistics.fmean(-10.0 * math.log10(each) for each in mse if each), 2)
 
 
 def pictures_of(folder: Path, shape: tuple[int, int], count: int, target: Path) -> list[Path]:
