@@ -19,6 +19,7 @@ from torch import Tensor
 from hashpose_ns.atomic import whole_file
 from hashpose_ns.cameras.centering import CenteringConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
+from hashpose_ns.coarse import BySize, CoarseFirst, CoarseFirstConfig, PictureSize, fit_to_pictures
 from hashpose_ns.datamanager import leave_out_points
 from hashpose_ns.errors import HashPoseError, background_errors_in_a_line, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
@@ -55,9 +56,6 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 
-LARGE = 300
-"""Pixels of the shorter side from which pictures are large."""
-
 
 @dataclass
 class HashPoseTrainerConfig(TrainerConfig):
@@ -78,8 +76,13 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Matches between the training images."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
     """The live viewer: who can reach it, and what it shows."""
-    finer_method: tyro.conf.Suppress[Optional[str]] = None
-    """The method that is made for larger pictures than this one."""
+    coarse_first: CoarseFirstConfig = field(default_factory=CoarseFirstConfig)
+    """Trains on small copies of large pictures first, where no better start is at hand."""
+    picture_size: PictureSize = "auto"
+    """Size of the pictures that settings are made for.
+    `auto` looks at them, and takes the settings for large ones where they are. Settings that you give stay."""
+    by_size: tyro.conf.Suppress[Optional[BySize]] = None
+    """Settings that differ between small and large pictures; None where there are none."""
 
     def __post_init__(self) -> None:
         if self.data is not None:  # the configuration that ns-train has chosen, and not one of those it chooses from
@@ -122,6 +125,7 @@ class HashPoseTrainerConfig(TrainerConfig):
         if self.machine.num_devices * self.machine.num_machines < 1:
             raise HashPoseError("--machine.num-devices and --machine.num-machines must be at least 1.")
         leave_out_points(self.pipeline.datamanager.dataparser)
+        fit_to_pictures(self)
         try:
             folder = claimed(self.get_base_dir())
             try:
@@ -134,25 +138,16 @@ class HashPoseTrainerConfig(TrainerConfig):
                 f"The run's folder {self.get_base_dir()} cannot be written: {one_line(error)}."
             ) from error
 
-    def advice(self, shorter_side: int, trusted: bool) -> Optional[str]:
-        """What to say where another method is made for such pictures.
-
-        Args:
-            shorter_side: of the training images, in pixels.
-            trusted: whether training starts at poses from matches, which finer methods need.
-        """
-        if self.finer_method is None or not trusted or shorter_side < LARGE:
-            return None
-        return (
-            f"Pictures are {shorter_side} pixels large: {self.finer_method} is made for them, takes a quarter of an "
-            "hour, and ends nearer."
-        )
+    def setup(self, **kwargs) -> Any:
+        """Makes a trainer, with settings for pictures of the size that they have."""
+        fit_to_pictures(self)
+        return super().setup(**kwargs)
 
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
         start = StartFromMatches(self.matches)
         fall_back = FallBack(self.guard, lambda: start.images)
-        return [start, CentrePictures(self.centering), fall_back, Recovery(self.recovery), Settle()]
+        return [start, CoarseFirst(self), CentrePictures(self.centering), fall_back, Recovery(self.recovery), Settle()]
 
 
 @exits_on_user_error
@@ -205,7 +200,6 @@ class HashPoseTrainer(Trainer):
             self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
             self._show_matches()
-            self._advise()
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
@@ -387,13 +381,6 @@ class HashPoseTrainer(Trainer):
         if matched is not None and matched.images is not None:
             said = in_words(matched.start) if matched.start is not None else ""  # where training is resumed
             self.pipeline.pose_panel.show_matches(matched.images, said)
-
-    def _advise(self) -> None:
-        cameras = self.pipeline.datamanager.train_dataset.cameras
-        side = int(torch.minimum(cameras.width, cameras.height).max())
-        said = self.config.advice(side, self.pipeline.model.camera_optimizer.is_trusted)
-        if said is not None:
-            CONSOLE.print(said, soft_wrap=True)
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""
