@@ -27,7 +27,7 @@ from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.report import read_matches
-from hashpose_ns.matches.strategy import StartFromMatches, in_words
+from hashpose_ns.matches.strategy import StartFromMatches
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.centering import CentrePictures
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
@@ -379,8 +379,8 @@ class HashPoseTrainer(Trainer):
         if matched is not None and matched.report is not None:
             matched.report.write(self.base_dir)
         if matched is not None and matched.images is not None:
-            said = in_words(matched.start) if matched.start is not None else ""  # where training is resumed
-            self.pipeline.pose_panel.show_matches(matched.images, said)
+            report = matched.report or read_matches(self.base_dir)  # the file where training is resumed
+            self.pipeline.pose_panel.show_matches(matched.images, report.outcome if report is not None else "")
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""

@@ -67,7 +67,7 @@ class StartFromMatches(PoseStrategy):
         self.start = start_from_matches(self.images, initial.numpy(), self.config, known=are_known(initial))
         seconds = time.perf_counter() - begin
         self.report = matches_report(self.start, self.images, initial.numpy(), scene.poses.image_names, seconds)
-        say(f"matches: {in_words(self.start)}")
+        say(f"matches: {self.report.outcome}")
         if self.start.trusted:
             scene.poses.rebase(torch.from_numpy(self.start.camera_to_worlds), trusted=True)
 
@@ -98,15 +98,3 @@ def are_known(camera_to_worlds: torch.Tensor) -> bool:
     if float((centers - centers[:1]).abs().max()) > 1e-9 * max(float(centers.abs().max()), 1.0):
         return True
     return float(torch.rad2deg(rotation_angle(rotations[0].T @ rotations)).max()) > ALIKE
-
-
-def in_words(start: MatchedStart) -> str:
-    """What is done and why, in one sentence without its full stop."""
-    done = {
-        "given": "training starts at the poses as they are",
-        "matches": "training starts at poses from matches",
-        "refused": "training starts at the poses as they are",
-    }[start.verdict]
-    left = int((~start.placed).sum())
-    rest = f"; {left} cameras keep theirs" if start.verdict == "matches" and left else ""
-    return f"{done}: {start.sentence}{rest}"
