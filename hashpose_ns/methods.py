@@ -82,6 +82,7 @@ hashpose = MethodSpecification(
         _optimizers(encoding=(1e-2, 1e-4), decoder=(1e-3, 1e-4), poses=(1e-3, 1e-5)),
         steps_per_save=2000,
         steps_per_eval_all_images=30_000,
+        cpu_method="hashpose-small",
         guard=_guard(),
         matches=_matches(),
     ),
@@ -111,6 +112,7 @@ blender = MethodSpecification(
         _optimizers(encoding=(5e-4, 1e-4), decoder=(5e-4, 1e-4), poses=(1e-3, 1e-5)),
         steps_per_save=5000,
         steps_per_eval_all_images=200_000,
+        cpu_method="hashpose-object",
     ),
     description="NeRF-Synthetic by BARF's protocol: poses perturbed by 0.15, white background, 200K steps.",
 )
@@ -141,6 +143,7 @@ llff = MethodSpecification(
         _optimizers(encoding=(1e-3, 1e-4), decoder=(1e-3, 1e-4), poses=(3e-3, 1e-5)),
         steps_per_save=5000,
         steps_per_eval_all_images=200_000,
+        cpu_method="hashpose-small",
     ),
     description="Forward-facing captures from unknown poses: all cameras start at the identity (LLFF).",
 )

@@ -56,6 +56,9 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 
+PACE_FROM, PACE_UNTIL = 5, 15
+"""Steps between which a CPU's pace is measured: the first ones compile and fill caches."""
+
 
 @dataclass
 class HashPoseTrainerConfig(TrainerConfig):
@@ -81,6 +84,8 @@ class HashPoseTrainerConfig(TrainerConfig):
     picture_size: PictureSize = "auto"
     """Size of the pictures that settings are made for.
     `auto` looks at them, and takes the settings for large ones where they are. Settings that you give stay."""
+    cpu_method: tyro.conf.Suppress[Optional[str]] = None
+    """The method that is made for CPUs in place of this one."""
     by_size: tyro.conf.Suppress[Optional[BySize]] = None
     """Settings that differ between small and large pictures; None where there are none."""
 
@@ -160,6 +165,14 @@ def _opened_for_ns_viewer(config: base_config.ViewerConfig) -> base_config.Viewe
     return opened(own)
 
 
+def time_ahead(seconds_per_step: float, steps: int) -> Optional[str]:
+    """How long training will take, without a full stop; None below an hour."""
+    hours = seconds_per_step * steps / 3600
+    if hours < 1:
+        return None
+    return f"At {seconds_per_step:.2g} s a step, {steps} steps take {hours:.0f} hour{'s' if round(hours) > 1 else ''}"
+
+
 class HashPoseTrainer(Trainer):
     """nerfstudio's training loop. It adds: the CPU if there is no GPU, schedules over fractions of training,
     strategies, resuming to the same end, an abort with an explanation when the loss becomes NaN, and poses and their
@@ -183,6 +196,8 @@ class HashPoseTrainer(Trainer):
         self.unchecked_losses: List[Tuple[int, Tensor]] = []
         self.pose_history: Optional[PoseHistory] = None
         self.strategies = config.strategies()
+        self.timed_from: Optional[Tuple[int, float]] = None
+        """A step, and `train_seconds` at it, from which a CPU's pace is measured."""
         self.trained_step: Optional[int] = None
         """The last step that is done."""
         self.saved_step: Optional[int] = None
@@ -327,6 +342,8 @@ class HashPoseTrainer(Trainer):
         if checked and self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)  # what a GPU has yet to do is part of training as well
         self.train_seconds += time.perf_counter() - begin
+        if self.config.cpu_method is not None and self.device == "cpu":
+            self._say_how_long(step)
         self.unchecked_losses.append((step, output[0].detach()))
         if checked:
             self._check_finite(step)
@@ -339,6 +356,17 @@ class HashPoseTrainer(Trainer):
         if step_check(step, self.config.steps_per_pose_log, run_at_zero=True) or step == self.total_steps - 1:
             self._log_poses(step, output[0].item())
         return output
+
+    def _say_how_long(self, step: int) -> None:
+        """One line about hours that lie ahead on a CPU, as soon as its pace is known."""
+        since_start = step - self._start_step
+        if since_start == PACE_FROM:
+            self.timed_from = step, self.train_seconds
+        elif since_start == PACE_UNTIL and self.timed_from is not None:
+            first, before = self.timed_from
+            said = time_ahead((self.train_seconds - before) / (step - first), self.total_steps - step)
+            if said is not None:
+                CONSOLE.print(f"{said}; {self.config.cpu_method} is made for CPUs and takes minutes.", soft_wrap=True)
 
     def _intervene(self, hook: str, step: int) -> None:
         """Calls a hook of all strategies, in runs that refine poses."""

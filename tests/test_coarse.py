@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from scenes import blender_scene
 
 from hashpose_ns.cameras.alignment import pose_errors
 from hashpose_ns.coarse import LARGE, CoarseFirstConfig, coarse_config, fit_to_pictures, get_setting, pixels_of
 from hashpose_ns.data.picture_size import shorter_side
-from hashpose_ns.demo import DEMO_SCENE
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.methods import OBJECT_BY_SIZE, object_, object_fine, small
 from hashpose_ns.runs.config import read_config
@@ -112,12 +112,12 @@ def test_copies_of_no_use_are_refused(pixels: int):
 
 
 def test_training_starts_at_what_small_copies_gave(tmp_path: Path, capfd):
-    config = config_for(DEMO_SCENE, picture_size="large")
+    config = config_for(blender_scene(tmp_path / "scene", 6, size=64), picture_size="large")
     config.pipeline.datamanager.initial_poses = "perturbed"
     config.output_dir, config.experiment_name, config.timestamp = tmp_path, "e", "t"
     config.vis, config.matches.start, config.guard.mode = "tensorboard", "off", "off"
     config.steps_per_eval_image = config.steps_per_eval_batch = 10**6
-    config.by_size, config.max_num_iterations = {"max_num_iterations": (60, 20)}, 20
+    config.by_size, config.max_num_iterations = {"max_num_iterations": (30, 5)}, 5
     config.coarse_first.pixels, config.pipeline.datamanager.train_num_rays_per_batch = 32, 64
     encoding = config.pipeline.model.field.encoding
     encoding.num_levels, encoding.log2_hashmap_size = 4, 12
@@ -126,9 +126,9 @@ def test_training_starts_at_what_small_copies_gave(tmp_path: Path, capfd):
     said = capfd.readouterr().out
     assert "training on pictures of 32 pixels" in said and "the poses that pictures of 32 pixels gave" in said
     inner = run / "coarse" / "e" / "hashpose-object" / "t"
-    assert read_config(inner / "config.yml").pipeline.datamanager.camera_res_scale_factor == 0.32
+    assert read_config(inner / "config.yml").pipeline.datamanager.camera_res_scale_factor == 0.5
     poses = torch.load(inner / "camera_to_worlds.pt", weights_only=True)
-    state = torch.load(run / "nerfstudio_models" / "step-000000019.ckpt", weights_only=True)["pipeline"]
+    state = torch.load(run / "nerfstudio_models" / "step-000000004.ckpt", weights_only=True)["pipeline"]
     base = next(value for name, value in state.items() if name.endswith("base_camera_to_worlds"))
     initial = next(value for name, value in state.items() if name.endswith("initial_camera_to_worlds"))
     torch.testing.assert_close(base, poses)

@@ -92,6 +92,23 @@ def matched_images(scene: PosedImages, config: MatchConfig, only_cached: bool = 
     return find_matches(files, outputs.cameras, masks, pairs, config.features, only_cached)
 
 
+def cached_matches(scene: PosedImages, config: Optional[MatchConfig]) -> Optional[MatchedImages]:
+    """The matches that a run's training has left in the user's cache.
+
+    Args:
+        scene: images, their cameras, and initial poses.
+        config: the run's settings; None of a run that has none.
+    Returns:
+        The matches; None where the run looked at none, or the cache has lost them.
+    """
+    if config is None or config.start == "off":
+        return None
+    try:
+        return matched_images(scene, config, only_cached=True)
+    except NoMatches:
+        return None
+
+
 def are_known(camera_to_worlds: torch.Tensor) -> bool:
     """Whether poses [N, 3, 4] say anything: not if all cameras are in one place and look the same way."""
     centers, rotations = camera_to_worlds[:, :, 3], camera_to_worlds[:, :, :3]

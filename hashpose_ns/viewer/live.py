@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Set, Tuple
 
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor
 
 from hashpose_ns.guard.report import read_verdict
-from hashpose_ns.matches.features import NoMatches
 from hashpose_ns.matches.report import read_matches
-from hashpose_ns.matches.strategy import matched_images
+from hashpose_ns.matches.strategy import cached_matches
 from hashpose_ns.photometry.image_losses import ImageLosses
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.runs.config import read_config
@@ -398,11 +396,8 @@ class LivePoses:
         self._matches_said = report.outcome if report is not None else ""
         trainer = self.viewer.trainer
         config = read_config(self.run_folder / CONFIG) if trainer is None else trainer.config
-        settings = getattr(config, "matches", None)
-        if settings is None or settings.start == "off":
-            return
-        with suppress(NoMatches):
-            self._matches = ShownMatches(matched_images(self.run, settings, only_cached=True))
+        images = cached_matches(self.run, getattr(config, "matches", None))
+        self._matches = ShownMatches(images) if images is not None else None
 
     def _compare(self) -> int:
         """Renders the selected camera, where that is asked for; the number of bytes that were sent."""
