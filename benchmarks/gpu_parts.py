@@ -45,7 +45,11 @@ SCORES = {
     "psnr_aligned": "psnr_aligned",
     "psnr_tto": "psnr_tto",
 }
-TINY = "--pipeline.datamanager.train-num-rays-per-batch 32 --pipeline.model.num-samples 8 --pipeline.tto-steps 2"
+TINY = (
+    "--pipeline.datamanager.train-num-rays-per-batch 32 --pipeline.model.num-samples 8 --pipeline.tto-steps 2 "
+    "--pipeline.model.field.decoder.width 16 --pipeline.model.field.encoding.num-levels 4 "
+    "--recovery.hypotheses 3 --recovery.steps 3 --recovery.rays 6"
+)
 
 
 class Refused(SystemExit):
@@ -213,7 +217,7 @@ def chair(run: Run, recipe: str) -> None:
         *("hashpose-blender", "--output-dir", str(run.folder), "--experiment-name", "chair", "--timestamp", recipe),
         *("--max-num-iterations", str(steps), "--machine.seed", "0", "--vis", "tensorboard"),
         *("--machine.device-type", "cuda" if torch.cuda.is_available() else "cpu"),
-        *("--pipeline.datamanager.perturbation.seed", "0", "--pipeline.eval-num-images", "2" if run.tiny else "10"),
+        *("--pipeline.datamanager.perturbation.seed", "0", "--pipeline.eval-num-images", "1" if run.tiny else "10"),
         *("--logging.local-writer.enable", "False", "--steps-per-pose-log", "10" if run.tiny else "500"),
         *("--steps-per-eval-batch", "0", "--steps-per-eval-image", "0", "--steps-per-eval-all-images", "0"),
         *shlex.split(RECIPES[recipe]),

@@ -144,8 +144,8 @@ class HashPoseTrainerConfig(TrainerConfig):
         if self.finer_method is None or not trusted or shorter_side < LARGE:
             return None
         return (
-            f"Pictures are {shorter_side} pixels large: {self.finer_method} is made for them, takes a quarter of an "
-            "hour, and ends nearer."
+            f"Images are {shorter_side} pixels on the shorter side: {self.finer_method} is made for them. It takes a "
+            "quarter of an hour and leaves smaller errors."
         )
 
     def strategies(self) -> List[PoseStrategy]:
@@ -216,7 +216,7 @@ class HashPoseTrainer(Trainer):
         """nerfstudio's setup, with a viewer that listens only where the settings say."""
         settings = self.config.viewer
         if self.config.is_viewer_legacy_enabled():
-            raise HashPoseError("The legacy viewer is a page of another site, which is not let in; give --vis viewer.")
+            raise HashPoseError("The legacy viewer is a page of another site and may not connect; give --vis viewer.")
         if self.config.is_viewer_enabled() and self.local_rank == 0:
             from hashpose_ns.viewer.port import opened
 
@@ -263,9 +263,9 @@ class HashPoseTrainer(Trainer):
         writer.write_out_storage()
         done = self.trained_step + 1
         if done < self.total_steps:
-            how = f"To go on, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
+            how = f"To continue, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
             if self.config.pipeline.datamanager.added_images is not None:  # nobody has typed such a command
-                how = f"To go on: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
+                how = f"To continue: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
         else:
             how = "Training is complete; evaluation and the guard may not be."
         CONSOLE.print(
@@ -314,7 +314,7 @@ class HashPoseTrainer(Trainer):
             with self._well_ended():
                 super().train()
         except OSError as error:
-            raise HashPoseError(f"Training cannot go on: {one_line(error)}; {self._kept()}.") from error
+            raise HashPoseError(f"Training cannot continue: {one_line(error)}; {self._kept()}.") from error
         finally:
             self.config.max_num_iterations = self.total_steps
         if self.folder is not None:
@@ -400,7 +400,7 @@ class HashPoseTrainer(Trainer):
         try:
             super()._update_viewer_state(step)
         except Exception as error:
-            CONSOLE.log(f"The viewer failed and training goes on ({type(error).__name__}: {one_line(error)}).")
+            CONSOLE.log(f"The viewer failed; training continues ({type(error).__name__}: {one_line(error)}).")
 
     @check_main_thread
     def _record_poses(self, step: int) -> None:
@@ -443,10 +443,10 @@ class HashPoseTrainer(Trainer):
         losses = torch.stack([loss for _, loss in self.unchecked_losses])
         bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
         if bad:
-            raise self._not_finite(f"The loss of step {self.unchecked_losses[bad[0]][0]} is not a number")
+            raise self._not_finite(f"The loss of step {self.unchecked_losses[bad[0]][0]} is NaN or infinite")
         self.unchecked_losses.clear()
         if not all(bool(torch.isfinite(twists).all()) for twists in self.pipeline.model.camera_optimizer.parameters()):
-            raise self._not_finite(f"The poses after step {step} are not numbers")
+            raise self._not_finite(f"Poses are NaN or infinite after step {step}")
 
     def _not_finite(self, what: str) -> HashPoseError:
         return HashPoseError(
@@ -464,7 +464,7 @@ class HashPoseTrainer(Trainer):
     def save_checkpoint(self, step: int) -> None:
         """Saves atomically, unless a parameter is NaN: the last good checkpoint is worth more."""
         if not all(bool(torch.isfinite(value).all()) for value in self.pipeline.model.parameters()):
-            raise self._not_finite(f"Poses or field after step {step} are not numbers")
+            raise self._not_finite(f"Poses or field are NaN or infinite after step {step}")
         with self.stop_signals.held():
             self._write_checkpoint(step)
             self.saved_step = step

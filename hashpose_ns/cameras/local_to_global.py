@@ -97,7 +97,7 @@ class LocalToGlobal(PoseOptimizer):
         super().__init__(config, num_cameras, device, initial_camera_to_worlds, reference_camera_to_worlds, image_names)
         if config.rotation_start > 0 or config.trans_l2_penalty > 0 or config.rot_l2_penalty > 0:
             raise HashPoseError(
-                "camera-optimizer.rotation-start, .trans-l2-penalty and .rot-l2-penalty speak of one twist a camera; "
+                "camera-optimizer.rotation-start, .trans-l2-penalty and .rot-l2-penalty apply to one twist per camera; "
                 "leave them at 0 with --pipeline.model.camera-optimizer.model local-to-global."
             )
         self.warp = Warp(config.warp, num_cameras).to(device)

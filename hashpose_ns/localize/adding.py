@@ -69,7 +69,7 @@ def check_addable(search: Search, masks: bool) -> None:
     """
     scene = search.scene
     if isinstance(scene.renderer, NerfstudioRenderer):
-        raise HashPoseError("--add goes on with runs of the hashpose methods only; leave it out for this run.")
+        raise HashPoseError("--add works with runs of the hashpose methods only; leave it out for this run.")
     if (scene.train_outputs.mask_filenames is not None) != masks:
         has, how = ("no masks", "leave --masks out") if masks else ("masks", "give the photographs masks by --masks")
         raise HashPoseError(f"The run's images have {has}, and so must what is added; {how}, or leave --add out.")

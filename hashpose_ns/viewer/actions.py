@@ -97,7 +97,7 @@ class PoseActions:
 
     def _check_refined(self, index: int) -> None:
         if self.poses.config.mode == "off" or not bool(self.poses.trainable[index]):
-            raise HashPoseError("This camera is kept where it is by the run's settings.")
+            raise HashPoseError("This camera is frozen by the run's settings.")
 
     # -- Adam ----------------------------------------------------------------------------------------------------------
 

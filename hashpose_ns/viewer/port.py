@@ -181,7 +181,7 @@ class Port:
     def banner(self) -> List[str]:
         """What the console says of the viewer."""
         if not self.is_open:
-            return ["The viewer is off: it cannot be guarded with this version of viser."]
+            return ["The viewer is off: it cannot be secured with this version of viser."]
         return [f"Viewer running locally at: {self.url}"]
 
     def complete(self, server: "ViserServer") -> None:
@@ -219,7 +219,7 @@ def opened(config: ViewerConfig) -> OpenedViewerConfig:
     """
     port = Port(config)
     if config.websocket_port not in (None, 0, port.number):
-        CONSOLE.print(f"Port {config.websocket_port} is taken: the viewer's is {port.number}.")
+        CONSOLE.print(f"Port {config.websocket_port} is taken; the viewer uses {port.number}.")
     if port.network:
         CONSOLE.print(
             f"The viewer is open to the network ({config.websocket_host}:{port.number}), without a password: everyone "
