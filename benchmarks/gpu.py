@@ -1,10 +1,12 @@
 """All that only a GPU can tell, in one command of at most nine minutes, and its rehearsal without one.
 
+    python benchmarks/gpu.py kit --data path/to/chair_400
+    python benchmarks/gpu.py rehearse --data path/to/chair_400 --python BARE
     python3 benchmarks/gpu.py measure --output $OUT --data .scene/chair_400 --commit HASH
-    python benchmarks/gpu.py rehearse --data path/to/chair_400
 
-`measure` needs a machine with Python, PyTorch and, in `.whl`, what else nerfstudio imports (`gpu.py kit` downloads it);
-no network, no git. It writes gpu.json, whole and anew after every row, and log.txt. Its parts, in order of their value:
+`kit` downloads into `.whl` what such a machine lacks beside Python and PyTorch (gpu_machine.txt is what it has), and
+copies the scene into `.scene` with fewer test images. `measure` needs no network and no git. It writes gpu.json, whole
+and anew after every row, and log.txt. Its parts, in order of their value:
 
 * gate: kernels against float64, and whether they are used at all. Else everything ends there, with another exit code
   than 0: times would be of something else.
@@ -41,6 +43,8 @@ from typing import Any, NamedTuple
 REPOSITORY = Path(__file__).resolve().parent.parent
 MOST_MIB = 60
 """What may travel to the machine, of the 64 MiB that can."""
+MOST_TEST = 25
+"""Test images that travel."""
 MOST_FILES, MOST_FILE_MIB = 8, 16
 """What can come back."""
 LAST_SECONDS = 8.0
@@ -351,7 +355,10 @@ def _keep_log(log: Path, out: Path) -> None:
 
 
 def kit(args: argparse.Namespace) -> int:
-    """Downloads the wheels that a bare GPU machine lacks, about 24 MB."""
+    """Downloads the wheels that a bare GPU machine lacks, about 24 MB, and makes the scene that travels, if any."""
+    if args.data:
+        shutil.rmtree(scene := REPOSITORY / ".scene" / args.data.name, ignore_errors=True)
+        print(f"{scene}: {_scene_that_travels(args.data, scene) / 2**20:.1f} MiB")
     args.kit.mkdir(parents=True, exist_ok=True)
     for old in args.kit.glob("*.whl"):  # two versions of one package would stop the whole installation there
         old.unlink()
@@ -361,8 +368,30 @@ def kit(args: argparse.Namespace) -> int:
     return subprocess.run(command, check=False).returncode
 
 
+def _scene_that_travels(data: Path, target: Path) -> int:
+    """Copies a scene of NeRF-Synthetic's format with 25 of its test images, spread over all; the bytes that it has."""
+    wanted = sorted(data.rglob("*"))
+    listed = data / "transforms_test.json"
+    test = json.loads(listed.read_text()) if listed.is_file() else {"frames": []}
+    count = len(test["frames"])
+    kept = (
+        [test["frames"][number * (count - 1) // (MOST_TEST - 1)] for number in range(MOST_TEST)]
+        if count > MOST_TEST
+        else test["frames"]
+    )
+    names = {Path(frame["file_path"]).name.removesuffix(".png") for frame in kept}
+    for path in wanted:
+        if path.is_file() and (path.parent.name != "test" or not count or path.stem in names):
+            copy = target / path.relative_to(data)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    if count:
+        (target / listed.name).write_text(json.dumps({**test, "frames": kept}))
+    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+
+
 def travelling(args: argparse.Namespace) -> dict[str, list[Path]]:
-    """What goes to the machine: what -> files."""
+    """What goes to the machine beside the scene: what -> files."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=REPOSITORY,
@@ -371,11 +400,9 @@ def travelling(args: argparse.Namespace) -> dict[str, list[Path]]:
         check=True,
     )
     files = [REPOSITORY / name for name in listed.stdout.split("\0") if name]
-    scene = sorted(path for path in args.data.rglob("*") if path.is_file()) if args.data else []
     return {
         "tracked and new files": [path for path in files if path.is_file()],
         "wheels": sorted(args.kit.glob("*.whl")),
-        "scene": scene,
     }
 
 
@@ -395,21 +422,19 @@ def rehearse(args: argparse.Namespace) -> int:
     """Measures at tiny size in a copy of what travels, without network and git and with nothing of this checkout: once
     to the end, then killed at random moments. An exit code."""
     parts = travelling(args)
-    total = 0.0
-    for what, files in parts.items():
-        size = sum(path.stat().st_size for path in files) / 2**20
-        total += size
-        print(f"{size:7.1f} MiB  {what} ({len(files)} files)")
-    print(f"{total:7.1f} MiB  in all, of {MOST_MIB}")
-    if total > MOST_MIB:
-        print("That is too much.")
-        return 1
     if not parts["wheels"]:
         print(f"There is no kit in {args.kit}: a bare machine needs it. `benchmarks/gpu.py kit` downloads it.")
     if not args.data:
         print("There is no scene (--data): the packaged one is trained on, which is smaller.")
     with tempfile.TemporaryDirectory() as temporary:
-        copy, out = Path(temporary) / "tree", Path(temporary) / "out"
+        copy, out, scene = (Path(temporary) / name for name in ("tree", "out", "tree/.scene"))
+        sizes = {what: sum(path.stat().st_size for path in files) for what, files in parts.items()}
+        sizes["scene"] = _scene_that_travels(args.data, scene) if args.data else 0
+        for what, size in {**sizes, f"in all, of {MOST_MIB}": sum(sizes.values())}.items():
+            print(f"{size / 2**20:7.1f} MiB  {what}")
+        if sum(sizes.values()) > MOST_MIB << 20:
+            print("That is too much.")
+            return 1
         for path in parts["tracked and new files"]:
             target = copy / path.relative_to(REPOSITORY)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -417,7 +442,7 @@ def rehearse(args: argparse.Namespace) -> int:
         for path in parts["wheels"]:
             (copy / ".whl").mkdir(exist_ok=True)
             shutil.copyfile(path, copy / ".whl" / path.name)
-        data = ["--data", shutil.copytree(args.data, copy / ".scene")] if args.data else []
+        data = ["--data", scene] if args.data else []
         bare = {"PATH": str(Path(temporary) / "no_git"), "HOME": temporary, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
         python = [*_without_network(), os.path.abspath(shutil.which(args.python) or args.python)]
         print("There is a network." if len(python) == 1 else "No network.", end=" ", flush=True)
@@ -494,9 +519,9 @@ def main() -> int:
         one = commands.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
         one.set_defaults(function=function)
         one.add_argument("--kit", type=Path, default=REPOSITORY / ".whl", help="folder of the wheels")
+        one.add_argument("--data", type=Path, help="chair of NeRF-Synthetic at 400x400; else the packaged one")
         if name == "kit":
             continue
-        one.add_argument("--data", type=Path, help="chair of NeRF-Synthetic at 400x400; else the packaged one")
         one.add_argument("--seconds", type=float, default=540.0, help="time limit of everything")
         if name == "rehearse":
             one.add_argument("--python", default=sys.executable, help="a bare Python with PyTorch, like the machine's")

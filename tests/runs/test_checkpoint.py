@@ -253,7 +253,7 @@ GROUP = ("optimizers", "field", "param_groups", 0)
         (with_entry(*MOMENT[:-1], "exp_avg_sq", value=at(3, -1.0)), "exp_avg_sq of parameter 0"),
         (with_entry(*MOMENT[:-1], "step", value=torch.tensor(-1.0)), "step of parameter 0"),
         (with_entry(*MOMENT[:-1], "step", value=torch.tensor([1.0, 2.0])), "step of parameter 0"),
-        (with_entry("optimizers", "field", "state", 7, value={}), "parameters that there are not"),
+        (with_entry("optimizers", "field", "state", 7, value={}), "parameters that do not exist"),
         (without(*GROUP), "other parameters"),
         (with_entry(*GROUP, "params", value=[1]), "other parameters"),
         (with_entry(*GROUP, "lr", value="x"), "lr 'x'"),
