@@ -450,8 +450,17 @@ def rehearse(args: argparse.Namespace) -> int:
         command = [*python, "benchmarks/gpu.py", "measure", "--size", "tiny", "--output", str(out), *map(str, data)]
         command += ["--seconds", str(args.seconds)]
         begin = time.monotonic()
-        code = subprocess.run(command, cwd=copy, env=bare, check=False).returncode
+        process, moments, rows = subprocess.Popen(command, cwd=copy, env=bare), 0, 0
+        while (code := process.poll()) is None:  # what is there at any moment is what a kill leaves
+            time.sleep(0.2)
+            content = _read(out / "gpu.json") if (out / "gpu.json").exists() else {"rows": []}
+            if content is None or len(content["rows"]) < rows:
+                process.kill()
+                print("gpu.json was not whole for a moment, or lost rows.")
+                return 1
+            moments, rows = moments + 1, len(content["rows"])
         seconds = time.monotonic() - begin
+        print(f"gpu.json was whole at {moments} moments on the way.")
         reason = _fault(out, code, seconds, args.seconds)
         if reason is not None:
             print(f"{reason} The last lines of the log:\n{_tail(out / 'log.txt') if out.is_dir() else ''}")
