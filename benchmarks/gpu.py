@@ -315,7 +315,6 @@ def _in_turn(workers: Workers, record: Record, begin: float, args: argparse.Name
     for index, part in enumerate(PARTS):
         if part.name not in workers.names:
             continue
-        worker = workers.take(part.name)
 
         def seconds(index: int = index) -> float:
             left = end - time.monotonic()
@@ -325,6 +324,7 @@ def _in_turn(workers: Workers, record: Record, begin: float, args: argparse.Name
             record.content["parts"][part.name] = {"left_out": "no time was left"}
             record.write()
             continue
+        worker = workers.take(part.name)
         ms = record.content["summary"].get("step: hashpose-blender, ms")
         code = run_part(worker, record, begin, seconds, {"ms": ms})
         _keep_log(log, record.path.parent)

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,8 @@ def chair(run: Run, recipe: str) -> None:
     import tyro
 
     from hashpose_ns.demo import DEMO_SCENE
+    from hashpose_ns.methods import blender
     from hashpose_ns.runs.files import read_pose_log
-    from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
     from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
     from nerfstudio.scripts.train import _set_random_seed
 
@@ -214,7 +215,7 @@ def chair(run: Run, recipe: str) -> None:
     training_seconds = run.left - EVALUATION - 15  # setting up
     steps = 20 if run.tiny else max(1000, min(MOST_STEPS, int(0.9e3 * training_seconds / ms)))
     arguments = [
-        *("hashpose-blender", "--output-dir", str(run.folder), "--experiment-name", "chair", "--timestamp", recipe),
+        *("--output-dir", str(run.folder), "--experiment-name", "chair", "--timestamp", recipe),
         *("--max-num-iterations", str(steps), "--machine.seed", "0", "--vis", "tensorboard"),
         *("--machine.device-type", "cuda" if torch.cuda.is_available() else "cpu"),
         *("--pipeline.datamanager.perturbation.seed", "0", "--pipeline.eval-num-images", "1" if run.tiny else "10"),
@@ -224,8 +225,10 @@ def chair(run: Run, recipe: str) -> None:
         *(shlex.split(TINY) if run.tiny else ()),
         *("blender-data", "--data", run.data or str(DEMO_SCENE)),
     ]
-    run.emit(planned_steps=steps, seconds=round(run.left, 1), arguments=arguments[7:-3])
-    config: Any = tyro.cli(AnnotatedBaseConfigUnion, args=arguments)
+    run.emit(planned_steps=steps, seconds=round(run.left, 1), arguments=arguments[6:-3])
+    # Nothing of this project is installed there, so that nerfstudio knows none of its methods by name.
+    one_value = (tyro.conf.FlagConversionOff,)
+    config: Any = tyro.cli(type(blender.config), default=deepcopy(blender.config), args=arguments, config=one_value)
     _set_random_seed(0)
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
