@@ -145,7 +145,7 @@ class HashPosePipeline(VanillaPipeline):
         if key in state and len(state[key]) != len(expected[key]):
             raise HashPoseError(
                 f"The checkpoint was trained on {len(state[key])} images and there are {len(expected[key])} now; give "
-                "the same images and the same split, retrain, or give --pipeline.changed-images carry to go on with "
+                "the same images and the same split, retrain, or give --pipeline.changed-images carry to continue with "
                 "these."
             )
         wrong = sorted(set(state) ^ set(expected)) + [
@@ -264,7 +264,7 @@ class HashPosePipeline(VanillaPipeline):
         changed = f"The checkpoint was trained on other images than the data has now: {changed}"
         if self.test_mode == "val" and self.config.changed_images == "refuse":
             raise HashPoseError(
-                f"{changed}; give the same images, or --pipeline.changed-images warn to go on with these."
+                f"{changed}; give the same images, or --pipeline.changed-images warn to continue with these."
             )
         CONSOLE.print(f"{changed}.", markup=False, soft_wrap=True)
 

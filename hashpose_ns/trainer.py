@@ -251,7 +251,7 @@ class HashPoseTrainer(Trainer):
         self.stop_signals.let_go()
 
     def _stop(self, stopped: Stopped) -> None:
-        """Saves what has been trained, says how to go on, and ends the process."""
+        """Saves what has been trained, says how to continue, and ends the process."""
         if self.only_viewed:
             CONSOLE.print("The viewer is closed; training was complete.")
             return
@@ -491,7 +491,7 @@ class HashPoseTrainer(Trainer):
                     path.unlink()
 
     def _load_checkpoint(self) -> None:
-        """Resumes from `load_dir` or `load_checkpoint`, and goes on with the pose log of the run they belong to."""
+        """Resumes from `load_dir` or `load_checkpoint`, and continues the pose log of the run they belong to."""
         path = self._resumed_checkpoint()
         if path is None:
             super()._load_checkpoint()  # says that there is none
@@ -520,7 +520,7 @@ class HashPoseTrainer(Trainer):
         if self._start_step >= self.total_steps:
             raise HashPoseError(
                 f"The checkpoint is at step {self._start_step - 1}, so {self._start_step} steps are done, and "
-                f"--max-num-iterations is {self.total_steps}: nothing is left to train. Give a larger number to go on."
+                f"--max-num-iterations is {self.total_steps}: nothing is left to train; give a larger number."
             )
         run = path.parent.parent
         self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)

@@ -117,7 +117,7 @@ class LocalToGlobal(PoseOptimizer):
     def _restore(self) -> None:
         super()._restore()
         self.warping = not bool(self.handed_over)
-        # Which cameras stand still, as numbers: a GPU's buffer is not read at every step.
+        # Which cameras are frozen, as numbers: a GPU's buffer is not read at every step.
         self._still = set(torch.nonzero(self.standing).flatten().tolist())
 
     # -- where cameras are ---------------------------------------------------------------------------------------------
@@ -206,13 +206,13 @@ class LocalToGlobal(PoseOptimizer):
         self._restore()
 
     def fall_back(self, rate: float) -> None:
-        """Puts cameras back, as `PoseOptimizer.fall_back`. They go on by twists, as what is left to refine is small."""
+        """Puts cameras back, as `PoseOptimizer.fall_back`. They continue by twists: what is left is small."""
         self._hand_over()
         super().fall_back(rate)
 
     @torch.no_grad()
     def _hand_over(self) -> None:
-        """Has cameras go on by a twist each."""
+        """Switches cameras to a twist each."""
         if self.warping:
             self.pose_adjustment.copy_(self.current_twists())
             self.handed_over.fill_(True)
@@ -220,7 +220,7 @@ class LocalToGlobal(PoseOptimizer):
 
     def set_progress(self, progress: float) -> None:
         """Tells how far training is, as a fraction of it. Called before each step, and so the moment at which cameras
-        that somebody holds, or lets go, begin to stand still or to move."""
+        that are held, or released, freeze or move again."""
         super().set_progress(progress)
         if self.warping and progress >= self.config.warp.until:
             self._hand_over()

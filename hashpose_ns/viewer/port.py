@@ -79,7 +79,7 @@ class GuardedConnection(WebSocketServerProtocol):
             self.transport.abort()
 
     async def process_request(self, path: str, request_headers: Any) -> Optional[Response]:
-        """Refuses a request, leaves a file of the page to viser, or lets a websocket's handshake go on."""
+        """Refuses a request, leaves a file of the page to viser, or lets a websocket's handshake continue."""
         try:
             refusal = self.access.refusal(request_headers)
             if refusal is not None:
