@@ -219,8 +219,8 @@ class LocalToGlobal(PoseOptimizer):
             self._restore()
 
     def set_progress(self, progress: float) -> None:
-        """Tells how far training is, as a fraction of it. Called before each step, and so the moment at which cameras
-        that are held, or released, freeze or move again."""
+        """Tells how far training is, as a fraction of it. Called before each step: held cameras freeze here,
+        and released ones move again."""
         super().set_progress(progress)
         if self.warping and progress >= self.config.warp.until:
             self._hand_over()

@@ -19,7 +19,7 @@ from hashpose_ns.optim.schedules import moments
 class PoseActions:
     """Pauses all poses, holds, resets and turns single ones.
 
-    The methods change poses at once and need the trainer's lock, or `submit`s them to be run by
+    The methods change poses at once: call them with the trainer's lock held, or `submit` them to be run by
     `run_submitted` between two steps. Pausing gives the poses no gradient. A held camera has none either, but shares a
     parameter with the others, and Adam would move it on by its momentum: around each of Adam's steps its row is put
     back, in the parameter and in Adam's moments.
