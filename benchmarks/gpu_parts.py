@@ -223,6 +223,7 @@ def chair(run: Run, recipe: str) -> None:
         *("--steps-per-eval-batch", "0", "--steps-per-eval-image", "0", "--steps-per-eval-all-images", "0"),
         *shlex.split(RECIPES[recipe]),
         *(shlex.split(TINY) if run.tiny else ()),
+        *(("--pipeline.model.num-importance-samples", "8") if run.tiny and recipe == "best" else ()),
         *("blender-data", "--data", run.data or str(DEMO_SCENE)),
     ]
     run.emit(planned_steps=steps, seconds=round(run.left, 1), arguments=arguments[6:-3])
