@@ -122,6 +122,31 @@ def test_poses_that_started_from_matches_stay_if_they_fit_no_worse(scene, adam, 
     assert scene.poses.is_corrected == stays and (scene.poses.rate_scale > 0) == stays
 
 
+@pytest.mark.parametrize("verdict", ["helped", "undecided", "hurt"])
+def test_cameras_that_were_shifted_answer_for_it_and_go_back_to_where_they_were_given(
+    scene, adam, monkeypatch, verdict
+):
+    asked: List[bool] = []
+    seen = torch.full((8,), 1e-3)
+    found = Verdict(verdict, 0.0, 0.5, 0.5, seen, seen, torch.ones(8), None, [], False)
+    monkeypatch.setattr(fallback, "judge_refinement", lambda *_, since_base, **__: asked.append(since_base) or found)
+    poses = scene.poses
+    start = poses.initial_camera_to_worlds.clone()
+    start[:, 0, 3] += 0.1
+    poses.rebase(start, trusted=False)
+    poses.held = {2}
+    with torch.no_grad():
+        poses.pose_adjustment.fill_(1e-3)
+    before = poses.refined_camera_to_worlds().detach().clone()
+    guard = FallBack(GuardConfig(mode="report", fallback_at=(0.3, 0.55), keep_rebased=True))
+    guard.before_step(scene, adam, 55, lambda said: None)
+    after, stays = poses.refined_camera_to_worlds().detach(), verdict == "helped"
+    assert asked == [False] and poses.rebased == stays and (poses.rate_scale > 0) == stays
+    torch.testing.assert_close(after[2], before[2], rtol=0, atol=1e-6)
+    others = [index for index in range(len(before)) if index != 2]
+    assert torch.equal(after[others], (before if stays else poses.initial_camera_to_worlds)[others])
+
+
 def test_settings_out_of_range_are_refused_by_each_strategy():
     for broken in (FallBack(GuardConfig(fallback_at=(2.0,))), Recovery(RecoveryConfig(at=(1.0,)))):
         with pytest.raises(HashPoseError):
