@@ -24,7 +24,7 @@ class CenteringConfig:
     mode: Literal["off", "auto"] = "off"
     """Whether cameras are shifted before training.
     `auto` shifts them where pictures are far from each other, for an object on a plain background."""
-    threshold: float = 0.9
+    threshold: float = 0.88
     """How far pictures lie beside each other for cameras to be shifted.
     In radii of the object. At the true poses silhouettes' centres are 0.15 apart.
     Up to here cameras find home by themselves."""

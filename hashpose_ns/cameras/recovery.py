@@ -29,7 +29,8 @@ class RecoveryConfig:
     at: Tuple[float, ...] = ()
     """Fractions of training at which lost cameras are searched for; empty disables the search."""
     late_at: Tuple[float, ...] = ()
-    """Fractions of training at which cameras that are lost beyond doubt are searched for once more, from other poses."""
+    """Fractions of training at which only cameras lost beyond doubt are searched for.
+    They are tried at other poses than before."""
     cameras: float = 0.2
     """Fraction of the cameras that are tried at most, those of the largest loss."""
     suspicion: float = 3.0

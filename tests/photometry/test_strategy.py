@@ -49,11 +49,15 @@ def adam(scene) -> torch.optim.Adam:
 
 def test_lost_cameras_are_looked_for_at_their_steps_and_adam_forgets_them(scene, adam, monkeypatch):
     said: List[str] = []
-    monkeypatch.setattr(strategy, "recover_cameras", lambda scene, config, late: [] if late else [1, 3])
+    looks: List[bool] = []
+    monkeypatch.setattr(
+        strategy, "recover_cameras", lambda scene, config, late: looks.append(late) or ([] if late else [1, 3])
+    )
     recovery = Recovery(RecoveryConfig(at=(0.3, 0.456), late_at=(0.75,)))
     for step in range(TOTAL):
         recovery.before_step(scene, adam, step, lambda sentence: said.append(f"{step} {sentence}"))
     assert said == ["30 lost cameras moved: 2 [1, 3]", "46 lost cameras moved: 2 [1, 3]"]
+    assert looks == [False, False, True], "a late look that finds nobody has nothing to say"
     moment = adam.state[scene.poses.pose_adjustment]["exp_avg"]
     assert not moment[[1, 3]].any() and bool(moment[[0, 2, 4]].all())
     scene.poses.fall_back(0.0)  # for good: there is nothing to recover
@@ -148,7 +152,11 @@ def test_cameras_that_were_shifted_answer_for_it_and_go_back_to_where_they_were_
 
 
 def test_settings_out_of_range_are_refused_by_each_strategy():
-    for broken in (FallBack(GuardConfig(fallback_at=(2.0,))), Recovery(RecoveryConfig(at=(1.0,))), Recovery(RecoveryConfig(late_at=(1.0,)))):
+    for broken in (
+        FallBack(GuardConfig(fallback_at=(2.0,))),
+        Recovery(RecoveryConfig(at=(1.0,))),
+        Recovery(RecoveryConfig(late_at=(1.0,))),
+    ):
         with pytest.raises(HashPoseError):
             broken.validate()
     Settle().validate()
