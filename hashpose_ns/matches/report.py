@@ -62,6 +62,14 @@ class MatchesReport:
         """Names of the cameras that matches do not determine."""
         return [camera.name for camera in self.cameras if not camera.placed]
 
+    @property
+    def outcome(self) -> str:
+        """What is done and why, in one sentence without its full stop."""
+        done = "poses from matches" if self.verdict == "matches" else "the poses as they are"
+        left = len(self.left) if self.verdict == "matches" else 0
+        rest = f"; {left} camera{'s keep theirs' if left > 1 else ' keeps its own'}" if left else ""
+        return f"training starts at {done}: {self.sentence}{rest}"
+
     def metrics(self) -> Dict[str, float]:
         """Flat floats as in ns-eval's JSON; `matches_verdict` is 1 for matches, 0 for given, -1 for refused."""
         return {

@@ -29,6 +29,7 @@ def test_a_report_comes_back_from_its_file(tmp_path):
     assert report.write(tmp_path) == tmp_path / MATCHES_FILE
     assert read_matches(tmp_path) == report
     assert report.left == ["images/0.png"]
+    assert report.outcome == "training starts at poses from matches: 2 of 3 cameras; 1 camera keeps its own"
     numbers = report.metrics()
     assert numbers["matches_verdict"] == 1.0 and numbers["matches_placed"] == 2.0 and numbers["matches_share"] == 0.9
     assert all(type(value) is float for value in numbers.values())
