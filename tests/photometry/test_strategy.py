@@ -13,6 +13,7 @@ from type_checker import unchecked
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.cameras.settling import SettlingConfig
+from hashpose_ns.coarse import CoarseFirst
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.guard import fallback
 from hashpose_ns.guard.config import GuardConfig
@@ -164,5 +165,12 @@ def test_settings_out_of_range_are_refused_by_each_strategy():
 
 def test_a_method_has_them_in_the_order_in_which_they_act():
     config = dataclasses.replace(object_.config)
-    assert [type(one) for one in config.strategies()] == [StartFromMatches, CentrePictures, FallBack, Recovery, Settle]
+    assert [type(one) for one in config.strategies()] == [
+        StartFromMatches,
+        CoarseFirst,
+        CentrePictures,
+        FallBack,
+        Recovery,
+        Settle,
+    ]
     assert steps_at((0.3, 0.45, 0.6), 2500) == {750, 1125, 1500}
