@@ -83,7 +83,7 @@ def _crop(filename: Path, lens: Lens, mask: Optional[Path], size: int):
     picture, alpha = _read(filename, mask)
     box, found_by = object_box(picture, alpha, mask is not None)
     if lens.kind != CameraType.PERSPECTIVE.value:
-        raise HashPoseError(f"The image {filename} has a lens that is no perspective one; undistort it first.")
+        raise HashPoseError(f"The image {filename} is not from a perspective camera; undistort it first.")
     matrix = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
     k1, k2, k3, _, p1, p2 = lens.distortion
     distortion = np.array([k1, k2, p1, p2, k3])

@@ -343,7 +343,7 @@ class LivePoses:
         frozen = not bool(run.poses.trainable[index])
         text = camera_text(state, index, self.names[index], loss, frozen, self._report)
         _set_text(widgets.camera_text, "\n\n".join(filter(None, (text, of_camera))))
-        if self._actions is not None and not self._actions.waiting:  # what somebody just clicked is to come
+        if self._actions is not None and not self._actions.waiting:  # a click is still pending
             for box, value in ((widgets.hold, index in state.held), (widgets.pause, state.paused)):
                 if box.value != value:
                     box.value = value
