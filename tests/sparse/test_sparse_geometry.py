@@ -139,7 +139,7 @@ def test_a_point_is_drawn_where_it_projects_and_sampled_there():
     index = torch.zeros(6, dtype=torch.long)
     lights = torch.tensor([0.0, 0, 1]).expand(6, 3)
     tangents = torch.full((6,), 0.35)
-    pictures = render(Objects(ball, nothing), index, poses, tangents, lights, torch.zeros(6, 3), 48)
+    pictures, _ = render(Objects(ball, nothing), index, poses, tangents, lights, torch.zeros(6, 3), 48)
     where = project(place[0][None], scenes.rotations[:1], scenes.centers[:1], tangents[None])[1][0, :, 0]
     mask = (pictures.amax(1) > 0.2).float().flatten(1)
     middle = (mask[:, None] * pixel_grid(48)[:2]).sum(-1) / mask.sum(-1, keepdim=True)
