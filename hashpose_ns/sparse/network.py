@@ -84,13 +84,14 @@ class _ToMap(nn.Module):
         super().__init__()
         channels = config.map_channels + (SURFACE if config.surface else 0)
         self.middle = nn.Sequential(*_normed(48 + 80, 64), *_normed(64, 64))
-        self.fine = _normed(64 + 32, 48) if config.map_stride == 2 else None
-        self.last = nn.Conv2d(64 if self.fine is None else 48, channels, 1)
+        self.narrow = nn.Conv2d(64, 32, 1) if config.map_stride == 2 else None
+        self.fine = _normed(32 + 32, 40) if config.map_stride == 2 else None
+        self.last = nn.Conv2d(64 if self.fine is None else 40, channels, 1)
 
     def forward(self, finest: Tensor, early: Tensor, middle: Tensor) -> Tensor:
         x = self.middle(torch.cat([early, _doubled(middle)], 1))
-        if self.fine is not None:
-            x = self.fine(torch.cat([finest, _doubled(x)], 1))
+        if self.narrow is not None and self.fine is not None:
+            x = self.fine(torch.cat([finest, _doubled(self.narrow(x))], 1))
         return self.last(x)
 
 

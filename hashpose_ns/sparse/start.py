@@ -63,7 +63,8 @@ def sparse_poses(
         )
     if config.steps < 0:
         raise HashPoseError("sparse.steps is the number of refinement steps, 0 or more.")
-    network, _ = load_weights(config.weights)
+    with torch.random.fork_rng(devices=[]):  # a network is made before it is filled
+        network, _ = load_weights(config.weights)
     crops = crops_of(list(filenames), lenses, None if masks is None else list(masks), network.config.size)
     return find_cameras(network, crops, config.steps, config.seed).float()
 
