@@ -28,7 +28,7 @@ class NetworkConfig:
     """Hidden channels of the transformer's MLPs."""
     map_channels: int = 32
     """Channels of the feature map that points are sampled from."""
-    map_stride: Literal[2, 4] = 2
+    map_stride: Literal[2, 4] = 4
     """Pixels of a picture to a cell of the feature map."""
     surface: bool = True
     """Let the map tell which point of the family's frame is seen, and refinement use the step that fits it.
