@@ -178,8 +178,8 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
         if similarity is None:
             make_rigid(outputs)  # names a pose that nerfstudio has broken
             raise HashPoseError(
-                f"{type(self.dataparser).__name__} of nerfstudio does more to the poses of {source.path} than to "
-                "move all of them as one; train with other settings of the dataparser."
+                f"nerfstudio's {type(self.dataparser).__name__} does more to the poses of {source.path} than change "
+                "their frame; train with other settings of the dataparser."
             )
         return similarity
 

@@ -11,6 +11,7 @@ from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
 from hashpose_ns.cameras.settling import SettlingConfig
 from hashpose_ns.cameras.trusted import TrustedStartConfig
+from hashpose_ns.coarse import BySize, CoarseFirstConfig, take_large
 from hashpose_ns.data.llff_dataparser import LLFFDataParserConfig
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
@@ -81,6 +82,7 @@ hashpose = MethodSpecification(
         _optimizers(encoding=(1e-2, 1e-4), decoder=(1e-3, 1e-4), poses=(1e-3, 1e-5)),
         steps_per_save=2000,
         steps_per_eval_all_images=30_000,
+        cpu_method="hashpose-small",
         guard=_guard(),
         matches=_matches(),
     ),
@@ -110,6 +112,7 @@ blender = MethodSpecification(
         _optimizers(encoding=(5e-4, 1e-4), decoder=(5e-4, 1e-4), poses=(1e-3, 1e-5)),
         steps_per_save=5000,
         steps_per_eval_all_images=200_000,
+        cpu_method="hashpose-object",
     ),
     description="NeRF-Synthetic by BARF's protocol: poses perturbed by 0.15, white background, 200K steps.",
 )
@@ -140,6 +143,7 @@ llff = MethodSpecification(
         _optimizers(encoding=(1e-3, 1e-4), decoder=(1e-3, 1e-4), poses=(3e-3, 1e-5)),
         steps_per_save=5000,
         steps_per_eval_all_images=200_000,
+        cpu_method="hashpose-small",
     ),
     description="Forward-facing captures from unknown poses: all cameras start at the identity (LLFF).",
 )
@@ -154,7 +158,7 @@ def _small_trainer(
     recovery: RecoveryConfig,
     guard: GuardConfig,
     centering: CenteringConfig,
-    finer_method: Optional[str] = None,
+    by_size: Optional[BySize] = None,
     **model: Any,
 ) -> HashPoseTrainerConfig:
     """What a CPU trains in minutes: few rays and samples, a small grid."""
@@ -192,7 +196,8 @@ def _small_trainer(
         guard=guard,
         centering=centering,
         matches=_matches(),
-        finer_method=finer_method,
+        by_size=by_size,
+        coarse_first=CoarseFirstConfig(mode="auto" if by_size is not None else "off"),
     )
 
 
@@ -219,6 +224,21 @@ def _cooled(lr: float, lr_final: float) -> Dict[str, Any]:
     return {"optimizer": AdamConfig(lr=lr), "scheduler": ScheduleConfig(lr_final=lr_final, cooldown=0.25)}
 
 
+OBJECT_BY_SIZE: BySize = {
+    "max_num_iterations": (2_500, 12_000),
+    "steps_per_save": (1000, 2000),
+    "pipeline.datamanager.train_num_rays_per_batch": (512, 1024),
+    "pipeline.model.num_samples": (24, 48),
+    "pipeline.model.eval_num_samples": (0, 64),
+    "pipeline.model.eval_skips_empty_space": (False, True),
+    "pipeline.model.field.encoding.num_levels": (8, 10),
+    "pipeline.model.field.encoding.log2_hashmap_size": (16, 18),
+    "pipeline.model.field.encoding.max_resolution": (256, 1024),
+}
+"""Settings of objects, for small and for large pictures: more steps, rays and places at which the field is asked, and a
+finer grid."""
+
+
 object_ = MethodSpecification(
     config=_small_trainer(
         "hashpose-object",
@@ -234,7 +254,7 @@ object_ = MethodSpecification(
         RecoveryConfig(at=(0.3, 0.45, 0.6)),
         _guard(keep_rebased=True),
         CenteringConfig(),
-        finer_method="hashpose-object-fine",
+        by_size=OBJECT_BY_SIZE,
         camera_optimizer=PoseOptimizerConfig(
             side="orbit",
             start=0.03,
@@ -256,21 +276,14 @@ object_ = MethodSpecification(
 )
 
 
-def _finer(config: Any) -> HashPoseTrainerConfig:
-    """The same for larger pictures: more steps and rays, a finer grid, more places at which the field is asked."""
+def _for_large_pictures(config: Any) -> HashPoseTrainerConfig:
     config = copy.deepcopy(config)
-    config.method_name, config.finer_method, config.max_num_iterations = config.finer_method, None, 12_000
-    config.steps_per_save = 2000
-    config.pipeline.datamanager.train_num_rays_per_batch = 1024
-    model = config.pipeline.model
-    model.num_samples, model.eval_num_samples, model.eval_skips_empty_space = 48, 64, True
-    model.field.encoding = HashEncodingConfig(
-        num_levels=10, log2_hashmap_size=18, base_resolution=8, max_resolution=1024
-    )
+    config.method_name, config.picture_size = f"{config.method_name}-fine", "large"
+    take_large(config)
     return config
 
 
 object_fine = MethodSpecification(
-    config=_finer(object_.config),
-    description="As hashpose-object, for pictures of 300 pixels and more: a quarter of an hour on a CPU.",
+    config=_for_large_pictures(object_.config),
+    description="As hashpose-object, with the settings for pictures of 300 pixels and more, whatever size they have.",
 )

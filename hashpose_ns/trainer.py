@@ -19,6 +19,7 @@ from torch import Tensor
 from hashpose_ns.atomic import whole_file
 from hashpose_ns.cameras.centering import CenteringConfig
 from hashpose_ns.cameras.recovery import RecoveryConfig
+from hashpose_ns.coarse import BySize, CoarseFirst, CoarseFirstConfig, PictureSize, fit_to_pictures
 from hashpose_ns.datamanager import leave_out_points
 from hashpose_ns.errors import HashPoseError, background_errors_in_a_line, exits_on_user_error, one_line
 from hashpose_ns.guard.config import GuardConfig
@@ -26,7 +27,7 @@ from hashpose_ns.guard.fallback import FallBack
 from hashpose_ns.host import keep_freed_memory
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.report import read_matches
-from hashpose_ns.matches.strategy import StartFromMatches, in_words
+from hashpose_ns.matches.strategy import StartFromMatches
 from hashpose_ns.optim.schedules import ScheduleConfig
 from hashpose_ns.photometry.centering import CentrePictures
 from hashpose_ns.photometry.strategy import PoseStrategy, Recovery, Settle
@@ -55,8 +56,8 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 
-LARGE = 300
-"""Pixels of the shorter side from which pictures are large."""
+PACE_FROM, PACE_UNTIL = 5, 15
+"""Steps between which a CPU's pace is measured: the first ones compile and fill caches."""
 
 
 @dataclass
@@ -78,8 +79,15 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Matches between the training images."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
     """The live viewer: who can reach it, and what it shows."""
-    finer_method: tyro.conf.Suppress[Optional[str]] = None
-    """The method that is made for larger pictures than this one."""
+    coarse_first: CoarseFirstConfig = field(default_factory=CoarseFirstConfig)
+    """Trains on small copies of large pictures first, where no better start is at hand."""
+    picture_size: PictureSize = "auto"
+    """Size of the pictures that settings are made for.
+    `auto` looks at them, and takes the settings for large ones where they are. Settings that you give stay."""
+    cpu_method: tyro.conf.Suppress[Optional[str]] = None
+    """The method that is made for CPUs in place of this one."""
+    by_size: tyro.conf.Suppress[Optional[BySize]] = None
+    """Settings that differ between small and large pictures; None where there are none."""
 
     def __post_init__(self) -> None:
         if self.data is not None:  # the configuration that ns-train has chosen, and not one of those it chooses from
@@ -122,6 +130,7 @@ class HashPoseTrainerConfig(TrainerConfig):
         if self.machine.num_devices * self.machine.num_machines < 1:
             raise HashPoseError("--machine.num-devices and --machine.num-machines must be at least 1.")
         leave_out_points(self.pipeline.datamanager.dataparser)
+        fit_to_pictures(self)
         try:
             folder = claimed(self.get_base_dir())
             try:
@@ -134,25 +143,16 @@ class HashPoseTrainerConfig(TrainerConfig):
                 f"The run's folder {self.get_base_dir()} cannot be written: {one_line(error)}."
             ) from error
 
-    def advice(self, shorter_side: int, trusted: bool) -> Optional[str]:
-        """What to say where another method is made for such pictures.
-
-        Args:
-            shorter_side: of the training images, in pixels.
-            trusted: whether training starts at poses from matches, which finer methods need.
-        """
-        if self.finer_method is None or not trusted or shorter_side < LARGE:
-            return None
-        return (
-            f"Pictures are {shorter_side} pixels large: {self.finer_method} is made for them, takes a quarter of an "
-            "hour, and ends nearer."
-        )
+    def setup(self, **kwargs) -> Any:
+        """Makes a trainer, with settings for pictures of the size that they have."""
+        fit_to_pictures(self)
+        return super().setup(**kwargs)
 
     def strategies(self) -> List[PoseStrategy]:
         """What intervenes in the refinement of poses, in this order."""
         start = StartFromMatches(self.matches)
         fall_back = FallBack(self.guard, lambda: start.images)
-        return [start, CentrePictures(self.centering), fall_back, Recovery(self.recovery), Settle()]
+        return [start, CoarseFirst(self), CentrePictures(self.centering), fall_back, Recovery(self.recovery), Settle()]
 
 
 @exits_on_user_error
@@ -163,6 +163,14 @@ def _opened_for_ns_viewer(config: base_config.ViewerConfig) -> base_config.Viewe
     if any(argument.startswith(("--viewer.websocket-host", "--viewer.websocket_host")) for argument in sys.argv):
         own.websocket_host = config.websocket_host  # somebody did choose nerfstudio's default
     return opened(own)
+
+
+def time_ahead(seconds_per_step: float, steps: int) -> Optional[str]:
+    """How long training will take, without a full stop; None below an hour."""
+    hours = seconds_per_step * steps / 3600
+    if hours < 1:
+        return None
+    return f"At {seconds_per_step:.2g} s a step, {steps} steps take {hours:.0f} hour{'s' if round(hours) > 1 else ''}"
 
 
 class HashPoseTrainer(Trainer):
@@ -188,6 +196,8 @@ class HashPoseTrainer(Trainer):
         self.unchecked_losses: List[Tuple[int, Tensor]] = []
         self.pose_history: Optional[PoseHistory] = None
         self.strategies = config.strategies()
+        self.timed_from: Optional[Tuple[int, float]] = None
+        """A step, and `train_seconds` at it, from which a CPU's pace is measured."""
         self.trained_step: Optional[int] = None
         """The last step that is done."""
         self.saved_step: Optional[int] = None
@@ -205,7 +215,6 @@ class HashPoseTrainer(Trainer):
             self._setup_with_open_port(test_mode)
             self.scene = self.pipeline.scene
             self._show_matches()
-            self._advise()
         if self.config.guard.mode != "off":
             self.callbacks.append(
                 TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], lambda step: self._run_guard())
@@ -216,7 +225,7 @@ class HashPoseTrainer(Trainer):
         """nerfstudio's setup, with a viewer that listens only where the settings say."""
         settings = self.config.viewer
         if self.config.is_viewer_legacy_enabled():
-            raise HashPoseError("The legacy viewer is a page of another site, which is not let in; give --vis viewer.")
+            raise HashPoseError("The legacy viewer is a page of another site and may not connect; give --vis viewer.")
         if self.config.is_viewer_enabled() and self.local_rank == 0:
             from hashpose_ns.viewer.port import opened
 
@@ -251,7 +260,7 @@ class HashPoseTrainer(Trainer):
         self.stop_signals.let_go()
 
     def _stop(self, stopped: Stopped) -> None:
-        """Saves what has been trained, says how to go on, and ends the process."""
+        """Saves what has been trained, says how to continue, and ends the process."""
         if self.only_viewed:
             CONSOLE.print("The viewer is closed; training was complete.")
             return
@@ -263,9 +272,9 @@ class HashPoseTrainer(Trainer):
         writer.write_out_storage()
         done = self.trained_step + 1
         if done < self.total_steps:
-            how = f"To go on, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
+            how = f"To continue, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
             if self.config.pipeline.datamanager.added_images is not None:  # nobody has typed such a command
-                how = f"To go on: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
+                how = f"To continue: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
         else:
             how = "Training is complete; evaluation and the guard may not be."
         CONSOLE.print(
@@ -314,7 +323,7 @@ class HashPoseTrainer(Trainer):
             with self._well_ended():
                 super().train()
         except OSError as error:
-            raise HashPoseError(f"Training cannot go on: {one_line(error)}; {self._kept()}.") from error
+            raise HashPoseError(f"Training cannot continue: {one_line(error)}; {self._kept()}.") from error
         finally:
             self.config.max_num_iterations = self.total_steps
         if self.folder is not None:
@@ -333,6 +342,8 @@ class HashPoseTrainer(Trainer):
         if checked and self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)  # what a GPU has yet to do is part of training as well
         self.train_seconds += time.perf_counter() - begin
+        if self.config.cpu_method is not None and self.device == "cpu":
+            self._say_how_long(step)
         self.unchecked_losses.append((step, output[0].detach()))
         if checked:
             self._check_finite(step)
@@ -345,6 +356,17 @@ class HashPoseTrainer(Trainer):
         if step_check(step, self.config.steps_per_pose_log, run_at_zero=True) or step == self.total_steps - 1:
             self._log_poses(step, output[0].item())
         return output
+
+    def _say_how_long(self, step: int) -> None:
+        """One line about hours that lie ahead on a CPU, as soon as its pace is known."""
+        since_start = step - self._start_step
+        if since_start == PACE_FROM:
+            self.timed_from = step, self.train_seconds
+        elif since_start == PACE_UNTIL and self.timed_from is not None:
+            first, before = self.timed_from
+            said = time_ahead((self.train_seconds - before) / (step - first), self.total_steps - step)
+            if said is not None:
+                CONSOLE.print(f"{said}; {self.config.cpu_method} is made for CPUs and takes minutes.", soft_wrap=True)
 
     def _intervene(self, hook: str, step: int) -> None:
         """Calls a hook of all strategies, in runs that refine poses."""
@@ -385,22 +407,15 @@ class HashPoseTrainer(Trainer):
         if matched is not None and matched.report is not None:
             matched.report.write(self.base_dir)
         if matched is not None and matched.images is not None:
-            said = in_words(matched.start) if matched.start is not None else ""  # where training is resumed
-            self.pipeline.pose_panel.show_matches(matched.images, said)
-
-    def _advise(self) -> None:
-        cameras = self.pipeline.datamanager.train_dataset.cameras
-        side = int(torch.minimum(cameras.width, cameras.height).max())
-        said = self.config.advice(side, self.pipeline.model.camera_optimizer.is_trusted)
-        if said is not None:
-            CONSOLE.print(said, soft_wrap=True)
+            report = matched.report or read_matches(self.base_dir)  # the file where training is resumed
+            self.pipeline.pose_panel.show_matches(matched.images, report.outcome if report is not None else "")
 
     def _update_viewer_state(self, step: int) -> None:
         """As nerfstudio does. Whatever goes wrong there must not end training."""
         try:
             super()._update_viewer_state(step)
         except Exception as error:
-            CONSOLE.log(f"The viewer failed and training goes on ({type(error).__name__}: {one_line(error)}).")
+            CONSOLE.log(f"The viewer failed; training continues ({type(error).__name__}: {one_line(error)}).")
 
     @check_main_thread
     def _record_poses(self, step: int) -> None:
@@ -443,10 +458,10 @@ class HashPoseTrainer(Trainer):
         losses = torch.stack([loss for _, loss in self.unchecked_losses])
         bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
         if bad:
-            raise self._not_finite(f"The loss of step {self.unchecked_losses[bad[0]][0]} is not a number")
+            raise self._not_finite(f"The loss of step {self.unchecked_losses[bad[0]][0]} is NaN or infinite")
         self.unchecked_losses.clear()
         if not all(bool(torch.isfinite(twists).all()) for twists in self.pipeline.model.camera_optimizer.parameters()):
-            raise self._not_finite(f"The poses after step {step} are not numbers")
+            raise self._not_finite(f"Poses are NaN or infinite after step {step}")
 
     def _not_finite(self, what: str) -> HashPoseError:
         return HashPoseError(
@@ -464,7 +479,7 @@ class HashPoseTrainer(Trainer):
     def save_checkpoint(self, step: int) -> None:
         """Saves atomically, unless a parameter is NaN: the last good checkpoint is worth more."""
         if not all(bool(torch.isfinite(value).all()) for value in self.pipeline.model.parameters()):
-            raise self._not_finite(f"Poses or field after step {step} are not numbers")
+            raise self._not_finite(f"Poses or field are NaN or infinite after step {step}")
         with self.stop_signals.held():
             self._write_checkpoint(step)
             self.saved_step = step
@@ -491,7 +506,7 @@ class HashPoseTrainer(Trainer):
                     path.unlink()
 
     def _load_checkpoint(self) -> None:
-        """Resumes from `load_dir` or `load_checkpoint`, and goes on with the pose log of the run they belong to."""
+        """Resumes from `load_dir` or `load_checkpoint`, and continues the pose log of the run they belong to."""
         path = self._resumed_checkpoint()
         if path is None:
             super()._load_checkpoint()  # says that there is none
@@ -520,7 +535,7 @@ class HashPoseTrainer(Trainer):
         if self._start_step >= self.total_steps:
             raise HashPoseError(
                 f"The checkpoint is at step {self._start_step - 1}, so {self._start_step} steps are done, and "
-                f"--max-num-iterations is {self.total_steps}: nothing is left to train. Give a larger number to go on."
+                f"--max-num-iterations is {self.total_steps}: nothing is left to train; give a larger number."
             )
         run = path.parent.parent
         self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)

@@ -59,7 +59,10 @@ def base_config(method: str, protocol: Protocol) -> HashPoseTrainerConfig:
     known |= {name: PROTOCOLS[protocol].config for name in ("hashpose", *SFM_METHODS)}
     if method not in known:
         raise HashPoseError(f"there is no method '{method}' to build on{nearest(method, [*known, *PEERS])}")
-    return copy.deepcopy(known[method])  # type: ignore[return-value]
+    config: HashPoseTrainerConfig = copy.deepcopy(known[method])  # type: ignore[assignment]
+    if config.picture_size == "auto":
+        config.picture_size = "small"  # a preset's numbers are those of the settings that it names
+    return config
 
 
 def parse(config: HashPoseTrainerConfig, settings: Mapping[str, str]) -> HashPoseTrainerConfig:

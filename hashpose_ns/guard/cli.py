@@ -32,10 +32,14 @@ class Guard:
         config = GuardConfig(mode="report", steps=self.steps, rays=self.rays, seed=self.seed)
         config.validate()
         from hashpose_ns.guard.compare import run_guard
+        from hashpose_ns.matches.strategy import cached_matches
+        from hashpose_ns.runs.config import read_config
         from hashpose_ns.runs.load import load_trained_pipeline
         from nerfstudio.utils.rich_utils import CONSOLE
 
-        report = run_guard(load_trained_pipeline(self.load_config, test_mode="val").scene, config)
+        scene = load_trained_pipeline(self.load_config, test_mode="val").scene
+        matches = cached_matches(scene, getattr(read_config(self.load_config), "matches", None))
+        report = run_guard(scene, config, matches)
         path = report.write(self.load_config.resolve().parent)
         report.print()
         CONSOLE.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -62,6 +62,14 @@ class MatchesReport:
         """Names of the cameras that matches do not determine."""
         return [camera.name for camera in self.cameras if not camera.placed]
 
+    @property
+    def outcome(self) -> str:
+        """What is done and why, in one sentence without its full stop."""
+        done = "poses from matches" if self.verdict == "matches" else "the poses as they are"
+        left = len(self.left) if self.verdict == "matches" else 0
+        rest = f"; {left} camera{'s keep theirs' if left > 1 else ' keeps its own'}" if left else ""
+        return f"training starts at {done}: {self.sentence}{rest}"
+
     def metrics(self) -> Dict[str, float]:
         """Flat floats as in ns-eval's JSON; `matches_verdict` is 1 for matches, 0 for given, -1 for refused."""
         return {
@@ -88,9 +96,9 @@ class MatchesReport:
             report = cls(**{**content, "cameras": cameras})
             numbers = report.metrics().values()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise HashPoseError("This is no report on matches, or not a whole one.") from error
+            raise HashPoseError("This is not a complete report on matches.") from error
         if not all(math.isfinite(number) for number in numbers) or not isinstance(report.sentence, str):
-            raise HashPoseError("This is no report on matches: it holds NaN or infinite values.")
+            raise HashPoseError("This is not a valid report on matches: it holds NaN or infinite values.")
         return report
 
     def write(self, folder: Path) -> Path:

@@ -45,7 +45,7 @@ class StartFromMatches(PoseStrategy):
 
     def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
         if self.config.start == "off" or (self.config.start == "auto" and scene.poses.config.mode == "off"):
-            return  # whoever does not refine poses wants them as they are
+            return  # runs that refine no poses want them as they are
         try:
             self._prepare(scene, resumed, say)
         except (NoMatches, ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
@@ -67,7 +67,7 @@ class StartFromMatches(PoseStrategy):
         self.start = start_from_matches(self.images, initial.numpy(), self.config, known=are_known(initial))
         seconds = time.perf_counter() - begin
         self.report = matches_report(self.start, self.images, initial.numpy(), scene.poses.image_names, seconds)
-        say(f"matches: {in_words(self.start)}")
+        say(f"matches: {self.report.outcome}")
         if self.start.trusted:
             scene.poses.rebase(torch.from_numpy(self.start.camera_to_worlds), trusted=True)
 
@@ -92,21 +92,26 @@ def matched_images(scene: PosedImages, config: MatchConfig, only_cached: bool = 
     return find_matches(files, outputs.cameras, masks, pairs, config.features, only_cached)
 
 
+def cached_matches(scene: PosedImages, config: Optional[MatchConfig]) -> Optional[MatchedImages]:
+    """The matches that a run's training has left in the user's cache.
+
+    Args:
+        scene: images, their cameras, and initial poses.
+        config: the run's settings; None of a run that has none.
+    Returns:
+        The matches; None where the run looked at none, or the cache has lost them.
+    """
+    if config is None or config.start == "off":
+        return None
+    try:
+        return matched_images(scene, config, only_cached=True)
+    except NoMatches:
+        return None
+
+
 def are_known(camera_to_worlds: torch.Tensor) -> bool:
     """Whether poses [N, 3, 4] say anything: not if all cameras are in one place and look the same way."""
     centers, rotations = camera_to_worlds[:, :, 3], camera_to_worlds[:, :, :3]
     if float((centers - centers[:1]).abs().max()) > 1e-9 * max(float(centers.abs().max()), 1.0):
         return True
     return float(torch.rad2deg(rotation_angle(rotations[0].T @ rotations)).max()) > ALIKE
-
-
-def in_words(start: MatchedStart) -> str:
-    """What is done and why, in one sentence without its full stop."""
-    done = {
-        "given": "training starts at the poses as they are",
-        "matches": "training starts at poses from matches",
-        "refused": "training starts at the poses as they are",
-    }[start.verdict]
-    left = int((~start.placed).sum())
-    rest = f"; {left} cameras keep theirs" if start.verdict == "matches" and left else ""
-    return f"{done}: {start.sentence}{rest}"

@@ -87,4 +87,4 @@ class Settle(PoseStrategy):
         if step % max(round(settling.config.window * total), 1) == 0:
             settling.look(optimizer.current_twists(), optimizer.trainable)
             if settling.factor == 0.0:
-                say("poses have settled and are frozen; the rest of training is the field's")
+                say("poses have settled and are frozen; the rest of training fits the field alone")

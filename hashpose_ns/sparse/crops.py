@@ -82,7 +82,7 @@ def _crop(filename: Path, lens: Cameras, mask: Optional[Path], size: int):
     picture, alpha = _read(filename, mask)
     box, found_by = object_box(picture, alpha, mask is not None)
     if int(lens.camera_type) != CameraType.PERSPECTIVE.value:
-        raise HashPoseError(f"The image {filename} has a lens that is no perspective one; undistort it first.")
+        raise HashPoseError(f"The image {filename} is not from a perspective camera; undistort it first.")
     fx, fy, cx, cy = (float(value) for value in (lens.fx, lens.fy, lens.cx, lens.cy))
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     k1, k2, k3, _, p1, p2 = [0.0] * 6 if lens.distortion_params is None else lens.distortion_params.double().tolist()

@@ -307,7 +307,7 @@ class Training:
         save_weights(self.folder / WEIGHTS, self.averaged, note)
 
     def resume(self, allow_change: bool = False) -> bool:
-        """Goes on from the folder's checkpoint, if there is one.
+        """Continues from the folder's checkpoint, if there is one.
 
         Args:
             allow_change: take other settings than the checkpoint was trained with from here on. Schedules are then

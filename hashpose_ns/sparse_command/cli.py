@@ -49,7 +49,7 @@ class Train:
     allow_change: bool = False
     """Resume with other settings than before; when and which is noted in the weights."""
     minutes: Optional[float] = None
-    """Stop after as many minutes; run again to go on."""
+    """Stop after as many minutes; run again to continue."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda or cuda:1."""
     precision: Literal["auto", "bf16", "float32"] = "auto"

@@ -55,7 +55,7 @@ def lenses_of(filenames: list[Path], names: list[str], intrinsics: Optional[Path
             lens = Lens(focal, focal, size[0] / 2, size[1] / 2, *size, origin="--fov")
         lens = lens if lens is not None else lens_from_exif(filename)
         if lens is None:
-            raise HashPoseError(f"Nothing tells the focal length of {name}; give --intrinsics or --fov.")
+            raise HashPoseError(f"The focal length of {name} is unknown; give --intrinsics or --fov.")
         lenses.append(lens)
     return lenses
 

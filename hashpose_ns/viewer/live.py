@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Set, Tuple
 
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hashpose_ns.guard.report import read_verdict
-from hashpose_ns.matches.features import NoMatches
-from hashpose_ns.matches.strategy import matched_images
+from hashpose_ns.matches.report import read_matches
+from hashpose_ns.matches.strategy import cached_matches
 from hashpose_ns.photometry.image_losses import ImageLosses
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.runs.config import read_config
@@ -341,7 +340,7 @@ class LivePoses:
         frozen = not bool(run.poses.trainable[index])
         text = camera_text(state, index, self.names[index], loss, frozen, self._report)
         _set_text(widgets.camera_text, "\n\n".join(filter(None, (text, of_camera))))
-        if self._actions is not None and not self._actions.waiting:  # what somebody just clicked is to come
+        if self._actions is not None and not self._actions.waiting:  # a click is still pending
             for box, value in ((widgets.hold, index in state.held), (widgets.pause, state.paused)):
                 if box.value != value:
                     box.value = value
@@ -376,7 +375,6 @@ class LivePoses:
     def _match(self, state: PoseState) -> int:
         """Works out what matches say of the poses that are shown; the number of bytes that were sent."""
         if self._matches_said is None:
-            self._matches_said = ""
             self._look_for_matches()
         matches, widgets = self._matches, self.widgets
         if matches is None:
@@ -393,14 +391,13 @@ class LivePoses:
         return len(matches.picture)
 
     def _look_for_matches(self) -> None:
-        """Takes what the user's cache has, in ns-viewer and where training is resumed."""
+        """Takes what the run's folder and the user's cache have, in ns-viewer."""
+        report = read_matches(self.run_folder)
+        self._matches_said = report.outcome if report is not None else ""
         trainer = self.viewer.trainer
         config = read_config(self.run_folder / CONFIG) if trainer is None else trainer.config
-        settings = getattr(config, "matches", None)
-        if settings is None or settings.start == "off":
-            return
-        with suppress(NoMatches):
-            self._matches = ShownMatches(matched_images(self.run, settings, only_cached=True))
+        images = cached_matches(self.run, getattr(config, "matches", None))
+        self._matches = ShownMatches(images) if images is not None else None
 
     def _compare(self) -> int:
         """Renders the selected camera, where that is asked for; the number of bytes that were sent."""

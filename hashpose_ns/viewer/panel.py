@@ -156,10 +156,10 @@ class PosePanel(ViewerControl):
         live.refresh()
 
     def _pause(self, paused: bool) -> None:
-        self._submit(lambda actions: actions.pause(paused), "Poses are paused." if paused else "Poses go on.")
+        self._submit(lambda actions: actions.pause(paused), "Poses are paused." if paused else "Poses move again.")
 
     def _hold(self, index: int, held: bool) -> None:
-        done = "is held where it is" if held else "goes on"
+        done = "is held where it is" if held else "moves again"
         self._submit(lambda actions: actions.hold(index, held), f"{self.live.names[index]} {done}.")
 
     def _reset(self, index: int) -> None:

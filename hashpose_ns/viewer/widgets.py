@@ -25,7 +25,7 @@ COLOR_BY = (BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING)
 
 CHECKBOXES = {
     REFINED: ("Refined cameras", True, "Where the cameras are now."),
-    INITIAL: ("Initial cameras", True, "The poses that came in; grey."),
+    INITIAL: ("Initial cameras", True, "The input poses; grey."),
     STARTED: ("Start from matches", True, "Where training started, by structure from motion; purple."),
     REFERENCE: (
         "Reference cameras",
@@ -33,11 +33,11 @@ CHECKBOXES = {
         "The dataset's own poses; green. Shown where training did not start there.",
     ),
     MOVED: ("Lines from start", True, "From each initial camera to where it is now."),
-    PATHS: ("Paths", False, "The way each camera has come."),
+    PATHS: ("Paths", False, "The path of each camera so far."),
     POINTS: (
         "Matched points",
         False,
-        "Where the rays of matches meet, by the poses of now; coloured as on a photograph.",
+        "Where the rays of matches meet at the current poses; coloured as on a photograph.",
     ),
 }
 """Label, default and explanation of each layer of the scene."""

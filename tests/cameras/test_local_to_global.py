@@ -150,7 +150,7 @@ def test_the_global_loss_makes_motions_rigid():
 
 
 def test_terms_pull_the_registered_poses():
-    """The gradient of a term by the twist that all rays share, against one twist a camera."""
+    """The gradient of a term by the twist that all rays share, against one twist per camera."""
     optimizer = make()
     same_twist(optimizer, torch.zeros(6))
 
@@ -278,7 +278,7 @@ def test_a_trusted_start_is_refined_by_twists():
 
 
 def test_what_it_cannot_do_it_says():
-    with pytest.raises(HashPoseError, match="one twist a camera"):
+    with pytest.raises(HashPoseError, match="one twist per camera"):
         make(rotation_start=0.2)
     with pytest.raises(HashPoseError, match="fraction of training"):
         make(warp=WarpConfig(until=0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import roma
@@ -415,6 +416,22 @@ def test_training_keeps_poses_that_it_would_harm(ns_train, ns_eval, tmp_path):
 
     outcome = harmful(ns_train, tmp_path / "off", "--guard.fallback-at", 0.3, "--guard.mode", "off")
     assert outcome.code == 0 and "back where they started" not in outcome.output
+
+
+def test_the_command_asks_the_matches_that_training_asked(in_process, tmp_path, monkeypatch):
+    loaded, judged, images = SimpleNamespace(scene="scene"), [], "matches"
+    config = SimpleNamespace(matches="settings")
+    monkeypatch.setattr("hashpose_ns.runs.load.load_trained_pipeline", lambda path, test_mode: loaded)
+    monkeypatch.setattr("hashpose_ns.runs.config.read_config", lambda path: config)
+    monkeypatch.setattr(
+        "hashpose_ns.matches.strategy.cached_matches", lambda *given: images if given == ("scene", "settings") else None
+    )
+    report = SimpleNamespace(write=lambda folder: folder / "guard.json", print=lambda: None)
+    monkeypatch.setattr(
+        "hashpose_ns.guard.compare.run_guard", lambda scene, config, matched: judged.append((scene, matched)) or report
+    )
+    assert in_process(entrypoint, "--load-config", tmp_path / "config.yml").code == 0
+    assert judged == [("scene", "matches")]
 
 
 def test_a_run_that_is_not_there_is_one_sentence(in_process, tmp_path):

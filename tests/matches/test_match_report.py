@@ -29,6 +29,7 @@ def test_a_report_comes_back_from_its_file(tmp_path):
     assert report.write(tmp_path) == tmp_path / MATCHES_FILE
     assert read_matches(tmp_path) == report
     assert report.left == ["images/0.png"]
+    assert report.outcome == "training starts at poses from matches: 2 of 3 cameras; 1 camera keeps its own"
     numbers = report.metrics()
     assert numbers["matches_verdict"] == 1.0 and numbers["matches_placed"] == 2.0 and numbers["matches_share"] == 0.9
     assert all(type(value) is float for value in numbers.values())
@@ -54,7 +55,7 @@ def test_what_is_no_number_or_verdict_is_no_report(tmp_path, change):
     content = {**make_report().as_json(), **change}
     (tmp_path / MATCHES_FILE).write_text(json.dumps(content))
     assert read_matches(tmp_path) is None
-    with pytest.raises(HashPoseError, match="no report"):
+    with pytest.raises(HashPoseError, match="not a (complete|valid) report"):
         MatchesReport.of_json(content)
 
 

@@ -83,7 +83,7 @@ def test_poses_that_oscillate_slow_down_and_freeze_in_the_end(scene, adam):
         scene.poses.set_progress(step / TOTAL)
         settle.after_step(scene, adam, step, said.append)
     assert scene.poses.settling.count > 3 and scene.poses.settling.factor == 0.0
-    assert said == ["poses have settled and are frozen; the rest of training is the field's"]
+    assert said == ["poses have settled and are frozen; the rest of training fits the field alone"]
 
 
 def test_a_guard_that_cannot_judge_changes_nothing(scene, adam, monkeypatch):

@@ -17,6 +17,7 @@ from hashpose_ns.cameras.alignment import Similarity, align_poses, pose_errors
 from hashpose_ns.guard.compare import run_guard
 from hashpose_ns.guard.config import GuardConfig
 from hashpose_ns.guard.report import read_verdict
+from hashpose_ns.matches.report import MatchesReport
 
 
 def read_transforms(path) -> torch.Tensor:
@@ -59,11 +60,12 @@ def test_an_export_that_cannot_be_written_is_said_in_the_panel(live_run, client)
 
 @pytest.fixture
 def ns_viewer_port(live_run):
-    """ns-viewer on the run's checkpoint of now, which the guard has judged."""
+    """ns-viewer on the run's checkpoint of now, which the guard has judged, and of which matches were asked."""
     from nerfstudio.scripts.viewer.run_viewer import RunViewer, ViewerConfigWithoutNumRays
 
     live_run.trainer.save_checkpoint(live_run.live.step)
     run_guard(live_run.trainer.pipeline.scene, GuardConfig(steps=4, rays=64)).write(live_run.folder)
+    MatchesReport("refused", "too few matches", {}, [], 1.0).write(live_run.folder)
     port = free_port()
     config = ViewerConfigWithoutNumRays(websocket_port=port)
     command = RunViewer(load_config=live_run.folder / "config.yml", viewer=config)
@@ -87,6 +89,7 @@ def test_ns_viewer_shows_the_checkpoint_and_leaves_training_alone(live_run, ns_v
     eventually(lambda: f"Step **{live_run.live.step}** of 100000, {NUM_CAMERAS} cameras" in client.texts())
     report = read_verdict(live_run.folder)
     eventually(lambda: f"Guard: **{report.verdict}**; held" in client.texts())
+    eventually(lambda: "Matches: training starts at the poses as they are: too few matches." in client.texts())
     turn = sum(std**2 for std in report.cameras[0].rotation_std_deg) ** 0.5
     eventually(lambda: f"Uncertainty, given the field: rotation {turn:.2g} deg" in client.texts())
     assert {"/hashpose/refined", "/hashpose/initial", "/hashpose/moved"} <= set(client.nodes)

@@ -17,7 +17,7 @@ from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages, NoMatches
 from hashpose_ns.matches.gate import support
 from hashpose_ns.matches.sfm import epipolar_errors
-from hashpose_ns.matches.strategy import in_words, matched_images
+from hashpose_ns.matches.strategy import matched_images
 from hashpose_ns.viewer.colors import FAR_OFF, NEAR, OFF
 from hashpose_ns.viewer.curves import match_figure
 from hashpose_ns.viewer.matching import (
@@ -290,7 +290,7 @@ def test_the_trainer_hands_its_matches_to_the_panel_and_the_cache_does_later(tmp
     run = LiveRun(blender_scene(tmp_path / "scene", 6, size=64), tmp_path, "--matches.start", "auto")
     strategy = run.trainer.strategies[0]
     assert run.live._matches.images is strategy.images
-    assert run.live._matches_said == in_words(strategy.start) != ""
+    assert run.live._matches_said == strategy.report.outcome != ""
     run.live._matches = None
     run.live._look_for_matches()  # as in ns-viewer, and where training is resumed
     for name in ("pixels", "matches"):
