@@ -149,6 +149,20 @@ class LocalToGlobal(PoseOptimizer):
         own = pose_utils.multiply(motions, starts)
         return own[..., 3], (own[..., :3] * points[:, None, :]).sum(-1) + own[..., 3]
 
+    @torch.no_grad()
+    def warped_places(self, index: int) -> Tuple[Float[Tensor, "points 2"], Float[Tensor, "points 2"]]:
+        """Where the grid's rays pass the plane one unit in front of a camera, and where the camera, at its registered
+        pose, sees the same points of rays that have moved. x and y, OpenGL axes, column by column.
+
+        Args:
+            index: a training camera, while rays move.
+        """
+        camera = torch.tensor([index], device=self.grid.device)
+        pose = self._registered(camera)[0]
+        _, ends = self._moved(self.grid, camera.expand(len(self.grid)))
+        seen = (ends - pose[:, 3]) @ pose[:, :3]
+        return self.grid[:, :2], seen[:, :2] / -seen[:, 2:]
+
     @property
     def is_corrected(self) -> bool:
         """Whether any camera is elsewhere than where refinement started."""

@@ -117,6 +117,7 @@ class PosePanel(ViewerControl):
     def _connect(self, live: "LivePoses") -> None:
         """Ties the controls to what they do. A value that the program itself sets has no client."""
         widgets = self.widgets
+        assert widgets is not None
         shown = (
             *widgets.layers.values(),
             widgets.aligned,
@@ -124,6 +125,7 @@ class PosePanel(ViewerControl):
             widgets.camera,
             widgets.compare,
             widgets.residuals,
+            widgets.warp,
         )
         for handle in (*shown, widgets.curve, widgets.log):
             handle.on_update(lambda _: live.refresh())

@@ -26,7 +26,7 @@ COLOR_BY = (BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING)
 CHECKBOXES = {
     REFINED: ("Refined cameras", True, "Where the cameras are now."),
     INITIAL: ("Initial cameras", True, "The input poses; grey."),
-    STARTED: ("Start from matches", True, "Where training started, by structure from motion; purple."),
+    STARTED: ("Start of training", True, "Where training started, by matches or centred pictures; purple."),
     REFERENCE: (
         "Reference cameras",
         False,
@@ -95,6 +95,13 @@ class Widgets:
                     f"pixel of it; red: beyond {FAR_PIXELS:g}, or behind a camera.",
                 )
                 self.residual_picture = gui.add_markdown("", visible=False)
+                self.warp = gui.add_checkbox(
+                    "Motions of rays",
+                    False,
+                    visible=False,
+                    hint="How its rays move beside the camera's own motion: a grid over the photograph, enlarged.",
+                )
+                self.warp_picture = gui.add_markdown("", visible=False)
                 self.hold = gui.add_checkbox(
                     "Hold", False, visible=training, hint="Freeze this camera; the others continue."
                 )
