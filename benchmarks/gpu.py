@@ -1,10 +1,12 @@
 """All that only a GPU can tell, in one command of at most nine minutes, and its rehearsal without one.
 
+    python benchmarks/gpu.py kit --data path/to/chair_400
+    python benchmarks/gpu.py rehearse --data path/to/chair_400 --python BARE
     python3 benchmarks/gpu.py measure --output $OUT --data .scene/chair_400 --commit HASH
-    python benchmarks/gpu.py rehearse --data path/to/chair_400
 
-`measure` needs a machine with Python, PyTorch and, in `.whl`, what else nerfstudio imports (`gpu.py kit` downloads it);
-no network, no git. It writes gpu.json, whole and anew after every row, and log.txt. Its parts, in order of their value:
+`kit` downloads into `.whl` what such a machine lacks beside Python and PyTorch (gpu_machine.txt is what it has), and
+copies the scene into `.scene` with fewer test images. `measure` needs no network and no git. It writes gpu.json, whole
+and anew after every row, and log.txt. Its parts, in order of their value:
 
 * gate: kernels against float64, and whether they are used at all. Else everything ends there, with another exit code
   than 0: times would be of something else.
@@ -41,6 +43,10 @@ from typing import Any, NamedTuple
 REPOSITORY = Path(__file__).resolve().parent.parent
 MOST_MIB = 60
 """What may travel to the machine, of the 64 MiB that can."""
+MOST_TEST = 25
+"""Test images that travel."""
+MOST_FILES, MOST_FILE_MIB = 8, 16
+"""What can come back."""
 LAST_SECONDS = 8.0
 """Kept for the end."""
 STARTING = {"paper": 100.0, "tiny": 600.0}
@@ -214,20 +220,20 @@ class Workers:
         return self.started[name]
 
 
-def run_part(worker: Worker, record: Record, begin: float, seconds: float, more: dict[str, Any]) -> int:
-    """Has a part measure for so long at most. Its exit code; -9 where it was stopped."""
-    size = record.content["size"]
-    ready = worker.row(time.monotonic() + STARTING[size])  # the others import at the same time
-    started = time.monotonic()
-    until = started + seconds * PATIENCE[size] if ready is not None else started
-    worker.tell(seconds=seconds * PATIENCE[size], **more)
+def run_part(worker: Worker, record: Record, begin: float, seconds: Callable[[], float], more: dict[str, Any]) -> int:
+    """Has a part measure for `seconds()` at most, asked once it has started. Its exit code; -9 where it was stopped."""
+    starting = min(STARTING[record.content["size"]], record.content["limit"] - (time.monotonic() - begin))
+    ready = worker.row(time.monotonic() + starting)  # the others import at the same time
+    started, most = time.monotonic(), seconds()
+    until = started + most if ready is not None else started
+    worker.tell(seconds=most, **more)
     while (row := worker.row(until)) is not None:
         if "head" in row:
             record.write(**row["head"])
         else:
             record.add({"part": worker.part, "at": round(time.monotonic() - begin, 2), **row})
     code = worker.end()
-    done = {"exit_code": code, "seconds": round(time.monotonic() - started, 1), "limit": round(seconds, 1)}
+    done = {"exit_code": code, "seconds": round(time.monotonic() - started, 1), "limit": round(most, 1)}
     record.content["parts"][worker.part] = done
     record.write()
     print(f"{time.monotonic() - begin:6.1f} s  {worker.part}: {done}", flush=True)
@@ -309,12 +315,16 @@ def _in_turn(workers: Workers, record: Record, begin: float, args: argparse.Name
     for index, part in enumerate(PARTS):
         if part.name not in workers.names:
             continue
-        worker = workers.take(part.name)
-        seconds = limit(index, end - time.monotonic())
-        if seconds < 3 and part.name != "gate":
+
+        def seconds(index: int = index) -> float:
+            left = end - time.monotonic()
+            return min(limit(index, left) * PATIENCE[args.size], max(left - LAST_SECONDS, 0.0))
+
+        if seconds() < 3 and part.name != "gate":
             record.content["parts"][part.name] = {"left_out": "no time was left"}
             record.write()
             continue
+        worker = workers.take(part.name)
         ms = record.content["summary"].get("step: hashpose-blender, ms")
         code = run_part(worker, record, begin, seconds, {"ms": ms})
         _keep_log(log, record.path.parent)
@@ -345,7 +355,10 @@ def _keep_log(log: Path, out: Path) -> None:
 
 
 def kit(args: argparse.Namespace) -> int:
-    """Downloads the wheels that a bare GPU machine lacks, about 24 MB."""
+    """Downloads the wheels that a bare GPU machine lacks, about 24 MB, and makes the scene that travels, if any."""
+    if args.data:
+        shutil.rmtree(scene := REPOSITORY / ".scene" / args.data.name, ignore_errors=True)
+        print(f"{scene}: {_scene_that_travels(args.data, scene) / 2**20:.1f} MiB")
     args.kit.mkdir(parents=True, exist_ok=True)
     for old in args.kit.glob("*.whl"):  # two versions of one package would stop the whole installation there
         old.unlink()
@@ -355,8 +368,30 @@ def kit(args: argparse.Namespace) -> int:
     return subprocess.run(command, check=False).returncode
 
 
+def _scene_that_travels(data: Path, target: Path) -> int:
+    """Copies a scene of NeRF-Synthetic's format with 25 of its test images, spread over all; the bytes that it has."""
+    wanted = sorted(data.rglob("*"))
+    listed = data / "transforms_test.json"
+    test = json.loads(listed.read_text()) if listed.is_file() else {"frames": []}
+    count = len(test["frames"])
+    kept = (
+        [test["frames"][number * (count - 1) // (MOST_TEST - 1)] for number in range(MOST_TEST)]
+        if count > MOST_TEST
+        else test["frames"]
+    )
+    names = {Path(frame["file_path"]).name.removesuffix(".png") for frame in kept}
+    for path in wanted:
+        if path.is_file() and (path.parent.name != "test" or not count or path.stem in names):
+            copy = target / path.relative_to(data)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    if count:
+        (target / listed.name).write_text(json.dumps({**test, "frames": kept}))
+    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+
+
 def travelling(args: argparse.Namespace) -> dict[str, list[Path]]:
-    """What goes to the machine: what -> files."""
+    """What goes to the machine beside the scene: what -> files."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=REPOSITORY,
@@ -365,33 +400,41 @@ def travelling(args: argparse.Namespace) -> dict[str, list[Path]]:
         check=True,
     )
     files = [REPOSITORY / name for name in listed.stdout.split("\0") if name]
-    scene = sorted(path for path in args.data.rglob("*") if path.is_file()) if args.data else []
     return {
         "tracked and new files": [path for path in files if path.is_file()],
         "wheels": sorted(args.kit.glob("*.whl")),
-        "scene": scene,
     }
 
 
+BARE = """
+import importlib.util, platform, shutil
+from importlib.metadata import version
+names = ("torch", "torchvision", "triton", "numpy")
+found = [f"{name} {version(name)}" for name in names if importlib.util.find_spec(name)]
+there = [name for name in ("nerfstudio", "roma", "tyro", "hashpose_ns") if importlib.util.find_spec(name)]
+print(f"Python {platform.python_version()}, {', '.join(found)};", "git" if shutil.which("git") else "no git;",
+      f"it is not bare, {', '.join(there)} would come from there" if there else "no nerfstudio, roma, tyro")
+"""
+"""What is said of the Python that is rehearsed with."""
+
+
 def rehearse(args: argparse.Namespace) -> int:
-    """Measures at tiny size in a copy of what travels, without git and with nothing of this checkout: once to the end,
-    once killed at some moment. An exit code."""
+    """Measures at tiny size in a copy of what travels, without network and git and with nothing of this checkout: once
+    to the end, then killed at random moments. An exit code."""
     parts = travelling(args)
-    total = 0.0
-    for what, files in parts.items():
-        size = sum(path.stat().st_size for path in files) / 2**20
-        total += size
-        print(f"{size:7.1f} MiB  {what} ({len(files)} files)")
-    print(f"{total:7.1f} MiB  in all, of {MOST_MIB}")
-    if total > MOST_MIB:
-        print("That is too much.")
-        return 1
     if not parts["wheels"]:
         print(f"There is no kit in {args.kit}: a bare machine needs it. `benchmarks/gpu.py kit` downloads it.")
     if not args.data:
         print("There is no scene (--data): the packaged one is trained on, which is smaller.")
     with tempfile.TemporaryDirectory() as temporary:
-        copy, out = Path(temporary) / "tree", Path(temporary) / "out"
+        copy, out, scene = (Path(temporary) / name for name in ("tree", "out", "tree/.scene"))
+        sizes = {what: sum(path.stat().st_size for path in files) for what, files in parts.items()}
+        sizes["scene"] = _scene_that_travels(args.data, scene) if args.data else 0
+        for what, size in {**sizes, f"in all, of {MOST_MIB}": sum(sizes.values())}.items():
+            print(f"{size / 2**20:7.1f} MiB  {what}")
+        if sum(sizes.values()) > MOST_MIB << 20:
+            print("That is too much.")
+            return 1
         for path in parts["tracked and new files"]:
             target = copy / path.relative_to(REPOSITORY)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -399,36 +442,81 @@ def rehearse(args: argparse.Namespace) -> int:
         for path in parts["wheels"]:
             (copy / ".whl").mkdir(exist_ok=True)
             shutil.copyfile(path, copy / ".whl" / path.name)
-        data = ["--data", shutil.copytree(args.data, copy / ".scene")] if args.data else []
-        command = [args.python, "benchmarks/gpu.py", "measure", "--size", "tiny", "--output", str(out), *map(str, data)]
+        data = ["--data", scene] if args.data else []
         bare = {"PATH": str(Path(temporary) / "no_git"), "HOME": temporary, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+        python = [*_without_network(), os.path.abspath(shutil.which(args.python) or args.python)]
+        print("There is a network." if len(python) == 1 else "No network.", end=" ", flush=True)
+        subprocess.run([*python, "-c", BARE], env=bare, cwd=temporary, check=True)
+        command = [*python, "benchmarks/gpu.py", "measure", "--size", "tiny", "--output", str(out), *map(str, data)]
+        command += ["--seconds", str(args.seconds)]
         begin = time.monotonic()
-        code = subprocess.run([*command, "--seconds", str(args.seconds)], cwd=copy, env=bare, check=False).returncode
+        process, moments, rows = subprocess.Popen(command, cwd=copy, env=bare), 0, 0
+        while (code := process.poll()) is None:  # what is there at any moment is what a kill leaves
+            time.sleep(0.2)
+            content = _read(out / "gpu.json") if (out / "gpu.json").exists() else {"rows": []}
+            if content is None or len(content["rows"]) < rows:
+                process.kill()
+                print("gpu.json was not whole for a moment, or lost rows.")
+                return 1
+            moments, rows = moments + 1, len(content["rows"])
         seconds = time.monotonic() - begin
-        came = sorted(out.iterdir()) if out.is_dir() else []
-        print(f"Exit code {code} after {seconds:.0f} s; {', '.join(path.name for path in came)} come back.")
-        if code or not _is_whole(out / "gpu.json") or len(came) > 8 or any(p.stat().st_size >> 24 for p in came):
+        print(f"gpu.json was whole at {moments} moments on the way.")
+        reason = _fault(out, code, seconds, args.seconds)
+        if reason is not None:
+            print(f"{reason} The last lines of the log:\n{_tail(out / 'log.txt') if out.is_dir() else ''}")
             return code or 1
-        moment = random.uniform(0.1, 0.9) * seconds
-        process = subprocess.Popen(command, cwd=copy, env=bare, stdout=subprocess.DEVNULL, start_new_session=True)
-        try:
-            process.wait(moment)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        whole = _is_whole(out / "gpu.json")
-        print(f"Killed after {moment:.0f} s, it leaves {'valid' if whole else 'no valid'} JSON.")
-        return 0 if whole else 1
+        return 0 if all(_killed(command, copy, bare, out, seconds) for _ in range(args.kills)) else 1
 
 
-def _is_whole(path: Path) -> bool:
+def _without_network() -> list[str]:
+    """What runs a command without a network; empty where that is not allowed."""
+    unshare = shutil.which("unshare")
+    command = [unshare, "--net"] if unshare else []
+    allowed = unshare and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+    return command if allowed else []
+
+
+def _fault(out: Path, code: int, seconds: float, most: float) -> str | None:
+    """What is wrong with a measurement that ran to its end."""
+    came = sorted(out.iterdir()) if out.is_dir() else []
+    sizes = ", ".join(f"{path.name} ({path.stat().st_size / 2**20:.2f} MiB)" for path in came)
+    print(f"Exit code {code} after {seconds:.0f} s; {sizes} come back.")
+    if code or seconds > most:
+        return f"It failed, or took more than {most:.0f} s."
+    if len(came) > MOST_FILES or any(path.stat().st_size > MOST_FILE_MIB << 20 for path in came):
+        return f"At most {MOST_FILES} files of {MOST_FILE_MIB} MiB come back."
+    content = _read(out / "gpu.json")
+    if content is None:
+        return "gpu.json is not whole."
+    failed = [part.name for part in PARTS if content["parts"].get(part.name, {}).get("exit_code") != 0]
+    return f"These parts failed or had no time: {', '.join(failed)}." if failed else None
+
+
+def _killed(command: list[str], copy: Path, environment: dict[str, str], out: Path, seconds: float) -> bool:
+    """Whether a measurement that is killed at some moment leaves all rows that were there before."""
+    shutil.rmtree(out)
+    moment = random.uniform(0.05, 0.95) * seconds
+    process = subprocess.Popen(command, cwd=copy, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        content = json.loads(path.read_text())
+        process.wait(moment)
+    except subprocess.TimeoutExpired:
+        pass
+    before = _read(out / "gpu.json")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    after = _read(out / "gpu.json")
+    whole = bool(before and after) and after["rows"][: len(before["rows"])] == before["rows"]
+    rows = f"{len(after['rows'])} rows of {len(after['parts'])} parts that ended" if after else "nothing"
+    print(f"Killed after {moment:.0f} s, it leaves {'valid' if whole else 'no valid'} JSON: {rows}.", flush=True)
+    return whole
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         print(error)
-        return False
-    print(f"gpu.json has {len(content['rows'])} rows of {len(content['parts'])} parts that ended.")
-    return True
+        return None
 
 
 def main() -> int:
@@ -440,14 +528,13 @@ def main() -> int:
         one = commands.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
         one.set_defaults(function=function)
         one.add_argument("--kit", type=Path, default=REPOSITORY / ".whl", help="folder of the wheels")
+        one.add_argument("--data", type=Path, help="chair of NeRF-Synthetic at 400x400; else the packaged one")
         if name == "kit":
             continue
-        one.add_argument("--data", type=Path, help="chair of NeRF-Synthetic at 400x400; else the packaged one")
         one.add_argument("--seconds", type=float, default=540.0, help="time limit of everything")
         if name == "rehearse":
-            one.add_argument(
-                "--python", default=sys.executable, help="a bare Python with PyTorch, such as the machine's"
-            )
+            one.add_argument("--python", default=sys.executable, help="a bare Python with PyTorch, like the machine's")
+            one.add_argument("--kills", type=int, default=1, help="how often it is killed")
             continue
         one.add_argument("--output", type=Path, default=Path(os.environ.get("OUT", "out")), help="folder for gpu.json")
         one.add_argument("--commit", help="commit to note; by default HASHPOSE_COMMIT, or what git says; may be empty")

@@ -86,7 +86,7 @@ def photographs(seed: int, views: int, folder: Path) -> tuple[list[Path], list[P
     light = torch.nn.functional.normalize(torch.tensor([0.4, 0.3, 0.9]), dim=0).expand(count, 3)
     index, tangents = torch.zeros(count, dtype=torch.long), torch.full((count,), TANGENT)
     black, white = (
-        render(objects, index, poses, tangents, light, torch.full((count, 3), value), OVERSAMPLED * SIZE)
+        render(objects, index, poses, tangents, light, torch.full((count, 3), value), OVERSAMPLED * SIZE)[0]
         for value in (0.0, 1.0)
     )
     opaque = ((white - black).abs().amax(1, keepdim=True) < 0.5).float()
@@ -169,7 +169,7 @@ def end_to_end(args: Args, seed: int, views: int) -> list[dict[str, Any]]:
                 fov = 2 * torch.rad2deg(torch.atan(torch.tensor(TANGENT)))
                 steps = ("--steps", "0") if start == "coarse" else ()
                 words = ("--images", *train, "--output-dir", found, "--fov", f"{float(fov):.4f}", *weights, *steps)
-                command("-m", "hashpose_ns.sparse.cli", "poses", *words)
+                command("-m", "hashpose_ns.sparse_command.cli", "poses", *words)
             source = cameras_of_file(found / "transforms.json").camera_to_worlds
             to_found = align_poses(true[:views], source)
             poses = torch.cat([source, to_found.apply_to_poses(true[views:])])

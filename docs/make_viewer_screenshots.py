@@ -64,6 +64,7 @@ class Screenshots:
                 self._wait(page, lambda: self._step(page) >= self.middle)
                 self._take(page, "middle")
                 self._wait(page, lambda: self._step(page) >= self.steps - 1)
+                self._wait(page, lambda: "Guard:" in page.inner_text("body"))
                 self._take(page, "end")
 
     def _stay_sharp(self, page, message: str) -> None:

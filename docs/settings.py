@@ -40,7 +40,7 @@ def commands() -> Dict[str, type]:
     from hashpose_ns.export import cli as export
     from hashpose_ns.guard import cli as guard
     from hashpose_ns.localize import cli as localize
-    from hashpose_ns.sparse import cli as sparse
+    from hashpose_ns.sparse_command import cli as sparse
 
     found: Dict[str, type] = {
         "hashpose-demo": demo.Demo,

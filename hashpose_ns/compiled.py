@@ -72,7 +72,7 @@ class CompiledForTraining:
         if reason is None:
             self.compiled = compiled
         else:
-            CONSOLE.print(f"Decoder and rendering are not compiled, because {reason}; training goes on without.")
+            CONSOLE.print(f"Decoder and rendering are not compiled, because {reason}; training continues without.")
 
     def _results(self, function: Callable, tensors: Tuple[Optional[Tensor], ...], constants: Any, scale: float) -> list:
         """Outputs, and gradients of a mixture of them; leaves the gradients of a training step alone.

@@ -39,6 +39,7 @@ from hashpose_ns.errors import HashPoseError, exits_on_user_error
 from hashpose_ns.host import sent
 from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.rays import TrainingRays
+from hashpose_ns.sparse.start import SparseStartConfig, sparse_poses
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
@@ -52,14 +53,17 @@ class HashPoseDataManagerConfig(VanillaDataManagerConfig):
     """Configuration of the data and of the initial poses."""
 
     _target: Type = field(default_factory=lambda: HashPoseDataManager)
-    initial_poses: Literal["given", "perturbed", "identity"] = "given"
+    initial_poses: Literal["given", "perturbed", "identity", "sparse"] = "given"
     """Where training starts.
     - given: at the dataparser's poses.
     - perturbed: at those poses plus noise.
     - identity: with all cameras at the origin, looking the same way.
+    - sparse: where the network of hashpose-sparse sees up to nine pictures of one object; for the object methods.
     The dataparser's poses are kept as the reference that errors are measured against."""
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     """The noise of `initial-poses perturbed`."""
+    sparse: SparseStartConfig = field(default_factory=SparseStartConfig)
+    """The network of `initial-poses sparse`."""
     pixel_sampler: EdgePixelSamplerConfig = field(default_factory=EdgePixelSamplerConfig)
     """Which pixels are sampled."""
     added_images: Optional[Path] = None
@@ -174,8 +178,8 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
         if similarity is None:
             make_rigid(outputs)  # names a pose that nerfstudio has broken
             raise HashPoseError(
-                f"{type(self.dataparser).__name__} of nerfstudio does more to the poses of {source.path} than to "
-                "move all of them as one; train with other settings of the dataparser."
+                f"nerfstudio's {type(self.dataparser).__name__} does more to the poses of {source.path} than change "
+                "their frame; train with other settings of the dataparser."
             )
         return similarity
 
@@ -207,7 +211,18 @@ class HashPoseDataManager(VanillaDataManager[NamedImages]):
             return perturb_poses(reference, self.config.perturbation)
         if self.config.initial_poses == "identity":
             return identity_poses(len(reference))
+        if self.config.initial_poses == "sparse" and self.test_mode == "val":  # a loaded run has them in its checkpoint
+            return self._sparse_poses()
         return reference.clone()
+
+    def _sparse_poses(self) -> Float[Tensor, "num_cameras 3 4"]:
+        if self.config.added_images is not None:
+            raise HashPoseError(
+                "Poses of initial-poses sparse are in a frame of their own, which added images know nothing of; put "
+                "all images into one file."
+            )
+        outputs = self.train_dataparser_outputs
+        return sparse_poses(outputs.image_filenames, outputs.cameras, outputs.mask_filenames, self.config.sparse)
 
     def create_eval_dataset(self) -> NamedImages:
         """The held-out images. Data that lack the split have those of the other one, or none."""

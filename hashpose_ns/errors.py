@@ -45,7 +45,7 @@ def print_error(sentence: str) -> None:
 @contextmanager
 def background_errors_in_a_line() -> Iterator[None]:
     """Within the block, a thread that the operating system refuses something, as TensorBoard's on a full disk, ends in
-    a line on the console in place of a traceback. Whoever needs its work is told by whoever waits for it."""
+    a line on the console in place of a traceback. Code that needs its result finds out when it waits for it."""
     before = threading.excepthook
 
     def say(ended: threading.ExceptHookArgs) -> None:

@@ -105,7 +105,7 @@ class Match:
         report = matches_report(start, images, given.numpy(), names, time.perf_counter() - begin)
         say(report)
         if start.verdict == "refused":
-            raise HashPoseError(f"Matches give no poses that could be believed: {start.sentence}. Nothing is written.")
+            raise HashPoseError(f"Matches give no poses that can be trusted: {start.sentence}. Nothing is written.")
         capture.poses.rebase(torch.from_numpy(start.camera_to_worlds), trusted=True)
         exported = matched_cameras(capture, start, report, images, known)
         extras = input_file_extras(self.dataparser) if self.format == "nerfstudio" else {}

@@ -151,7 +151,7 @@ class PoseRefiningModel(Model):
         self.register_buffer("progress", torch.zeros(2, dtype=torch.long))
         self.error_observers: List[ErrorObserver] = []
         self.is_at_rest = False
-        """Whether the model was loaded to be looked at, and nobody trains it."""
+        """Whether the model was loaded for viewing or export, not for training."""
         self.is_logged = True
         """Whether this training step's metrics are written down; the trainer says so."""
 

@@ -145,7 +145,7 @@ class HashPosePipeline(VanillaPipeline):
         if key in state and len(state[key]) != len(expected[key]):
             raise HashPoseError(
                 f"The checkpoint was trained on {len(state[key])} images and there are {len(expected[key])} now; give "
-                "the same images and the same split, retrain, or give --pipeline.changed-images carry to go on with "
+                "the same images and the same split, retrain, or give --pipeline.changed-images carry to continue with "
                 "these."
             )
         wrong = sorted(set(state) ^ set(expected)) + [
@@ -177,8 +177,8 @@ class HashPosePipeline(VanillaPipeline):
             planned = int(self.model.progress[1])
             if planned != length:
                 CONSOLE.print(
-                    f"The checkpoint's training was to take {planned} steps and this one takes {length}: learning "
-                    "rates and the curriculum go on as fractions of the new length."
+                    f"The checkpoint's training was planned for {planned} steps and this one for {length}: learning "
+                    "rates and the curriculum continue as fractions of the new length."
                 )
             self.model.progress[1] = length
         self.model.restore_progress()
@@ -242,7 +242,7 @@ class HashPosePipeline(VanillaPipeline):
         handed_over = own.get("handed_over")
         if handed_over is not None and not bool(handed_over):
             raise HashPoseError(
-                "One network still moves all cameras of the checkpoint (local-to-global), so that none can join; train "
+                "One network still moves all cameras of the checkpoint (local-to-global), so no camera can join; train "
                 "beyond camera-optimizer.warp.until first."
             )
         config = replace(self.config.model.camera_optimizer, frozen_cameras=())  # type: ignore[attr-defined]
@@ -264,7 +264,7 @@ class HashPosePipeline(VanillaPipeline):
         changed = f"The checkpoint was trained on other images than the data has now: {changed}"
         if self.test_mode == "val" and self.config.changed_images == "refuse":
             raise HashPoseError(
-                f"{changed}; give the same images, or --pipeline.changed-images warn to go on with these."
+                f"{changed}; give the same images, or --pipeline.changed-images warn to continue with these."
             )
         CONSOLE.print(f"{changed}.", markup=False, soft_wrap=True)
 

@@ -29,7 +29,7 @@ class Stopped(BaseException):
 
 class StopSignals:
     """Within its `with` block, raises `Stopped` in the main thread when a signal comes, or as soon as nothing is held.
-    A second signal ends the process at once. Signals that are ignored (nohup) or that somebody else listens to
+    A second signal ends the process at once. Signals that are ignored (nohup) or that have another handler
     (submitit) stay so, and in other threads than the main one the block does nothing."""
 
     def __init__(self) -> None:

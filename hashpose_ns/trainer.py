@@ -225,7 +225,7 @@ class HashPoseTrainer(Trainer):
         """nerfstudio's setup, with a viewer that listens only where the settings say."""
         settings = self.config.viewer
         if self.config.is_viewer_legacy_enabled():
-            raise HashPoseError("The legacy viewer is a page of another site, which is not let in; give --vis viewer.")
+            raise HashPoseError("The legacy viewer is a page of another site and may not connect; give --vis viewer.")
         if self.config.is_viewer_enabled() and self.local_rank == 0:
             from hashpose_ns.viewer.port import opened
 
@@ -260,7 +260,7 @@ class HashPoseTrainer(Trainer):
         self.stop_signals.let_go()
 
     def _stop(self, stopped: Stopped) -> None:
-        """Saves what has been trained, says how to go on, and ends the process."""
+        """Saves what has been trained, says how to continue, and ends the process."""
         if self.only_viewed:
             CONSOLE.print("The viewer is closed; training was complete.")
             return
@@ -272,9 +272,9 @@ class HashPoseTrainer(Trainer):
         writer.write_out_storage()
         done = self.trained_step + 1
         if done < self.total_steps:
-            how = f"To go on, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
+            how = f"To continue, give the same command with --load-dir {self.checkpoint_dir} after the method's name."
             if self.config.pipeline.datamanager.added_images is not None:  # nobody has typed such a command
-                how = f"To go on: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
+                how = f"To continue: ns-train {self.config.method_name} --load-config {self.base_dir / CONFIG}"
         else:
             how = "Training is complete; evaluation and the guard may not be."
         CONSOLE.print(
@@ -323,7 +323,7 @@ class HashPoseTrainer(Trainer):
             with self._well_ended():
                 super().train()
         except OSError as error:
-            raise HashPoseError(f"Training cannot go on: {one_line(error)}; {self._kept()}.") from error
+            raise HashPoseError(f"Training cannot continue: {one_line(error)}; {self._kept()}.") from error
         finally:
             self.config.max_num_iterations = self.total_steps
         if self.folder is not None:
@@ -415,7 +415,7 @@ class HashPoseTrainer(Trainer):
         try:
             super()._update_viewer_state(step)
         except Exception as error:
-            CONSOLE.log(f"The viewer failed and training goes on ({type(error).__name__}: {one_line(error)}).")
+            CONSOLE.log(f"The viewer failed; training continues ({type(error).__name__}: {one_line(error)}).")
 
     @check_main_thread
     def _record_poses(self, step: int) -> None:
@@ -458,10 +458,10 @@ class HashPoseTrainer(Trainer):
         losses = torch.stack([loss for _, loss in self.unchecked_losses])
         bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
         if bad:
-            raise self._not_finite(f"The loss of step {self.unchecked_losses[bad[0]][0]} is not a number")
+            raise self._not_finite(f"The loss of step {self.unchecked_losses[bad[0]][0]} is NaN or infinite")
         self.unchecked_losses.clear()
         if not all(bool(torch.isfinite(twists).all()) for twists in self.pipeline.model.camera_optimizer.parameters()):
-            raise self._not_finite(f"The poses after step {step} are not numbers")
+            raise self._not_finite(f"Poses are NaN or infinite after step {step}")
 
     def _not_finite(self, what: str) -> HashPoseError:
         return HashPoseError(
@@ -479,7 +479,7 @@ class HashPoseTrainer(Trainer):
     def save_checkpoint(self, step: int) -> None:
         """Saves atomically, unless a parameter is NaN: the last good checkpoint is worth more."""
         if not all(bool(torch.isfinite(value).all()) for value in self.pipeline.model.parameters()):
-            raise self._not_finite(f"Poses or field after step {step} are not numbers")
+            raise self._not_finite(f"Poses or field are NaN or infinite after step {step}")
         with self.stop_signals.held():
             self._write_checkpoint(step)
             self.saved_step = step
@@ -506,7 +506,7 @@ class HashPoseTrainer(Trainer):
                     path.unlink()
 
     def _load_checkpoint(self) -> None:
-        """Resumes from `load_dir` or `load_checkpoint`, and goes on with the pose log of the run they belong to."""
+        """Resumes from `load_dir` or `load_checkpoint`, and continues the pose log of the run they belong to."""
         path = self._resumed_checkpoint()
         if path is None:
             super()._load_checkpoint()  # says that there is none
@@ -535,7 +535,7 @@ class HashPoseTrainer(Trainer):
         if self._start_step >= self.total_steps:
             raise HashPoseError(
                 f"The checkpoint is at step {self._start_step - 1}, so {self._start_step} steps are done, and "
-                f"--max-num-iterations is {self.total_steps}: nothing is left to train. Give a larger number to go on."
+                f"--max-num-iterations is {self.total_steps}: nothing is left to train; give a larger number."
             )
         run = path.parent.parent
         self.train_seconds = resume_pose_log(run, self.base_dir, self._start_step)

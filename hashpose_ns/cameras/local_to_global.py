@@ -97,7 +97,7 @@ class LocalToGlobal(PoseOptimizer):
         super().__init__(config, num_cameras, device, initial_camera_to_worlds, reference_camera_to_worlds, image_names)
         if config.rotation_start > 0 or config.trans_l2_penalty > 0 or config.rot_l2_penalty > 0:
             raise HashPoseError(
-                "camera-optimizer.rotation-start, .trans-l2-penalty and .rot-l2-penalty speak of one twist a camera; "
+                "camera-optimizer.rotation-start, .trans-l2-penalty and .rot-l2-penalty apply to one twist per camera; "
                 "leave them at 0 with --pipeline.model.camera-optimizer.model local-to-global."
             )
         self.warp = Warp(config.warp, num_cameras).to(device)
@@ -117,7 +117,7 @@ class LocalToGlobal(PoseOptimizer):
     def _restore(self) -> None:
         super()._restore()
         self.warping = not bool(self.handed_over)
-        # Which cameras stand still, as numbers: a GPU's buffer is not read at every step.
+        # Which cameras are frozen, as numbers: a GPU's buffer is not read at every step.
         self._still = set(torch.nonzero(self.standing).flatten().tolist())
 
     # -- where cameras are ---------------------------------------------------------------------------------------------
@@ -148,6 +148,20 @@ class LocalToGlobal(PoseOptimizer):
             motions = torch.where(self.standing[cameras, None, None], self._identity(), motions)
         own = pose_utils.multiply(motions, starts)
         return own[..., 3], (own[..., :3] * points[:, None, :]).sum(-1) + own[..., 3]
+
+    @torch.no_grad()
+    def warped_places(self, index: int) -> Tuple[Float[Tensor, "points 2"], Float[Tensor, "points 2"]]:
+        """Where the grid's rays pass the plane one unit in front of a camera, and where the camera, at its registered
+        pose, sees the same points of rays that have moved. x and y, OpenGL axes, column by column.
+
+        Args:
+            index: a training camera, while rays move.
+        """
+        camera = torch.tensor([index], device=self.grid.device)
+        pose = self._registered(camera)[0]
+        _, ends = self._moved(self.grid, camera.expand(len(self.grid)))
+        seen = (ends - pose[:, 3]) @ pose[:, :3]
+        return self.grid[:, :2], seen[:, :2] / -seen[:, 2:]
 
     @property
     def is_corrected(self) -> bool:
@@ -206,21 +220,21 @@ class LocalToGlobal(PoseOptimizer):
         self._restore()
 
     def fall_back(self, rate: float) -> None:
-        """Puts cameras back, as `PoseOptimizer.fall_back`. They go on by twists, as what is left to refine is small."""
+        """Puts cameras back, as `PoseOptimizer.fall_back`. They continue by twists: what is left is small."""
         self._hand_over()
         super().fall_back(rate)
 
     @torch.no_grad()
     def _hand_over(self) -> None:
-        """Has cameras go on by a twist each."""
+        """Switches cameras to a twist each."""
         if self.warping:
             self.pose_adjustment.copy_(self.current_twists())
             self.handed_over.fill_(True)
             self._restore()
 
     def set_progress(self, progress: float) -> None:
-        """Tells how far training is, as a fraction of it. Called before each step, and so the moment at which cameras
-        that somebody holds, or lets go, begin to stand still or to move."""
+        """Tells how far training is, as a fraction of it. Called before each step: held cameras freeze here,
+        and released ones move again."""
         super().set_progress(progress)
         if self.warping and progress >= self.config.warp.until:
             self._hand_over()

@@ -28,11 +28,16 @@ class RecoveryConfig:
 
     at: Tuple[float, ...] = ()
     """Fractions of training at which lost cameras are searched for; empty disables the search."""
+    late_at: Tuple[float, ...] = ()
+    """Fractions of training at which only cameras lost beyond doubt are searched for.
+    They are tried at other poses than before."""
     cameras: float = 0.2
     """Fraction of the cameras that are tried at most, those of the largest loss."""
     suspicion: float = 3.0
     """How many times the median over cameras makes a camera suspect.
     Counted is the share of its photograph's variance that the field does not explain."""
+    beyond_doubt: float = 10.0
+    """The same for `late_at`, by when most cameras fit well."""
     hypotheses: int = 128
     """Poses a suspect camera is tried at.
     A third is drawn around its initial pose, as widely as the other cameras have moved.
@@ -50,8 +55,8 @@ class RecoveryConfig:
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
-        if not all(0 < fraction < 1 for fraction in self.at):
-            raise HashPoseError("recovery.at holds fractions of training, between 0 and 1.")
+        if not all(0 < fraction < 1 for fraction in (*self.at, *self.late_at)):
+            raise HashPoseError("recovery.at and recovery.late-at hold fractions of training, between 0 and 1.")
         if min(self.hypotheses, self.steps) < 3 or self.rays < 6:
             raise HashPoseError("recovery.hypotheses and recovery.steps are at least 3, recovery.rays at least 6.")
 
@@ -79,9 +84,11 @@ def turned(
     return torch.cat([rotations @ pose[:, :3], center[..., None]], dim=-1)
 
 
-def hypotheses(optimizer: PoseOptimizer, index: int, config: RecoveryConfig) -> Float[Tensor, "count 3 4"]:
-    """Poses where a camera may be, see `RecoveryConfig.hypotheses`."""
-    generator = torch.Generator().manual_seed(index)
+def hypotheses(
+    optimizer: PoseOptimizer, index: int, config: RecoveryConfig, seed: int = 0
+) -> Float[Tensor, "count 3 4"]:
+    """Poses where a camera may be, see `RecoveryConfig.hypotheses`. Other ones with another seed."""
+    generator = torch.Generator().manual_seed(index + optimizer.num_cameras * seed)
     twists, base = optimizer.current_twists(), optimizer.base_camera_to_worlds[index]
     poses = optimizer.refined_camera_to_worlds().detach()
     # The median absolute deviation is robust to lost cameras; widening covers them.

@@ -31,7 +31,7 @@ class WarpConfig:
     """Weight of the distance between rays and their camera's rigid motion.
     0 lets rays go where they like."""
     until: float = 1.0
-    """Fraction of training at which cameras go on by a twist each."""
+    """Fraction of training at which cameras switch to a twist each."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""

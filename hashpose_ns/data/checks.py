@@ -110,9 +110,8 @@ def check_transform(outputs: DataparserOutputs) -> None:
     rigid = torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), atol=1e-3)
     if not (0 < scale < float("inf") and transform.isfinite().all() and rigid and torch.linalg.det(rotation) > 0):
         raise HashPoseError(
-            f"The dataparser's scale ({scale:g}) and transform are no change of frame that could be undone, so that "
-            "refined poses could not be exported; correct the input's applied_transform and applied_scale, or the "
-            "dataparser's scale factor."
+            f"The dataparser's scale ({scale:g}) and transform cannot be inverted, so refined poses could not be "
+            "exported; correct the input's applied_transform and applied_scale, or the dataparser's scale factor."
         )
 
 

@@ -166,8 +166,7 @@ def walk_images(path: Path, contents: bool = True) -> Iterator[Tuple[int, Tuple[
                 name = raw.decode("utf-8")
             except UnicodeDecodeError:
                 raise HashPoseError(
-                    f"{path} has an image with a name that is no UTF-8, {raw!r}; rename the image, there and on the "
-                    "disk."
+                    f"{path} has an image whose name is not UTF-8, {raw!r}; rename the image, there and on the disk."
                 ) from None
             what = f"observations of {name}"
             count = walk.count(OBSERVATION.itemsize, what)

@@ -1,4 +1,4 @@
-"""What training images look like from outside: to notice that a run goes on with others."""
+"""What training images look like from outside: to notice that a run continues with others."""
 
 from __future__ import annotations
 

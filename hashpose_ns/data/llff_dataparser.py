@@ -87,7 +87,7 @@ def _average_pose(poses: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "3 4"]
     right = np.cross(up, backwards)
     if np.linalg.norm(backwards) < 1e-3 or np.linalg.norm(right) < 1e-3:
         raise HashPoseError(
-            "The cameras look in all directions, so that they have no average pose; switch the centring off with "
+            "The cameras look in all directions and have no mean pose; disable centring with "
             "--pipeline.datamanager.dataparser.center False."
         )
     backwards, right = backwards / np.linalg.norm(backwards), right / np.linalg.norm(right)
@@ -157,8 +157,8 @@ class LLFF(DataParser):
         for name, size, stored, aspect in zip(names, sizes, height_width_focal, aspects):
             if abs(aspect - 1.0) > ASPECT_TOLERANCE:
                 raise HashPoseError(
-                    f"{name} is {size[1]}x{size[0]} but its focal length is for {stored[1]:g}x{stored[0]:g}, which is "
-                    "not the same shape."
+                    f"{name} is {size[1]}x{size[0]} but its focal length is for {stored[1]:g}x{stored[0]:g}, another "
+                    "aspect ratio; give the images that poses_bounds.npy was made for."
                 )
         # One focal length per axis: downscaling to whole pixels does not shrink both by quite the same factor
         focal_y, focal_x = (height_width_focal[:, 2:] * sizes / height_width_focal[:, :2]).T

@@ -52,7 +52,7 @@ class EdgePixelSampler(PixelSampler):
             raise HashPoseError("pixel-sampler.edge-fraction is a fraction of the batch, between 0 and 1.")
         if config.edge_fraction > 0 and config.cameras == "shared":
             raise HashPoseError(
-                "Places that all images share are not drawn from edges; set --pipeline.datamanager.pixel-sampler."
+                "Pixels that all images share cannot be drawn from edges; set --pipeline.datamanager.pixel-sampler."
                 "edge-fraction 0, or .cameras equal."
             )
         super().__init__(config, **kwargs)

@@ -95,14 +95,14 @@ def check_centers(centers: Float[Tensor, "num_cameras 3"], names: Sequence[str])
     furthest = centers.abs().amax(dim=1)
     if float(furthest.max()) > MAX_COORDINATE:
         name, far = names[int(furthest.argmax())], float(furthest.max())
-        raise HashPoseError(f"The camera {name} lies at a coordinate of {far:.3g}, out of single precision's reach.")
+        raise HashPoseError(f"The camera {name} has a coordinate of {far:.3g}, too large for single precision.")
     distances = (centers - centers.median(dim=0).values).norm(dim=1)
     spread, worst = float(distances.median()), int(distances.argmax())
     if spread > 0 and float(distances[worst]) > MAX_DISTANCE * spread:
         raise HashPoseError(
             f"The camera {names[worst]} is {float(distances[worst]):.3g} units away from the others, which are "
-            f"some {spread:.3g} units apart, so that nothing would be left of their positions beside it; correct "
-            "its pose, or take the image out of the input."
+            f"some {spread:.3g} units apart; single precision cannot hold both, so correct its pose, or take the "
+            "image out of the input."
         )
 
 
@@ -271,6 +271,6 @@ def _check_phototourism(dataparser: Phototourism) -> None:
     cameras, images = read_cameras_binary(model / "cameras.bin"), read_images_binary(model / "images.bin")
     if set(cameras) != set(images):
         raise HashPoseError(
-            f"The model {model} has {len(images)} images and {len(cameras)} cameras, and not a camera i for each image "
-            f"i: {PHOTOTOURISM_OTHERWISE}."
+            f"The model {model} has {len(images)} images and {len(cameras)} cameras, not one camera of the same number "
+            f"for each image: {PHOTOTOURISM_OTHERWISE}."
         )

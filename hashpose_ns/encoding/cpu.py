@@ -48,7 +48,7 @@ def _compiler() -> List[str]:
         try:
             return shlex.split(os.environ["CXX"])
         except ValueError as error:
-            raise BuildError(f"$CXX is no command ({error})") from error
+            raise BuildError(f"$CXX is not a command ({error})") from error
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return [name]

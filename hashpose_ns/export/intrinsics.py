@@ -61,7 +61,7 @@ def is_fisheye(cameras: Cameras) -> List[bool]:
     for camera_type in types:
         if camera_type not in (CameraType.PERSPECTIVE, CameraType.FISHEYE):
             raise HashPoseError(
-                f"Cameras of type {camera_type.name} have no place in a COLMAP model; export with `hashpose-export "
+                f"Cameras of type {camera_type.name} cannot be stored in a COLMAP model; export with `hashpose-export "
                 "nerfstudio`, `json` or `tum` instead."
             )
     return [camera_type == CameraType.FISHEYE for camera_type in types]
@@ -81,7 +81,7 @@ def colmap_model(
         force_distortion: OPENCV even where all distortion parameters are zero.
 
     Raises:
-        HashPoseError: if the parameters have no place in that model.
+        HashPoseError: if that model cannot hold the parameters.
     """
     shared = [intrinsics[name] for name in ("fl_x", "fl_y", "cx", "cy")]
     if fisheye:
@@ -94,7 +94,7 @@ def colmap_model(
     if intrinsics["k3"] != 0 or intrinsics["k4"] != 0:
         undistorted = "" if intrinsics["k4"] else "with --images undistorted, or "
         raise HashPoseError(
-            "COLMAP's OPENCV model has no place for radial distortion of third and fourth order, but k3 or k4 is not "
+            "COLMAP's OPENCV model cannot hold radial distortion of third and fourth order, but k3 or k4 is not "
             f"zero; export {undistorted}with `hashpose-export nerfstudio`."
         )
     if force_distortion or any(intrinsics[name] != 0 for name in ("k1", "k2", "p1", "p2")):

@@ -60,7 +60,7 @@ def _field_points(scene: PosedScene, exported: ExportedCameras, num_points: int)
     refined = scene.poses.refined_camera_to_worlds()
     points = sample_surfaces(scene.renderer, outputs.cameras, refined, num_points, outputs.mask_filenames)
     if len(points.positions) == 0:  # poses are what an export is for: it goes on
-        CONSOLE.print("No point of the field's surfaces is agreed upon by enough views: no points are written.")
+        CONSOLE.print("Too few views agree on any point of the field's surfaces; no points are written.")
         return None
     # training camera -> its place among the exported images; cameras put back to their initial poses see no points
     place = torch.full((len(refined),), -1)
@@ -80,7 +80,7 @@ def _input_points(scene: PosedScene, exported: ExportedCameras) -> ExportedPoint
     outputs = scene.train_outputs
     if exported.frame.arbitrary:
         raise HashPoseError(
-            "The input's 3-D points have no place among poses that were found from an identity start; export with "
+            "The input's 3-D points do not fit poses that were found from an identity start; export with "
             "--points field or --points empty."
         )
     if outputs.metadata.get("points3D_xyz") is None:

@@ -69,8 +69,8 @@ def load_replay(run: Path, align: Align = "reference") -> Replay:
     path = run / HISTORY_FILE
     if not path.is_file():
         raise HashPoseError(
-            f"There is no {HISTORY_FILE} in {run}, which training writes as it goes; a run of an older version has to "
-            "be trained again for a replay."
+            f"There is no {HISTORY_FILE} in {run}, which training writes; a run of an older version must be trained "
+            "again for a replay."
         )
     steps, recorded = read_pose_history(path)
     finite = np.isfinite(recorded).all(axis=(1, 2, 3))  # the last record of a run that diverged may not be

@@ -102,7 +102,9 @@ class Written:
         lines = [f"Exported {len(exported.names)} cameras as {what}: {path}"]
         lines.append(f"  frame    {exported.frame.description}")
         if exported.movement is not None:
-            rotation, center = exported.movement.rotation_deg, exported.movement.center
+            # rounding of double precision is no movement
+            moved = exported.movement
+            rotation, center = (value.round(decimals=9) for value in (moved.rotation_deg, moved.center))
             furthest = int(center.argmax())
             lines.append(
                 f"  moved    {float(rotation.mean()):.3g} deg and {float(center.mean()):.3g} units on average; "

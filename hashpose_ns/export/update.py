@@ -120,14 +120,14 @@ def _problems(model: ColmapModel) -> Iterator[str]:
     sizes = dict(camera_models().values())
     for key, camera in model.cameras.items():
         if sizes.get(camera.model) != len(camera.params):
-            yield f"camera {key} is no {camera.model} that is known here, with {len(camera.params)} parameters"
+            yield f"camera {key} is of an unknown model, {camera.model} with {len(camera.params)} parameters"
         if not np.isfinite(camera.params).all():
             yield f"a parameter of camera {key} is not a finite number"
     for image in model.images.values():
         name = f"image {image.name!r}"
         length = float(np.linalg.norm(image.qvec)) if len(image.qvec) == 4 else float("nan")
         if not (np.isfinite(length) and length > 0 and len(image.tvec) == 3 and np.isfinite(image.tvec).all()):
-            yield f"the pose of {name} is not one of finite numbers"
+            yield f"the pose of {name} is not finite"
         if image.camera_id not in model.cameras:
             yield f"{name} was taken by camera {image.camera_id}, which is not there"
         if not np.isfinite(image.xys).all():
@@ -141,11 +141,11 @@ def _problems(model: ColmapModel) -> Iterator[str]:
             if image is None:
                 yield f"point {key} is seen in image {image_id}, which is not there"
             elif not 0 <= row < len(image.point3D_ids) or image.point3D_ids[row] != key:
-                yield f"point {key} is seen in image {image.name!r} by an observation that is not of it"
+                yield f"point {key} is seen in image {image.name!r} by an observation of something else"
             seen += 1
     if seen != sum(int((np.asarray(image.point3D_ids) != -1).sum()) for image in model.images.values()):
         yield from (
-            f"image {image.name!r} shows point {key}, which does not know of it"
+            f"image {image.name!r} shows point {key}, whose track does not list it"
             for image in model.images.values()
             for row, key in enumerate(image.point3D_ids)
             if key != -1 and (key not in model.points or not _in_track(model.points[int(key)], image.id, row))
@@ -219,7 +219,7 @@ def update_poses(model: ColmapModel, exported: ExportedCameras, directory: Path)
     """
     if exported.frame.arbitrary:
         raise HashPoseError(
-            "Poses that were found from an identity start have no place in an existing model; export without --update."
+            "Poses that were found from an identity start do not fit an existing model; export without --update."
         )
     keys = match_images(model, exported.names, directory)
     old = rigid(colmap_poses([model.images[key] for key in keys]))
@@ -235,8 +235,8 @@ def update_poses(model: ColmapModel, exported: ExportedCameras, directory: Path)
     if not _same(differences, SAME_CENTER * spread + rounding):
         raise HashPoseError(
             f"The poses in {directory} are not those that the run was given ({exported.names[worst]} differs by "
-            f"{float(differences.rotation_deg[worst]):.3g} deg after alignment), so the refined poses have no place in "
-            "it; give the model that the run's dataset was made from."
+            f"{float(differences.rotation_deg[worst]):.3g} deg after alignment), so the refined poses do not fit it; "
+            "give the model that the run's dataset was made from."
         )
     new = flip_axes(similarity.apply_to_poses(exported.camera_to_worlds))
     images = dict(model.images)

@@ -32,7 +32,7 @@ def check_verdict(run: Path, on_hurt: OnHurt) -> "Optional[GuardReport]":
     if report is not None and report.verdict == "hurt" and on_hurt == "refuse":
         raise HashPoseError(
             f"The guard says that refinement made the poses of this run worse ({report.sentence.rstrip('.')}); keep "
-            "the poses you have, or export all the same with --on-hurt warn."
+            "the poses you have, or export them anyway with --on-hurt warn."
         )
     return report
 

@@ -25,8 +25,8 @@ ALL_RAYS = 50_000
 
 DOUBTS = {
     "coarse": "show no more than thumbnails of the images would, and wrong poses can agree on a blur",
-    "converging": "cameras mostly turned towards each other or apart, which pixels take for a scene at another depth",
-    "strays": "most of all turning is that of cameras that moved far and do not fit clearly better for it",
+    "converging": "cameras mostly turned towards each other or apart, which pixels cannot tell from another depth",
+    "strays": "most of the rotation is that of cameras that moved far and do not fit clearly better for it",
     "matches": "matches between the images fit them worse",
     "far": "matches between the images are still far off",
 }

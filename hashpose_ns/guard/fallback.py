@@ -6,6 +6,7 @@ from typing import Callable, Optional
 
 from torch.optim import Optimizer
 
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer
 from hashpose_ns.errors import HashPoseError, one_line
 from hashpose_ns.guard.compare import DOUBTS, in_words, judge_refinement
 from hashpose_ns.guard.config import GuardConfig
@@ -56,7 +57,8 @@ def fall_back_unless_helped(
 
     With errors of tenths of a pixel, refinement at rates that are made for large ones does more harm than good, and
     held-out pixels show it (docs/guard.md). With too few images to tell, poses stay as they are. From a trusted start
-    they go back also where matches fit them worse.
+    they go back also where matches fit them worse. Cameras that were shifted before training are judged against the
+    poses that were given, and go back to those.
 
     Args:
         scene: in training; of it, only poses are touched.
@@ -70,9 +72,10 @@ def fall_back_unless_helped(
     optimizer = scene.poses
     if not optimizer.is_corrected:
         return "poses are where they started"
-    verdict = judge_refinement(scene, config, since_base=True, matched=matched)
+    shifted = optimizer.rebased and not optimizer.is_trusted
+    verdict = judge_refinement(scene, config, since_base=not shifted, matched=matched)
     found = in_words(verdict)
-    kept = config.keep_rebased and optimizer.rebased
+    kept = config.keep_rebased and optimizer.rebased and optimizer.is_trusted
     no_better = verdict.verdict == "undecided" and can_decide(len(verdict.first)) and not kept
     # Matches contradict whatever pixels say where a trusted start has been left for the worse.
     left = optimizer.is_trusted and verdict.matches_contradict
@@ -81,9 +84,19 @@ def fall_back_unless_helped(
     if left and verdict.doubt is None:
         found = f"{found}, and {DOUBTS['matches']}"
     rate = 0.0 if last else config.fallback_rate
+    if shifted:
+        _take_back_shift(optimizer)
     optimizer.fall_back(rate)
     for moment in moments(adam, optimizer.pose_adjustment):
         moment.zero_()
     for group in adam.param_groups:  # the schedule follows a step later
         group["lr"] *= rate
     return f"{found}; {back_sentence(rate)}"
+
+
+def _take_back_shift(optimizer: PoseOptimizer) -> None:
+    """Has refinement start at the given poses after all. Cameras that somebody holds stay where they are."""
+    held = {index: optimizer.refined_camera_to_worlds()[index].detach() for index in optimizer.held}
+    optimizer.rebase(optimizer.initial_camera_to_worlds, trusted=False)
+    for index, pose in held.items():
+        optimizer.set_refined(index, pose)

@@ -153,7 +153,7 @@ def back_sentence(rate: float) -> str:
     Args:
         rate: factor on their learning rate from then on.
     """
-    then = f"are refined on at {rate:g} of the rate" if rate > 0 else "stay there"
+    then = f"are refined again at {rate:g} of the rate" if rate > 0 else "stay there"
     return f"cameras are back where they started, and {then}"
 
 

@@ -1,4 +1,4 @@
-"""Photographs that were found join the training images: a new run that goes on where the old one, left as it is,
+"""Photographs that were found join the training images: a new run that continues where the old one, left as it is,
 ended."""
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class AddedRun:
 
 
 def check_addable(search: Search, masks: bool) -> None:
-    """Raises HashPoseError where a run cannot go on with photographs.
+    """Raises HashPoseError if a run cannot continue with photographs.
 
     Args:
         search: the run.
@@ -69,7 +69,7 @@ def check_addable(search: Search, masks: bool) -> None:
     """
     scene = search.scene
     if isinstance(scene.renderer, NerfstudioRenderer):
-        raise HashPoseError("--add goes on with runs of the hashpose methods only; leave it out for this run.")
+        raise HashPoseError("--add works with runs of the hashpose methods only; leave it out for this run.")
     if (scene.train_outputs.mask_filenames is not None) != masks:
         has, how = ("no masks", "leave --masks out") if masks else ("masks", "give the photographs masks by --masks")
         raise HashPoseError(f"The run's images have {has}, and so must what is added; {how}, or leave --add out.")
@@ -94,7 +94,7 @@ def begin_added_run(
     masks: Optional[Sequence[Path]],
     steps: Optional[int],
 ) -> AddedRun:
-    """Makes the folder of a run that goes on with photographs: their poses, and the checkpoint to go on from.
+    """Makes the folder of a run that continues with photographs: their poses, and the checkpoint to start from.
 
     Args:
         load_config: the config.yml of the run that they were found in.

@@ -131,7 +131,7 @@ class Search:
         """The photographs with their intrinsics, each read once to see that it can be.
 
         Raises:
-            HashPoseError: an image cannot be read, shows nothing, or nobody knows its intrinsics.
+            HashPoseError: an image cannot be read, shows nothing, or its intrinsics are unknown.
         """
         lenses = [lens_of(path, self.scene, said) for path, said in zip(filenames, starts.intrinsics)]
         photographs = Photographs(self.scene, filenames, lenses, masks)

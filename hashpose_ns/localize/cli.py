@@ -145,8 +145,8 @@ def _train(begun: Any) -> None:
     from nerfstudio.utils.rich_utils import CONSOLE
 
     CONSOLE.print(
-        f"Training goes on with {begun.added} photographs beside {begun.trained} images for {begun.steps} steps, in a "
-        f"new run: {begun.folder}",
+        f"Training continues with {begun.added} photographs beside {begun.trained} images for {begun.steps} steps, in "
+        f"a new run: {begun.folder}",
         soft_wrap=True, highlight=False, markup=False,
     )  # fmt: skip
     begun.train()

@@ -115,7 +115,7 @@ def _mask_of(folder: Path, name: Path) -> Path:
     found = [path for path in parent.iterdir() if path.stem in (name.stem, name.name)] if parent.is_dir() else []
     if len(found) != 1:
         count = "no mask" if not found else f"{len(found)} masks"
-        raise HashPoseError(f"There is {count} of the photograph {name} in {folder}; give each of them one.")
+        raise HashPoseError(f"There is {count} of the photograph {name} in {folder}; give each photograph one.")
     return found[0]
 
 
@@ -258,7 +258,7 @@ def lens_of(filename: Path, scene: PosedScene, said: Optional[Dict[str, Any]] = 
         return lens
     shapes = ", ".join(sorted({f"{lens.width}x{lens.height}" for lens in known}))
     raise HashPoseError(
-        f"The image {filename} is {width}x{height}, no shape of the run's images ({shapes}), and its EXIF names no "
+        f"The image {filename} is {width}x{height}, unlike the run's images ({shapes}), and its EXIF names no "
         "focal length; give its intrinsics in a transforms.json with --start, or scale or crop it as the others were."
     )
 

@@ -411,4 +411,4 @@ def _write(key: str, found: MatchedImages) -> None:
                 seconds=np.array(found.seconds),
             )
     except OSError as error:
-        CONSOLE.print(f"Matches are not kept for the next time: {one_line(error)}.", soft_wrap=True, markup=False)
+        CONSOLE.print(f"Matches could not be cached: {one_line(error)}.", soft_wrap=True, markup=False)

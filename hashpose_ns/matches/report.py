@@ -96,9 +96,9 @@ class MatchesReport:
             report = cls(**{**content, "cameras": cameras})
             numbers = report.metrics().values()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise HashPoseError("This is no report on matches, or not a whole one.") from error
+            raise HashPoseError("This is not a complete report on matches.") from error
         if not all(math.isfinite(number) for number in numbers) or not isinstance(report.sentence, str):
-            raise HashPoseError("This is no report on matches: it holds NaN or infinite values.")
+            raise HashPoseError("This is not a valid report on matches: it holds NaN or infinite values.")
         return report
 
     def write(self, folder: Path) -> Path:

@@ -121,7 +121,7 @@ def resected(
     """Poses of a structure where cameras that contradict all others are put where these see them.
 
     Bundle adjustment cannot get a camera out of a wrong place that some false matches agree with. So each camera is
-    placed anew, by RANSAC, by points that others see twice, and stays there if clearly more of them agree.
+    placed again, by RANSAC, by points that others see twice, and stays there if clearly more of them agree.
 
     Returns:
         All poses; None if none is to change.

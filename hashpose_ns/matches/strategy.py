@@ -45,7 +45,7 @@ class StartFromMatches(PoseStrategy):
 
     def prepare(self, scene: PosedScene, resumed: bool, say: Say) -> None:
         if self.config.start == "off" or (self.config.start == "auto" and scene.poses.config.mode == "off"):
-            return  # whoever does not refine poses wants them as they are
+            return  # runs that refine no poses want them as they are
         try:
             self._prepare(scene, resumed, say)
         except (NoMatches, ArithmeticError, MemoryError, RuntimeError, ValueError) as error:

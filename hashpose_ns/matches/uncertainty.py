@@ -14,7 +14,7 @@ from hashpose_ns.matches.sfm import FLIP, Structure
 GAUGE = 7
 """Dimensions that no match determines: a similarity of the whole."""
 MAX_CAMERAS = 600
-"""Above, each camera's deviation is what it is while all points and other cameras stand still, which is smaller: the
+"""Above, each camera's deviation is what it is with all points and other cameras fixed, which is smaller: the
 full normal equations grow with the square of the number of cameras."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import List, Optional, Tuple
 
 import torch
@@ -19,6 +20,10 @@ PIXELS = 4096
 
 SEEN = (0.002, 0.8)
 """Shares of a picture that an object on a background can take."""
+
+CUT, STANDS_OUT = 0.02, 0.1
+"""Share of a picture's outermost pixels that may differ from the background by so much. More of them are an object that
+the frame cuts, whose centre is not that of what is seen, or no plain background."""
 
 
 class CentrePictures(PoseStrategy):
@@ -60,7 +65,7 @@ class CentrePictures(PoseStrategy):
 
 def silhouettes(scene: PosedScene) -> List[Optional[Tuple[Float[Tensor, "2"], Float[Tensor, ""]]]]:
     """Centre (x, y) and area of what stands out from the background in each training image, one unit in front of the
-    camera, OpenGL axes; None for an image that shows no object, or no background."""
+    camera, OpenGL axes; None for an image that shows no object, not all of it, or no background."""
     generator = torch.Generator().manual_seed(0)
     return [_silhouette(scene, index, generator) for index in range(len(scene.train))]
 
@@ -71,14 +76,20 @@ def _silhouette(
     image = ImagePixels(scene.train, index)
     if image.count == 0:
         return None
+    background = {"white": 1.0, "black": 0.0}.get(scene.model_config.background_color, math.nan)
+    if image.image.shape[-1] != 4 and math.isnan(background):
+        return None
+
+    def standing_out(colors: Float[Tensor, "pixels channels"]) -> Float[Tensor, "pixels"]:
+        return colors[:, 3] if colors.shape[-1] == 4 else (colors - background).abs().amax(dim=-1)
+
+    outermost = torch.ones_like(image.allowed)
+    outermost[1:-1, 1:-1] = False
+    border = standing_out(image.image[outermost & image.allowed])
+    if len(border) == 0 or float((border > STANDS_OUT).float().mean()) > CUT:
+        return None
     pixels = image.draw(PIXELS, generator)
-    if pixels.colors.shape[-1] == 4:
-        weights = pixels.colors[:, 3]
-    else:
-        background = {"white": 1.0, "black": 0.0}.get(scene.model_config.background_color)
-        if background is None:
-            return None
-        weights = (pixels.colors - background).abs().amax(dim=-1)
+    weights = standing_out(pixels.colors)
     share = weights.mean()
     if not SEEN[0] < float(share) < SEEN[1]:
         return None

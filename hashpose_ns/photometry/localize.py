@@ -180,7 +180,7 @@ def acceptance(scene: PosedScene) -> Acceptance:
         if len(pixels) and float(scene.renderer.composite(pixels.colors).var(dim=0).mean()) > ONE_COLOUR:
             residuals.append(float(unexplained(scene.renderer, scene.train, pixels, poses[index : index + 1])))
     if not residuals:
-        raise HashPoseError("Masks leave nothing of the training images, so nothing says what a right residual is.")
+        raise HashPoseError("Masks cover the training images, so there is no residual to compare photographs with.")
     logs = torch.tensor(residuals, dtype=torch.float64).clamp(min=1e-6).log()
     median = logs.median()
     spread = 1.4826 * float((logs - median).abs().median())
@@ -243,10 +243,10 @@ def whole_image(scene: PosedScene, dataset: InputDataset, index: int, name: str)
 def check_visible(image: ImagePixels, name: str) -> None:
     """Raises HashPoseError if a photograph, without alpha, shows nothing outside of its mask."""
     if image.count == 0:
-        raise HashPoseError(f"The mask of {name} leaves no pixel, so nothing says where it was taken.")
+        raise HashPoseError(f"The mask of {name} leaves no pixel, so it cannot be located.")
     colors = image.image if image.mask is None else image.image[image.mask][None]
     if float(colors.flatten(0, 1).var(dim=0, correction=0).mean()) < ONE_COLOUR:
-        raise HashPoseError(f"{name} has one colour only, so nothing says where it was taken.")
+        raise HashPoseError(f"{name} has one colour only, so it cannot be located.")
 
 
 class Localizer:

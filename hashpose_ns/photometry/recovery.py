@@ -22,9 +22,13 @@ GIVE_UP_AFTER = 2
 """Suspects come by their loss, worst first: after this many that were not lost, the rest are even less likely to be."""
 
 
-def recover_cameras(scene: PosedScene, config: RecoveryConfig) -> List[int]:
+def recover_cameras(scene: PosedScene, config: RecoveryConfig, late: bool = False) -> List[int]:
     """Looks for lost cameras and moves those whose loss becomes clearly smaller elsewhere.
 
+    Args:
+        scene: the field, poses and images.
+        config: settings.
+        late: whether to look only for those that are lost beyond doubt, and at other poses than before.
     Returns:
         The cameras that were moved.
     """
@@ -33,7 +37,8 @@ def recover_cameras(scene: PosedScene, config: RecoveryConfig) -> List[int]:
     candidates = [i for i in range(len(poses)) if bool(optimizer.trainable[i]) and i not in optimizer.held]
     judges = {i: PoseJudge(scene, i, config.rays) for i in candidates}
     losses = {i: float(judge.losses(poses[i : i + 1])) for i, judge in judges.items() if len(judge.pixels)}
-    limit = config.suspicion * sorted(losses.values())[len(losses) // 2] if losses else 0.0
+    suspicion = config.beyond_doubt if late else config.suspicion
+    limit = suspicion * sorted(losses.values())[len(losses) // 2] if losses else 0.0
     doubtful = optimizer.doubtful_cameras()
     suspects = sorted((i for i in losses if losses[i] > limit and i in doubtful), key=lambda i: -losses[i])
     suspects = suspects[: max(round(config.cameras * len(poses)), 1)]
@@ -42,7 +47,7 @@ def recover_cameras(scene: PosedScene, config: RecoveryConfig) -> List[int]:
     moved, innocent = [], 0
     with get_progress("Looking for lost cameras", suffix="cameras") as progress:
         for index in progress.track(suspects):
-            judge, tried = judges[index], hypotheses(optimizer, index, config)
+            judge, tried = judges[index], hypotheses(optimizer, index, config, seed=int(late))
             # Losses of poses ten degrees off say little; what they become by optimisation says much.
             tried, found = judge.optimized(tried, config.steps, config.rays // FIRST_DIVISOR, config.lr)
             for best in ROUNDS:

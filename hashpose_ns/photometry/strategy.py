@@ -65,14 +65,16 @@ class Recovery(PoseStrategy):
         self.config.validate()
 
     def before_step(self, scene: PosedScene, adam: Optimizer, step: int, say: Say) -> None:
-        if step not in steps_at(self.config.at, scene.total_steps):
+        late = step in steps_at(self.config.late_at, scene.total_steps)
+        if not late and step not in steps_at(self.config.at, scene.total_steps):
             return
         if scene.poses.rate_scale == 0 or not scene.poses.doubtful_cameras():
             return
-        moved = recover_cameras(scene, self.config)
+        moved = recover_cameras(scene, self.config, late)
         for moment in moments(adam, scene.poses.pose_adjustment):
             moment[moved] = 0.0
-        say(f"lost cameras moved: {len(moved)} {moved or ''}")
+        if moved or not late:
+            say(f"lost cameras moved: {len(moved)} {moved or ''}")
 
 
 class Settle(PoseStrategy):
@@ -87,4 +89,4 @@ class Settle(PoseStrategy):
         if step % max(round(settling.config.window * total), 1) == 0:
             settling.look(optimizer.current_twists(), optimizer.trainable)
             if settling.factor == 0.0:
-                say("poses have settled and are frozen; the rest of training is the field's")
+                say("poses have settled and are frozen; the rest of training fits the field alone")

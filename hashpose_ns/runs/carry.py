@@ -1,4 +1,4 @@
-"""A checkpoint that goes on with other images: what belongs to an image goes with it, what is new begins.
+"""A checkpoint that is carried over to other images: what belongs to an image goes with it, what is new begins.
 
 Light at import, as the rest of this room.
 """

@@ -106,7 +106,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or one_line(error)
     if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to switch the check off
-        return "it holds something else than numbers"
+        return "it holds something other than numbers"
     return f"it is damaged ({one_line(error)})"
 
 
@@ -175,9 +175,9 @@ def _check_tensor(name: Any, value: Any) -> None:
     import torch
 
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-        raise HashPoseError(f"its entry {name!r:.80} is no tensor")
+        raise HashPoseError(f"its entry {name!r:.80} is not a tensor")
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_neg() or value.is_quantized:
-        raise HashPoseError(f"its entry {name} is no plain tensor")
+        raise HashPoseError(f"its entry {name} is not a plain tensor")
     # The sum is finite where all are, unless they are huge; it is several times faster to ask
     if value.is_floating_point() and not math.isfinite(value.sum()) and not bool(torch.isfinite(value).all()):
         raise HashPoseError(f"its entry {name} is not finite")
@@ -281,10 +281,10 @@ def _check_optimizer(name: str, saved: Dict[str, Any], optimizer: Any, step: int
                 raise HashPoseError(f"its optimizer {name} has {setting} {loaded[setting]!r:.40}")
     parameters = dict(enumerate(parameter for group in groups for parameter in group["params"]))
     if not set(saved["state"]) <= set(parameters):
-        raise HashPoseError(f"its optimizer {name} remembers parameters that there are not")
+        raise HashPoseError(f"its optimizer {name} has state for parameters that do not exist")
     for index, moments in saved["state"].items():
         if "betas" in optimizer.defaults and set(moments) != ADAM_STATE:
-            raise HashPoseError(f"its optimizer {name} remembers {sorted(map(str, moments))}")
+            raise HashPoseError(f"its optimizer {name} has the state {sorted(map(str, moments))}")
         for moment, value in moments.items():
             what = f"{moment} of parameter {index} in its optimizer {name}"
             if moment == "step":

@@ -40,7 +40,7 @@ def read_config(path: Path) -> Any:
 
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=_ConfigLoader)
         if not isinstance(config, TrainerConfig):
-            raise HashPoseError(f"it holds a {type(config).__name__}, not the settings of a training")
+            raise HashPoseError(f"it holds a {type(config).__name__}, not the settings of a run")
         if LAST not in vars(config):
             raise HashPoseError("it is cut off")
         _complete(config, "")
@@ -79,14 +79,14 @@ class _ConfigLoader(yaml.SafeLoader):
         """
         module, _, attribute = name.rpartition(".")
         if module.partition(".")[0] not in self.packages and not f"{module}.".startswith("torch.optim."):
-            raise HashPoseError(f"{name} is no part of a configuration")
+            raise HashPoseError(f"{name} is not part of a configuration")
         try:
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise HashPoseError(f"there is no {name} in the installed version") from error
         is_function = callable(found) and module.startswith(COLLATE_FUNCTIONS)
         if not isinstance(found, type) and not is_function:
-            raise HashPoseError(f"{name} is no part of a configuration")
+            raise HashPoseError(f"{name} is not part of a configuration")
         return found
 
     def construct_name(self, name: str, node: yaml.Node) -> Any:
@@ -97,7 +97,7 @@ class _ConfigLoader(yaml.SafeLoader):
         """An instance of a dataclass with the given fields."""
         found: Type = self.named(name)
         if not dataclasses.is_dataclass(found):
-            raise HashPoseError(f"{name} is no part of a configuration")
+            raise HashPoseError(f"{name} is not part of a configuration")
         instance = found.__new__(found)
         yield instance
         state = self.construct_mapping(node, deep=True)
@@ -111,7 +111,7 @@ class _ConfigLoader(yaml.SafeLoader):
             return Path(*arguments)
         found = self.named(name)
         if not issubclass(found, enum.Enum):
-            raise HashPoseError(f"{name} is no part of a configuration")
+            raise HashPoseError(f"{name} is not part of a configuration")
         return found(*arguments)
 
     def construct_python_tuple(self, node: yaml.Node) -> tuple:
@@ -146,7 +146,7 @@ def _complete(config: Any, where: str) -> None:
             setattr(config, field.name, default)
         value = getattr(config, field.name)
         if value is not None and _is_number(default) and not _is_number(value):
-            raise HashPoseError(f"its {name} is {value!r:.40}, which is no number")
+            raise HashPoseError(f"its {name} is {value!r:.40}, which is not a number")
         if dataclasses.is_dataclass(default) and not isinstance(default, type) and not dataclasses.is_dataclass(value):
             raise HashPoseError(f"its {name} is {value!r:.40}, where settings belong")
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from hashpose_ns.data.reading import reading
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.localize.photographs import Lens
 from hashpose_ns.sparse.scenes import turn_towards
-from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.cameras.cameras import Cameras, CameraType
 
 MARGIN = 1.15
 """Side of a crop over the longer side of the object's box, as in training on average."""
@@ -51,7 +50,7 @@ class Crops:
     """What each box comes from, in words."""
 
 
-def crops_of(filenames: list[Path], lenses: list[Lens], masks: Optional[list[Path]], size: int) -> Crops:
+def crops_of(filenames: list[Path], lenses: Cameras, masks: Optional[list[Path]], size: int) -> Crops:
     """Reads photographs and cuts the object out.
 
     The box is that of the mask where there is one, of what is not transparent, of what differs from a plain background,
@@ -59,14 +58,14 @@ def crops_of(filenames: list[Path], lenses: list[Lens], masks: Optional[list[Pat
 
     Args:
         filenames: the photographs.
-        lenses: their intrinsics at full size; distortion is removed.
+        lenses: their intrinsics at the files' size; distortion is removed. Poses are not read.
         masks: a mask for each, white where the object is.
         size: pixels of a side of a crop.
 
     Raises:
         HashPoseError: a file cannot be read, a mask or a picture shows nothing, or a lens is no perspective one.
     """
-    parts = [_crop(f, lens, masks[i] if masks else None, size) for i, (f, lens) in enumerate(zip(filenames, lenses))]
+    parts = [_crop(file, lenses[i], masks[i] if masks else None, size) for i, file in enumerate(filenames)]
     images, tangents, turns, boxes, found_by = zip(*parts)
     return Crops(
         torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
@@ -77,15 +76,16 @@ def crops_of(filenames: list[Path], lenses: list[Lens], masks: Optional[list[Pat
     )
 
 
-def _crop(filename: Path, lens: Lens, mask: Optional[Path], size: int):
+def _crop(filename: Path, lens: Cameras, mask: Optional[Path], size: int):
     import cv2
 
     picture, alpha = _read(filename, mask)
     box, found_by = object_box(picture, alpha, mask is not None)
-    if lens.kind != CameraType.PERSPECTIVE.value:
-        raise HashPoseError(f"The image {filename} has a lens that is no perspective one; undistort it first.")
-    matrix = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
-    k1, k2, k3, _, p1, p2 = lens.distortion
+    if int(lens.camera_type) != CameraType.PERSPECTIVE.value:
+        raise HashPoseError(f"The image {filename} is not from a perspective camera; undistort it first.")
+    fx, fy, cx, cy = (float(value) for value in (lens.fx, lens.fy, lens.cx, lens.cy))
+    matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    k1, k2, k3, _, p1, p2 = [0.0] * 6 if lens.distortion_params is None else lens.distortion_params.double().tolist()
     distortion = np.array([k1, k2, p1, p2, k3])
     left, top, right, bottom = box
     x, y = np.meshgrid(np.linspace(left, right, 9), np.linspace(top, bottom, 9))

@@ -54,7 +54,16 @@ def project(
         Points in the cameras' frames, and where they lie in the pictures, -1 and 1 being the edges. Points nearer than
         a tenth of the unit are projected as if they were there.
     """
-    seen = torch.einsum("svij,spj->svpi", rotations, points) + centers[:, :, None]
+    return project_seen(torch.einsum("svij,spj->svpi", rotations, points), centers, tangents)
+
+
+def project_seen(
+    turned: Float[Tensor, "scenes views points 3"],
+    centers: Float[Tensor, "scenes views 3"],
+    tangents: Float[Tensor, "scenes views"],
+) -> tuple[Float[Tensor, "scenes views points 3"], Float[Tensor, "scenes views points 2"]]:
+    """`project` of points about the object's centre that are turned into the cameras' axes already."""
+    seen = turned + centers[:, :, None]
     depth = seen[..., 2:].clamp_min(0.1)
     return seen, seen[..., :2] / (depth * tangents[:, :, None, None])
 

@@ -14,8 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hashpose_ns.sparse.geometry import balls, left_update, project, rotation_from_6d
+from hashpose_ns.sparse.geometry import balls, left_update, project, project_seen, rotation_from_6d
 from hashpose_ns.sparse.settings import NetworkConfig
+
+SURFACE = 4
+"""Channels of the map that say which point of the object is seen, and whether there is one."""
 
 
 @dataclass
@@ -57,7 +60,7 @@ def _down(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Pictures to a feature map of a quarter of their size and tokens of a sixteenth."""
+    """Pictures to a feature map of a quarter or half of their size and tokens of a sixteenth."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -65,21 +68,39 @@ class Encoder(nn.Module):
         self.late = nn.Sequential(
             _down(48, 80), _Residual(80), _Residual(80), _down(80, config.width), _Residual(config.width)
         )
-        self.to_map = nn.Sequential(
-            nn.Conv2d(48 + 80, 48, 3, padding=1),
-            nn.GroupNorm(8, 48),
-            nn.ReLU(),
-            nn.Conv2d(48, 48, 3, padding=1),
-            nn.GroupNorm(8, 48),
-            nn.ReLU(),
-            nn.Conv2d(48, config.map_channels, 1),
-        )
+        self.to_map = _ToMap(config)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        early = self.early((images - 0.45) * 3)
+        finest = self.early[0]((images - 0.45) * 3)
+        early = self.early[1:](finest)
         middle = self.late[:3](early)
-        larger = nn.functional.interpolate(middle.float(), scale_factor=2.0, mode="bilinear").to(early.dtype)
-        return self.to_map(torch.cat([early, larger], 1)), self.late[3:](middle)
+        return self.to_map(finest, early, middle), self.late[3:](middle)
+
+
+class _ToMap(nn.Module):
+    """The feature map from the encoder's layers of a half, a quarter and an eighth of the pictures' size."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        channels = config.map_channels + (SURFACE if config.surface else 0)
+        self.middle = nn.Sequential(*_normed(48 + 80, 64), *_normed(64, 64))
+        self.narrow = nn.Conv2d(64, 32, 1) if config.map_stride == 2 else None
+        self.fine = _normed(32 + 32, 40) if config.map_stride == 2 else None
+        self.last = nn.Conv2d(64 if self.fine is None else 40, channels, 1)
+
+    def forward(self, finest: Tensor, early: Tensor, middle: Tensor) -> Tensor:
+        x = self.middle(torch.cat([early, _doubled(middle)], 1))
+        if self.narrow is not None and self.fine is not None:
+            x = self.fine(torch.cat([finest, _doubled(self.narrow(x))], 1))
+        return self.last(x)
+
+
+def _normed(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.ReLU())
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return nn.functional.interpolate(x.float(), scale_factor=2.0, mode="bilinear").to(x.dtype)
 
 
 class SparsePoseNet(nn.Module):
@@ -154,6 +175,19 @@ class SparsePoseNet(nn.Module):
             blind: scenes whose refinement does not get the pictures' vectors, only sampled features.
         """
         maps, vectors = self.encode(images, tangents)
+        return self.stages(maps, vectors, tangents, start, steps, generator, blind)
+
+    def stages(
+        self,
+        maps: Tensor,
+        vectors: Tensor,
+        tangents: Tensor,
+        start: Optional[Cameras] = None,
+        steps: Optional[int] = None,
+        generator: Optional[torch.Generator] = None,
+        blind: Optional[Tensor] = None,
+    ) -> list[Cameras]:
+        """`forward` from what `encode` returns."""
         estimates = [self.guess(vectors, tangents)]
         current = estimates[0].detach()
         if start is not None:
@@ -166,42 +200,55 @@ class SparsePoseNet(nn.Module):
         if blind is not None:
             vectors = vectors.masked_fill(blind[:, None, None], 0.0)
         for _ in range(self.config.steps if steps is None else steps):
-            refined, state = self.refinement(current, maps, vectors, tangents, state, generator)
+            # Half precision is for the layers; poses and projections need single precision.
+            half = torch.is_autocast_enabled(maps.device.type)
+            with torch.autocast(maps.device.type, enabled=False):
+                refined, state = self.refinement(
+                    current, maps.float(), vectors.float(), tangents, state, generator, half
+                )
             estimates.append(refined)
             current = refined.detach()
         return estimates
 
 
 class Refinement(nn.Module):
-    """One step: fresh points, their features in every view, a pooled vector, an LSTM, an update of every camera."""
+    """One step: fresh points, their features in every view, a pooled vector, an LSTM, an update of every camera.
+
+    With `surface` the LSTM also gets the least-squares step of every view, see `surface_step`, and its output scales
+    that step.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.points, width, channels = config.points, config.width, config.map_channels
+        self.points, self.surface, width = config.points, config.surface, config.width
+        channels = config.map_channels + (SURFACE if config.surface else 0)
+        extra = 8 if config.surface else 0
         self.point_mlp = nn.Sequential(
-            nn.Linear(3 * channels + 3 * 7 + 3 + 2 + 1, 96),
+            nn.Linear(3 * channels + 3 * 7 + 3 + 2 + 1 + extra, 96),
             nn.GELU(),
             nn.Linear(96, 96),
             nn.GELU(),
-            nn.Linear(96, 96 + 4),
+            nn.Linear(96, 96 + 4 + (1 if config.surface else 0)),
         )
         self.pooled = 96
         self.shrink = nn.Linear(2 * width, 64)
-        self.lstm = nn.LSTMCell(self.pooled + 64 + 12, 128)
-        last = nn.Linear(64, 6)
+        updates = 2 if config.surface else 1
+        self.lstm = nn.LSTMCell(self.pooled + 64 + 12 + 6 * (updates - 1), 128)
+        last = nn.Linear(64, 6 * updates)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.head = nn.Sequential(nn.Linear(128, 64), nn.GELU(), last)
+        self.scale = nn.Parameter(torch.tensor(0.85)) if config.surface else None
 
     def forward(
-        self, cameras: Cameras, maps: Tensor, vectors: Tensor, tangents: Tensor, state, generator
+        self, cameras: Cameras, maps: Tensor, vectors: Tensor, tangents: Tensor, state, generator, half: bool = False
     ) -> tuple[Cameras, tuple[Tensor, Tensor]]:
         scenes, views = tangents.shape
         unit = tangents[:, :1, None]
         points = balls(scenes, self.points, generator, tangents.device)
         seen, where = project(points * unit, cameras.rotations, cameras.centers, tangents)
         grid = where.flatten(0, 1)[:, :, None]
-        sampled = nn.functional.grid_sample(maps.float(), grid, align_corners=False, padding_mode="border")
+        sampled = nn.functional.grid_sample(maps, grid, align_corners=False, padding_mode="border")
         sampled = sampled[..., 0].transpose(1, 2).unflatten(0, (scenes, views))
         mean = sampled.mean(1, keepdim=True)
         spread = (sampled - mean).square().mean(1, keepdim=True)
@@ -209,17 +256,78 @@ class Refinement(nn.Module):
         inside = (where.abs() < 1).all(-1, keepdim=True)
         relative = torch.cat([seen[..., :2], seen[..., 2:] - cameras.centers[:, :, None, 2:]], -1) / unit[..., None]
         features = [sampled, sampled - mean, spread.expand_as(sampled), waves[:, None].expand(-1, views, -1, -1)]
-        values = self.point_mlp(torch.cat([*features, relative, where.clamp(-2, 2), inside], -1))
-        values, scores = values[..., : self.pooled], values[..., self.pooled :].float().softmax(-2)
+        features += [relative, where.clamp(-2, 2), inside]
+        if self.scale is not None:
+            turned = torch.einsum("svij,svpj->svpi", cameras.rotations, sampled[..., :3]) * self.scale
+            _, again = project_seen(turned * unit[..., None], cameras.centers, tangents)
+            features += [turned, turned - relative, (3 * (again - where)).clamp(-3, 3)]
+        with torch.autocast(maps.device.type, torch.bfloat16, enabled=half):
+            values = self.point_mlp(torch.cat(features, -1)).float()
         # Four heads of softmax pooling, each over a quarter of the channels.
-        pooled = (values.unflatten(-1, (4, -1)) * scores[..., None]).sum(2).flatten(-2)
+        scores = values[..., self.pooled : self.pooled + 4].softmax(-2)
+        pooled = (values[..., : self.pooled].unflatten(-1, (4, -1)) * scores[..., None]).sum(2).flatten(-2)
         depth = (cameras.centers[..., 2:] * tangents[..., None] / unit).clamp_min(1e-3).log()
         shift = cameras.centers[..., :2] / (cameras.centers[..., 2:] * tangents[..., None])
-        pose = torch.cat([cameras.rotations.flatten(-2), shift, depth], -1)
-        inputs = torch.cat([pooled, self.shrink(vectors), pose], -1).flatten(0, 1)
-        state = self.lstm(inputs, state)
-        raw = self.head(state[0]).float().unflatten(0, (scenes, views))
-        size = (cameras.centers[..., 2] * tangents)[..., None]
-        move = torch.cat([raw[..., 3:5] * 0.3 * size, raw[..., 5:] * 0.3 * cameras.centers[..., 2:]], -1)
-        rotations, centers = left_update(cameras.rotations, cameras.centers, torch.cat([raw[..., :3], move], -1))
+        inputs = [pooled, self.shrink(vectors), cameras.rotations.flatten(-2), shift, depth]
+        fit = None
+        if self.scale is not None:
+            weights = (sampled[..., 3] + values[..., -1]).sigmoid() * inside[..., 0]
+            fit = surface_step(turned * unit[..., None], where, weights, cameras.centers, tangents)
+            inputs.append(fit)
+        state = self.lstm(torch.cat(inputs, -1).flatten(0, 1), state)
+        raw = self.head(state[0]).unflatten(0, (scenes, views))
+        if fit is not None:
+            raw = raw[..., :6] + raw[..., 6:] * fit
+        rotations, centers = left_update(cameras.rotations, cameras.centers, scaled_update(raw, cameras, tangents))
         return Cameras(rotations, centers), state
+
+
+def scaled_update(
+    raw: Float[Tensor, "scenes views 6"], cameras: Cameras, tangents: Float[Tensor, "scenes views"]
+) -> Float[Tensor, "scenes views 6"]:
+    """The left update of a step in units of what is seen: a turn in radians, shifts in parts of 0.3 of half the
+    picture, and of depth in parts of 0.3 of it."""
+    depth = cameras.centers[..., 2:]
+    return torch.cat([raw[..., :3], 0.3 * raw[..., 3:5] * depth * tangents[..., None], 0.3 * raw[..., 5:] * depth], -1)
+
+
+def surface_step(
+    turned: Float[Tensor, "scenes views points 3"],
+    where: Float[Tensor, "scenes views points 2"],
+    weights: Float[Tensor, "scenes views points"],
+    centers: Float[Tensor, "scenes views 3"],
+    tangents: Float[Tensor, "scenes views"],
+) -> Float[Tensor, "scenes views 6"]:
+    """One damped Gauss-Newton step of a perspective-n-point problem in every view.
+
+    Args:
+        turned: points of the object, turned into the cameras' axes, from the object's centre.
+        where: where the pictures show them, edges at -1 and 1.
+        weights: of the points. Residuals count less, the larger they are (Cauchy's weights).
+        centers: the object's centre in the cameras.
+        tangents: of half the angles of view.
+
+    Returns:
+        The step in the units of `scaled_update`, each number within 0.7.
+    """
+    seen, again = project_seen(turned, centers, tangents)
+    residuals = where - again
+    weights = weights / (1 + residuals.detach().square().sum(-1) / 0.15**2)
+    x, y, z = turned.unbind(-1)
+    zero = torch.zeros_like(x)
+    deep = centers[:, :, None, 2].expand_as(x)
+    across = 0.3 * deep * tangents[..., None]
+    rows = [
+        torch.stack([zero, z, -y, across, zero, zero], -1),
+        torch.stack([-z, zero, x, zero, across, zero], -1),
+        torch.stack([y, -x, zero, zero, zero, 0.3 * deep], -1),
+    ]
+    depth = seen[..., 2:].clamp_min(0.1)
+    slopes = torch.stack(rows[:2], -2) - (seen[..., :2] / depth)[..., None] * rows[2][..., None, :]
+    slopes = slopes / (depth * tangents[..., None, None])[..., None]
+    weighted = slopes * (weights / weights.sum(-1, keepdim=True).clamp_min(1.0))[..., None, None]
+    normal = torch.einsum("svpij,svpik->svjk", weighted, slopes)
+    damping = torch.diag(normal.new_tensor([1e-3, 1e-3, 1e-3, 3e-4, 3e-4, 1e-3]))
+    gradient = torch.einsum("svpij,svpi->svj", weighted, residuals)
+    step = torch.linalg.solve(normal + damping, gradient)
+    return 0.7 * (step / 0.7).tanh()

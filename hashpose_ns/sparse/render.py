@@ -60,7 +60,7 @@ def render(
     lights: Float[Tensor, "pictures 3"],
     backgrounds: Float[Tensor, "pictures 3"],
     size: int,
-) -> Float[Tensor, "pictures 3 size size"]:
+) -> tuple[Float[Tensor, "pictures 3 size size"], Float[Tensor, "pictures 3 size size"]]:
     """Square pictures of objects on a plain background under one distant light.
 
     Args:
@@ -73,12 +73,13 @@ def render(
         size: pixels of a side.
 
     Returns:
-        Colours in [0, 1].
+        Colours in [0, 1], and the points that are seen, in the object's frame, NaN on the background.
     """
     step = CHUNK if world_to_cameras.device.type == "cpu" else max(len(index), 1)
     per_picture = (index, world_to_cameras, tangents, lights, backgrounds)
     chunks = zip(*(value.split(step) for value in per_picture))
-    return torch.cat([_render(objects, size, *chunk) for chunk in chunks])
+    colors, points = zip(*(_render(objects, size, *chunk) for chunk in chunks))
+    return torch.cat(colors), torch.cat(points)
 
 
 def _render(
@@ -89,7 +90,7 @@ def _render(
     tangents: Tensor,
     lights: Tensor,
     backgrounds: Tensor,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`render` of pictures that fit into memory at once."""
     grid = pixel_grid(size, index.device)
     to_world = world_to_cameras[:, :, :3].transpose(1, 2)
@@ -123,4 +124,11 @@ def _render(
     lambert = (normal * lights[picture]).sum(-1, keepdim=True).clamp_min(0)
     pictures = backgrounds[:, None].repeat(1, grid.shape[1], 1)
     pictures[picture, pixel] = mixed * (0.45 + 0.55 * lambert)
-    return pictures.transpose(1, 2).reshape(len(index), 3, size, size).contiguous()
+    points = torch.full_like(pictures, torch.nan)
+    points[picture, pixel] = origins[picture] + distance[:, None] * torch.einsum(
+        "nij,nj->ni", rays[picture], grid.T[pixel]
+    )
+    colors, points = (
+        value.transpose(1, 2).reshape(len(index), 3, size, size).contiguous() for value in (pictures, points)
+    )
+    return colors, points

@@ -26,6 +26,9 @@ class Scenes:
     """From the object's frame to each camera's, OpenCV's axes."""
     centers: Float[Tensor, "scenes views 3"]
     """The object's centre in each camera's frame, in units of the object (its ball has a radius of .5)."""
+    surface: Float[Tensor, "scenes views 3 half half"]
+    """The points that are seen, in the object's frame, at half the pictures' resolution; NaN where four pixels are not
+    all of the object."""
     canonical: Bool[Tensor, "scenes"]
     """Whether the object's frame is that of a family, which a picture shows, and not an arbitrary one."""
 
@@ -96,7 +99,7 @@ def random_scenes(
     def repeat(value: Tensor) -> Tensor:
         return value.repeat_interleave(views, 0)
 
-    images = render(
+    images, points = render(
         objects,
         repeat(torch.arange(count, device=device)),
         torch.cat([rotations, centers[..., None]], -1).flatten(0, 1),
@@ -106,7 +109,9 @@ def random_scenes(
         size,
     )
     canonical = torch.full((count,), family == "articulated", device=device)
-    return Scenes(images.unflatten(0, (count, views)), tangents, rotations, centers, canonical)
+    surface = torch.nn.functional.avg_pool2d(points, 2)  # NaN spreads
+    images, surface = (value.unflatten(0, (count, views)) for value in (images, surface))
+    return Scenes(images, tangents, rotations, centers, surface, canonical)
 
 
 def _framed(

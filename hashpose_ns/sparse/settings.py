@@ -28,6 +28,11 @@ class NetworkConfig:
     """Hidden channels of the transformer's MLPs."""
     map_channels: int = 32
     """Channels of the feature map that points are sampled from."""
+    map_stride: Literal[2, 4] = 4
+    """Pixels of a picture to a cell of the feature map."""
+    surface: bool = True
+    """Let the map tell which point of the family's frame is seen, and refinement use the step that fits it.
+    Without it, the map is learned from the poses' error alone, as in SparsePose."""
     points: int = 96
     """Points that are drawn in every refinement step."""
     steps: int = 5
@@ -88,6 +93,8 @@ class TrainSettings:
     """Share of training over which the sector of azimuths widens from 60 degrees to its full width."""
     absolute: float = 1.0
     """Weight of the loss of poses in the family's frame, beside that of turns between views."""
+    surface: float = 0.5
+    """Weight of the loss of the surface's points that the map tells."""
     pool: int = 800
     """Scenes in the pool."""
     fresh: int = 2

@@ -20,6 +20,7 @@ from hashpose_ns.host import has_native_bfloat16
 from hashpose_ns.sparse.evaluation import chance, estimates, held_out_scenes, score
 from hashpose_ns.sparse.geometry import balls, exp_map_SO3, pair_rotations
 from hashpose_ns.sparse.network import Cameras, SparsePoseNet
+from hashpose_ns.sparse.objects import RADIUS
 from hashpose_ns.sparse.scenes import Scenes, random_scenes
 from hashpose_ns.sparse.settings import POOL_VIEWS, TrainSettings
 from hashpose_ns.sparse.weights import read_weights, save_weights
@@ -103,6 +104,18 @@ def pose_loss(cameras: Cameras, scenes: Scenes, absolute: float) -> Tensor:
     return turns + centers + absolute * (own * scenes.canonical).mean()
 
 
+def surface_loss(maps: Tensor, scenes: Scenes) -> Tensor:
+    """Of the map's first channels: mean distance (sum of absolute differences) of points that are seen, in units of the
+    object's radius, and cross entropy of whether there is one. Objects of no family have no points to tell."""
+    points = scenes.surface.flatten(0, 1)
+    points = nn.functional.avg_pool2d(points, points.shape[-1] // maps.shape[-1]) / RADIUS
+    seen = ~points[:, 0].isnan()
+    differences = (maps[:, :3].float() - points.nan_to_num()).abs().sum(1)
+    told = seen & scenes.canonical.repeat_interleave(scenes.tangents.shape[1])[:, None, None]
+    there = nn.functional.binary_cross_entropy_with_logits(maps[:, 3].float(), seen.float())
+    return (differences * told).sum() / told.sum().clamp_min(1) + there
+
+
 class Training:
     """A run of training in a folder.
 
@@ -167,9 +180,12 @@ class Training:
             self.freeze()
         self.network.train(not self.frozen)
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            stages = self.network(scenes.images, scenes.tangents, start, count, generator, blind)
+            maps, vectors = self.network.encode(scenes.images, scenes.tangents)
+            stages = self.network.stages(maps, vectors, scenes.tangents, start, count, generator, blind)
         losses = [pose_loss(cameras, scenes, settings.absolute) for cameras in stages]
         loss = losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
+        if settings.network.surface:
+            loss = loss + settings.surface * surface_loss(maps, scenes)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -291,7 +307,7 @@ class Training:
         save_weights(self.folder / WEIGHTS, self.averaged, note)
 
     def resume(self, allow_change: bool = False) -> bool:
-        """Goes on from the folder's checkpoint, if there is one.
+        """Continues from the folder's checkpoint, if there is one.
 
         Args:
             allow_change: take other settings than the checkpoint was trained with from here on. Schedules are then

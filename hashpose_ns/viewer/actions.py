@@ -19,7 +19,7 @@ from hashpose_ns.optim.schedules import moments
 class PoseActions:
     """Pauses all poses, holds, resets and turns single ones.
 
-    The methods change poses at once and are for whoever holds the trainer's lock, or `submit`s them to be run by
+    The methods change poses at once: call them with the trainer's lock held, or `submit` them to be run by
     `run_submitted` between two steps. Pausing gives the poses no gradient. A held camera has none either, but shares a
     parameter with the others, and Adam would move it on by its momentum: around each of Adam's steps its row is put
     back, in the parameter and in Adam's moments.
@@ -61,11 +61,11 @@ class PoseActions:
     # -- actions -------------------------------------------------------------------------------------------------------
 
     def pause(self, paused: bool) -> None:
-        """Stops all poses, or lets them go on; the field is trained either way."""
+        """Stops all poses, or releases them; the field is trained either way."""
         self.poses.paused = paused
 
     def hold(self, index: int, held: bool) -> None:
-        """Holds a camera where it is, or lets it go on."""
+        """Holds a camera where it is, or releases it."""
         self._check_refined(index)
         if held:
             self.poses.held.add(index)
@@ -97,7 +97,7 @@ class PoseActions:
 
     def _check_refined(self, index: int) -> None:
         if self.poses.config.mode == "off" or not bool(self.poses.trainable[index]):
-            raise HashPoseError("This camera is kept where it is by the run's settings.")
+            raise HashPoseError("This camera is frozen by the run's settings.")
 
     # -- Adam ----------------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ class Boundary:
                 place = place.tb_next
             where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
             CONSOLE.print(
-                f"The viewer's pose panel failed and training goes on ({text}, {where}).", markup=False, soft_wrap=True
+                f"The viewer's pose panel failed; training continues ({text}, {where}).", markup=False, soft_wrap=True
             )
         return True
 

@@ -31,7 +31,7 @@ class ViewerConfig(base_config.ViewerConfig):
         """nerfstudio's settings, with this machine's address in place of nerfstudio's default.
 
         Args:
-            config: nerfstudio's, in which a host that nobody chose and 0.0.0.0 look alike.
+            config: nerfstudio's, in which the default host and a chosen 0.0.0.0 look alike.
         """
         shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(base_config.ViewerConfig)}
         if config.websocket_host == base_config.ViewerConfig.websocket_host:

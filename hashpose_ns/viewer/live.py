@@ -21,9 +21,10 @@ from hashpose_ns.runs.config import read_config
 from hashpose_ns.runs.files import CONFIG
 from hashpose_ns.viewer.boundary import Boundary
 from hashpose_ns.viewer.colors import ColorScale
-from hashpose_ns.viewer.matching import ShownMatches
+from hashpose_ns.viewer.matching import ShownMatches, data_url
 from hashpose_ns.viewer.scene import POINTS, STARTED, PoseScene, to_viser, view_of_all
 from hashpose_ns.viewer.state import PoseReading, PoseState, PoseTracks
+from hashpose_ns.viewer.warping import rays_move, warp_field, warp_picture, warp_text
 from hashpose_ns.viewer.widgets import (
     BY_LOSS,
     BY_NOTHING,
@@ -87,7 +88,7 @@ class LivePoses:
         self._wake = threading.Event()
         self._stopped = False
         self._stale = True
-        self._due = dict.fromkeys(("text", "curve", "picture", "matches"), 0.0)
+        self._due = dict.fromkeys(("text", "curve", "picture", "matches", "warp"), 0.0)
         # training
         self._actions: Optional["PoseActions"] = None
         self._losses: Optional[ImageLosses] = None
@@ -104,6 +105,7 @@ class LivePoses:
         self._clickable: Set[int] = set()
         self._figure = None
         self._compared: Optional[Tuple[int, int]] = None
+        self._warped: Optional[Tuple[int, int]] = None
         self._report: Optional["GuardReport"] = None
         self._matches: Optional[ShownMatches] = None
         self._matches_said: Optional[str] = None
@@ -243,6 +245,7 @@ class LivePoses:
                 self._export()
                 sent = self._update()
                 sent += self._compare()
+                sent += self._show_rays()
             cost = time.thread_time() - begin
             # what is done once, such as importing and drawing for the first time, does not count
             delay = max(INTERVAL, min(cost, last_cost) / SHARE, sent / BYTES_PER_SECOND)
@@ -340,7 +343,7 @@ class LivePoses:
         frozen = not bool(run.poses.trainable[index])
         text = camera_text(state, index, self.names[index], loss, frozen, self._report)
         _set_text(widgets.camera_text, "\n\n".join(filter(None, (text, of_camera))))
-        if self._actions is not None and not self._actions.waiting:  # what somebody just clicked is to come
+        if self._actions is not None and not self._actions.waiting:  # a click is still pending
             for box, value in ((widgets.hold, index in state.held), (widgets.pause, state.paused)):
                 if box.value != value:
                     box.value = value
@@ -377,10 +380,10 @@ class LivePoses:
         if self._matches_said is None:
             self._look_for_matches()
         matches, widgets = self._matches, self.widgets
+        _set_visible(widgets.layers[STARTED], state.rebased)
         if matches is None:
             return 0
-        for layer, known in ((STARTED, state.rebased), (POINTS, True)):
-            _set_visible(widgets.layers[layer], known)
+        _set_visible(widgets.layers[POINTS], True)
         _set_visible(widgets.residuals, True)
         selected, points, picture = self.selected, widgets.layers[POINTS].value, widgets.residuals.value
         if not matches.is_new(state, selected, points, picture) or not self._is_due("matches", MATCH_INTERVAL):
@@ -414,6 +417,25 @@ class LivePoses:
         self._due["picture"] = time.monotonic() + max(PICTURE_INTERVAL, seconds / SHARE)
         url = side_by_side(left, right)
         picture.content, picture.visible = f"![photograph and render]({url})", True
+        return len(url)
+
+    def _show_rays(self) -> int:
+        """Draws how the selected camera's rays move, where they do and it is asked for; the number of bytes sent."""
+        widgets, what = self.widgets, (self.selected, self.step)
+        _set_visible(widgets.warp, rays_move(self.run.poses))
+        if self.state is None or not (widgets.warp.visible and widgets.warp.value):
+            _set_visible(widgets.warp_picture, False)
+            _set_text(widgets.warp_picture, "")
+            return 0
+        if widgets.warp_picture.visible and (what == self._warped or time.monotonic() < self._due["warp"]):
+            return 0
+        field = warp_field(self.run, what[0], self.viewer.train_lock)
+        if field is None:
+            return 0
+        self._warped, self._due["warp"] = what, time.monotonic() + PICTURE_INTERVAL
+        url = data_url(warp_picture(self.run, what[0], field))
+        widgets.warp_picture.content = f"![motions of rays]({url})\n\n{warp_text(field)}"
+        _set_visible(widgets.warp_picture, True)
         return len(url)
 
     def _export(self) -> None:

@@ -120,7 +120,7 @@ class Locating:
         """Where a photograph was taken.
 
         Raises:
-            HashPoseError: it cannot be read, shows nothing, or nobody knows its intrinsics; or the run cannot be
+            HashPoseError: it cannot be read, shows nothing, or its intrinsics are unknown; or the run cannot be
                 searched.
         """
         if self.search is None:

@@ -117,6 +117,7 @@ class PosePanel(ViewerControl):
     def _connect(self, live: "LivePoses") -> None:
         """Ties the controls to what they do. A value that the program itself sets has no client."""
         widgets = self.widgets
+        assert widgets is not None
         shown = (
             *widgets.layers.values(),
             widgets.aligned,
@@ -124,6 +125,7 @@ class PosePanel(ViewerControl):
             widgets.camera,
             widgets.compare,
             widgets.residuals,
+            widgets.warp,
         )
         for handle in (*shown, widgets.curve, widgets.log):
             handle.on_update(lambda _: live.refresh())
@@ -156,10 +158,10 @@ class PosePanel(ViewerControl):
         live.refresh()
 
     def _pause(self, paused: bool) -> None:
-        self._submit(lambda actions: actions.pause(paused), "Poses are paused." if paused else "Poses go on.")
+        self._submit(lambda actions: actions.pause(paused), "Poses are paused." if paused else "Poses move again.")
 
     def _hold(self, index: int, held: bool) -> None:
-        done = "is held where it is" if held else "goes on"
+        done = "is held where it is" if held else "moves again"
         self._submit(lambda actions: actions.hold(index, held), f"{self.live.names[index]} {done}.")
 
     def _reset(self, index: int) -> None:

@@ -79,7 +79,7 @@ class GuardedConnection(WebSocketServerProtocol):
             self.transport.abort()
 
     async def process_request(self, path: str, request_headers: Any) -> Optional[Response]:
-        """Refuses a request, leaves a file of the page to viser, or lets a websocket's handshake go on."""
+        """Refuses a request, leaves a file of the page to viser, or lets a websocket's handshake continue."""
         try:
             refusal = self.access.refusal(request_headers)
             if refusal is not None:
@@ -181,7 +181,7 @@ class Port:
     def banner(self) -> List[str]:
         """What the console says of the viewer."""
         if not self.is_open:
-            return ["The viewer is off: it cannot be guarded with this version of viser."]
+            return ["The viewer is off: it cannot be secured with this version of viser."]
         return [f"Viewer running locally at: {self.url}"]
 
     def complete(self, server: "ViserServer") -> None:
@@ -219,7 +219,7 @@ def opened(config: ViewerConfig) -> OpenedViewerConfig:
     """
     port = Port(config)
     if config.websocket_port not in (None, 0, port.number):
-        CONSOLE.print(f"Port {config.websocket_port} is taken: the viewer's is {port.number}.")
+        CONSOLE.print(f"Port {config.websocket_port} is taken; the viewer uses {port.number}.")
     if port.network:
         CONSOLE.print(
             f"The viewer is open to the network ({config.websocket_host}:{port.number}), without a password: everyone "

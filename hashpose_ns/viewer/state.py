@@ -32,7 +32,7 @@ class PoseReading:
     initial: Float[Tensor, "num_cameras 3 4"]
     """In the input's frame."""
     base: Float[Tensor, "num_cameras 3 4"]
-    """Where refinement started: the initial poses, or those that matches gave, in the input's frame."""
+    """Where refinement started: the initial poses, or those of matches or centred pictures, in the input's frame."""
     reference: Float[Tensor, "num_cameras 3 4"]
     """In the input's frame."""
     held: FrozenSet[int]
@@ -78,7 +78,7 @@ class PoseState(PoseReading):
 
     @property
     def rebased(self) -> bool:
-        """Whether refinement started at poses from matches."""
+        """Whether refinement started at other poses: from matches, or centred."""
         return not torch.equal(self.base, self.initial)
 
     @property

@@ -25,19 +25,19 @@ COLOR_BY = (BY_ROTATION, BY_POSITION, BY_LOSS, BY_NOTHING)
 
 CHECKBOXES = {
     REFINED: ("Refined cameras", True, "Where the cameras are now."),
-    INITIAL: ("Initial cameras", True, "The poses that came in; grey."),
-    STARTED: ("Start from matches", True, "Where training started, by structure from motion; purple."),
+    INITIAL: ("Initial cameras", True, "The input poses; grey."),
+    STARTED: ("Start of training", True, "Where training started, by matches or centred pictures; purple."),
     REFERENCE: (
         "Reference cameras",
         False,
         "The dataset's own poses; green. Shown where training did not start there.",
     ),
     MOVED: ("Lines from start", True, "From each initial camera to where it is now."),
-    PATHS: ("Paths", False, "The way each camera has come."),
+    PATHS: ("Paths", False, "The path of each camera so far."),
     POINTS: (
         "Matched points",
         False,
-        "Where the rays of matches meet, by the poses of now; coloured as on a photograph.",
+        "Where the rays of matches meet at the current poses; coloured as on a photograph.",
     ),
 }
 """Label, default and explanation of each layer of the scene."""
@@ -95,6 +95,13 @@ class Widgets:
                     f"pixel of it; red: beyond {FAR_PIXELS:g}, or behind a camera.",
                 )
                 self.residual_picture = gui.add_markdown("", visible=False)
+                self.warp = gui.add_checkbox(
+                    "Motions of rays",
+                    False,
+                    visible=False,
+                    hint="How its rays move beside the camera's own motion: a grid over the photograph, enlarged.",
+                )
+                self.warp_picture = gui.add_markdown("", visible=False)
                 self.hold = gui.add_checkbox(
                     "Hold", False, visible=training, hint="Freeze this camera; the others continue."
                 )

@@ -162,7 +162,7 @@ def test_a_run_that_fails_is_reported_and_others_go_on(bench, tmp_path: Path):
     )
     failed, fine = (tmp_path / "out" / "tiny" / "chair" / preset / "seed_0" for preset in ("absurd", "paper"))
     failure = read(failed / files.FAILURE)
-    assert "is not a number" in failure["error"] and "\n" not in failure["error"]
+    assert "is NaN" in failure["error"] and "\n" not in failure["error"]
     assert not (failed / files.RESULTS).exists() and (fine / files.RESULTS).exists()
 
     # Mended, it is done without being asked twice; the other one is left alone

@@ -101,3 +101,22 @@ def test_limits_leave_time_for_those_after(monkeypatch):
     assert gpu.limit(0, 5.0) == 0.0
     names = [part.name for part in gpu.PARTS]
     assert names.index("paper") < names.index("profile") < names.index("decoder")
+
+
+def test_the_scene_that_travels_has_few_test_images(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = importlib.import_module("gpu")
+    for split, count in (("train", 3), ("test", 60)):
+        (tmp_path / "scene" / split).mkdir(parents=True)
+        frames = [{"file_path": f"./{split}/r_{number}"} for number in range(count)]
+        (tmp_path / "scene" / f"transforms_{split}.json").write_text(json.dumps({"frames": frames}))
+        for frame in frames:
+            (tmp_path / "scene" / f"{frame['file_path']}.png").write_text("a picture")
+    for source, target in (("scene", "small"), ("small", "again")):  # what has been made small stays as it is
+        size = gpu._scene_that_travels(tmp_path / source, tmp_path / target)
+        assert size == sum(path.stat().st_size for path in (tmp_path / target).rglob("*") if path.is_file())
+        frames = json.loads((tmp_path / target / "transforms_test.json").read_text())["frames"]
+        names = [Path(frame["file_path"]).name for frame in frames]
+        assert len(names) == 25 and (names[0], names[-1]) == ("r_0", "r_59")
+        assert {path.stem for path in (tmp_path / target / "test").iterdir()} == set(names)
+        assert len(list((tmp_path / target / "train").iterdir())) == 3

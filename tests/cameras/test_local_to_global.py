@@ -6,14 +6,16 @@ import pytest
 import roma
 import torch
 
+from hashpose_ns.cameras.lie import exp_map_SE3
 from hashpose_ns.cameras.local_to_global import LocalToGlobal, make_pose_optimizer
-from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig, corrections_to_world
 from hashpose_ns.cameras.settling import SettlingConfig
 from hashpose_ns.cameras.warp import Warp, WarpConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.peers.nerfacto import NerfactoPoseOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.utils import poses as pose_utils
 
 N = 5
 SIDES = ["world", "camera", "orbit"]
@@ -134,6 +136,26 @@ def test_poses_do_not_depend_on_the_pixels_that_were_drawn():
         assert torch.equal(optimizer.refined_camera_to_worlds(), before)
 
 
+@pytest.mark.parametrize("side", ["world", "orbit"])
+def test_the_warp_field_is_what_the_registered_camera_sees_of_its_rays(side):
+    optimizer = make(side=side)
+    before, after = optimizer.warped_places(2)
+    twists = optimizer.warp(before, torch.full((len(before),), 2)).detach()
+    own = optimizer.initial_camera_to_worlds[2:3].expand(len(before), 3, 4)
+    own = pose_utils.multiply(corrections_to_world(exp_map_SE3(twists), own, side), own)
+    points = torch.cat([before, -torch.ones(len(before), 1)], dim=-1)
+    world = torch.cat([(own[..., :3] @ points[..., None])[..., 0] + own[..., 3], torch.ones(len(before), 1)], dim=-1)
+    pose = torch.cat([optimizer.refined_camera_to_worlds()[2].detach(), torch.tensor([[0.0, 0.0, 0.0, 1.0]])])
+    seen = world @ torch.linalg.inv(pose).T
+    close(after, seen[:, :2] / -seen[:, 2:3])
+    assert (after - before).norm(dim=-1).max() > 1e-4 and before.abs().max(0).values.tolist() == pytest.approx(
+        [0.35, 0.2625]
+    )
+    same_twist(optimizer, torch.tensor([0.3, -0.1, 0.2, 0.4, 0.1, -0.2]))
+    before, after = optimizer.warped_places(2)
+    close(after, before)
+
+
 def test_the_global_loss_makes_motions_rigid():
     optimizer = make()
     adam = torch.optim.Adam(optimizer.warp.parameters(), lr=1e-3)
@@ -150,7 +172,7 @@ def test_the_global_loss_makes_motions_rigid():
 
 
 def test_terms_pull_the_registered_poses():
-    """The gradient of a term by the twist that all rays share, against one twist a camera."""
+    """The gradient of a term by the twist that all rays share, against one twist per camera."""
     optimizer = make()
     same_twist(optimizer, torch.zeros(6))
 
@@ -278,7 +300,7 @@ def test_a_trusted_start_is_refined_by_twists():
 
 
 def test_what_it_cannot_do_it_says():
-    with pytest.raises(HashPoseError, match="one twist a camera"):
+    with pytest.raises(HashPoseError, match="one twist per camera"):
         make(rotation_start=0.2)
     with pytest.raises(HashPoseError, match="fraction of training"):
         make(warp=WarpConfig(until=0.0))

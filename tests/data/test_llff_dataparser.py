@@ -250,7 +250,7 @@ def test_cameras_without_an_average_pose_are_refused(tmp_path):
         return rows
 
     replace_rows(tmp_path, opposite)
-    with pytest.raises(HashPoseError, match="no average pose; switch the centring off"):
+    with pytest.raises(HashPoseError, match="no mean pose; disable centring"):
         parse(tmp_path, eval_mode="all")
     assert len(parse(tmp_path, eval_mode="all", center=False).cameras) == 2
 

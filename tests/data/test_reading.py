@@ -147,7 +147,7 @@ COUNT = len(b"frame_00.png\0") + 8 + 64
         ("images.bin", 0, "<Q", 10**6, ["1000000 images", "cut off or damaged"]),
         ("images.bin", COUNT, "<Q", 2**31, ["2147483648 observations of frame_00.png"]),
         ("images.bin", COUNT, "<Q", 2**60, ["observations of frame_00.png"]),
-        ("images.bin", 72, "B", 0xFF, ["no UTF-8"]),
+        ("images.bin", 72, "B", 0xFF, ["not UTF-8"]),
         ("images.bin", 68, "<i", 7, ["frame_00.png", "camera 7"]),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -52,3 +54,35 @@ def flags(text: str) -> set[str]:
     """All flags in code spans, without values."""
     spans = " ".join(re.findall(r"`([^`\n]+)`", without_code(text)))
     return set(re.findall(r"(?<![\w-])--[\w.-]+[\w*]", spans))
+
+
+def numbers(words: list[str]) -> float:
+    """Words that hold a digit, per 100."""
+    return 100 * sum(bool(re.search(r"\d", word)) for word in words) / max(len(words), 1)
+
+
+def measures(pages: list[Path]) -> dict[str, float]:
+    """Length of sentences in words, and numbers per 100 words, of some pages taken together."""
+    found = [words for page in pages for words in sentences(page.read_text(encoding="utf-8"))]
+    lengths = [len(words) for words in found]
+    return {
+        "sentences": len(lengths),
+        "mean": float(np.mean(lengths)),
+        "90 %": float(np.percentile(lengths, 90)),
+        "longest": max(lengths),
+        "numbers per 100": numbers([word for words in found for word in words]),
+    }
+
+
+def main() -> None:
+    """Prints the measures of each page, of the guide and of all: python tests/docs/prose.py."""
+    guide = sorted((DOCS / "guide").glob("*.md"))
+    rows = {page.relative_to(ROOT).as_posix(): measures([page]) for page in PAGES}
+    rows |= {"the guide": measures(guide), "all pages": measures(PAGES)}
+    print(f"{'words of a sentence':28}" + "".join(f"{name:>16}" for name in rows["the guide"]))
+    for name, row in rows.items():
+        print(f"{name:28}" + "".join(f"{value:16.4g}" for value in row.values()))
+
+
+if __name__ == "__main__":
+    main()

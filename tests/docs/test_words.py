@@ -11,7 +11,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
 import prose
 import pytest
 import tyro
@@ -144,15 +143,14 @@ def test_flags_in_running_text_exist(page: Path, commands, methods):
 # -- sentences ---------------------------------------------------------------------------------------------------------
 
 
-def check_lengths(pages: list[Path]) -> None:
-    lengths = [len(words) for page in pages for words in prose.sentences(page.read_text(encoding="utf-8"))]
-    assert np.mean(lengths) <= 14 and np.percentile(lengths, 90) <= 25
+def check_lengths(pages: list[Path]) -> dict[str, float]:
+    found = prose.measures(pages)
+    assert found["mean"] <= 14 and found["90 %"] <= 25
+    return found
 
 
 def test_sentences_of_the_guide_are_short_and_hold_few_numbers():
-    check_lengths(GUIDE)
-    words = [word for page in GUIDE for one in prose.sentences(page.read_text(encoding="utf-8")) for word in one]
-    assert 100 * sum(bool(re.search(r"\d", word)) for word in words) <= 3 * len(words)
+    assert check_lengths(GUIDE)["numbers per 100"] <= 3
 
 
 def test_the_readme_is_short():

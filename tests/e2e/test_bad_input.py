@@ -284,7 +284,7 @@ def test_a_failure_of_the_first_step_leaves_nothing(scene, refused, sabotage):
         losses["rgb_loss"] = losses["rgb_loss"] * float("nan")
 
     sabotage(spoil)
-    refused("--data", scene, contents=["The loss of step 0 is not a number"])
+    refused("--data", scene, contents=["The loss of step 0 is NaN"])
 
 
 # -- the run's folder --------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def test_logs_that_cannot_be_written_end_training_in_a_sentence(scene, ns_train,
         *("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene),
         *("--max-num-iterations", 2000, "--logging.steps-per-log", 1, "--steps-per-save", 4),
     )
-    assert_one_sentence(outcome.code, outcome.output, "Training cannot go on: No space left on device")
+    assert_one_sentence(outcome.code, outcome.output, "Training cannot continue: No space left on device")
     assert "A file could not be written in the background: No space left on device." in outcome.output
 
 
@@ -455,7 +455,7 @@ def test_loss_that_is_no_number_is_named(scene, ns_train, sabotage, monkeypatch,
         *("hashpose-blender", *QUICK, "--output-dir", tmp_path / "outputs", "--data", scene),
         *("--max-num-iterations", 30, "--steps-per-save", 6),
     )
-    assert_one_sentence(outcome.code, outcome.output, "The loss of step 7 is not a number", "step-000000006.ckpt")
+    assert_one_sentence(outcome.code, outcome.output, "The loss of step 7 is NaN", "step-000000006.ckpt")
     assert steps[-1] == (7 if looks_every_step else 10)
     (kept,) = checkpoints(tmp_path / "outputs" / "e" / "hashpose-blender" / "t")
     assert kept.name == "step-000000006.ckpt"
@@ -473,7 +473,7 @@ def test_parameters_that_are_no_numbers_are_not_saved(scene, ns_train, sabotage,
         *("--max-num-iterations", 10, "--steps-per-save", 4),
     )
     assert_one_sentence(
-        outcome.code, outcome.output, "Poses or field after step 9 are not numbers", "step-000000008.ckpt"
+        outcome.code, outcome.output, "Poses or field are NaN or infinite after step 9", "step-000000008.ckpt"
     )
     (kept,) = checkpoints(tmp_path / "outputs" / "e" / "hashpose-blender" / "t")
     assert kept.name == "step-000000008.ckpt"

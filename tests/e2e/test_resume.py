@@ -93,7 +93,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(tiny_run, ns_train, tmp_path):
     folder = tmp_path / "chair" / "hashpose-blender" / "run"
     assert torch.load(checkpoints(folder)[-1])["step"] == more - 1
     assert model_state(folder)["progress"].tolist() == [more - 1, more]
-    assert f"was to take {tiny_run.steps} steps and this one takes {more}" in outcome.output
+    assert f"was planned for {tiny_run.steps} steps and this one for {more}" in outcome.output
 
 
 def test_a_save_that_is_cut_off_leaves_the_checkpoint_before_it(ns_train, monkeypatch, tmp_path):

@@ -95,7 +95,7 @@ def test_a_config_that_would_run_a_program_does_not(run, commands, tmp_path, mon
     (run / "config.yml").write_text(whole + 'evil: !!python/object/apply:os.mkdir ["PWNED"]\n')
     try:
         for name in ("export", "guard"):
-            assert "os.mkdir is no part of a configuration" in one_error(commands[name]())
+            assert "os.mkdir is not part of a configuration" in one_error(commands[name]())
     finally:
         (run / "config.yml").write_text(whole)
     assert not (tmp_path / "PWNED").exists()

@@ -195,7 +195,7 @@ def test_unwritable_cache(fresh, tmp_path, monkeypatch):
     [
         ({"CXX": "/bin/false"}, "'/bin/false' failed"),
         ({"CXX": "/nowhere/c++"}, "could not be run"),
-        ({"CXX": 'g++ "'}, "is no command"),
+        ({"CXX": 'g++ "'}, "is not a command"),
         ({"CXX": "", "PATH": ""}, "no C++ compiler was found"),
         ({"HASHPOSE_NO_CPP": "1"}, "HASHPOSE_NO_CPP is set"),
     ],

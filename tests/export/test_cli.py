@@ -270,7 +270,7 @@ def test_panoramas_are_exported_where_a_format_holds_them(tmp_path, scene, call,
     scene.train_outputs.cameras.camera_type.fill_(CameraType.EQUIRECTANGULAR.value)
     scene.train_outputs.cameras.distortion_params.zero_()
     assert call(scene, "colmap") == 1
-    assert "EQUIRECTANGULAR have no place in a COLMAP model; export with" in capsys.readouterr().out
+    assert "EQUIRECTANGULAR cannot be stored in a COLMAP model; export with" in capsys.readouterr().out
     assert call(scene, "nerfstudio") == 1
     assert "Points of the field need perspective or fisheye cameras" in capsys.readouterr().out
     assert call(scene, "nerfstudio", "--points", "empty") == 0

@@ -185,7 +185,7 @@ def test_no_points_gives_an_empty_file(tmp_path, helpers, pycolmap):
         (
             None,
             CameraType.EQUIRECTANGULAR,
-            "EQUIRECTANGULAR have no place in a COLMAP model; export with `hashpose-export nerf",
+            "EQUIRECTANGULAR cannot be stored in a COLMAP model; export with `hashpose-export nerf",
         ),
     ],
 )

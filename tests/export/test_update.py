@@ -156,7 +156,7 @@ def test_a_model_that_is_not_the_run_s_is_refused(tmp_path, call, capture, found
         found.train_outputs, found.dataparser, helpers.poses(NUM),
         identity_poses(NUM).double(),
     )  # fmt: skip
-    refused("have no place in an existing model", model, identity)
+    refused("do not fit an existing model", model, identity)
     content, model = read_colmap_model(model), tmp_path / "other"
     model.mkdir()
     qvec, tvec = content.images[4].qvec, content.images[4].tvec
@@ -189,14 +189,14 @@ def nan(values) -> np.ndarray:
     "change, sentence",
     [
         (lambda m: m.images.pop(3), "point 1 is seen in image 3, which is not there"),
-        (lambda m: m.points.pop(7), "image 'cam0/0.png' shows point 7, which does not know of it"),
+        (lambda m: m.points.pop(7), "image 'cam0/0.png' shows point 7, whose track does not list it"),
         (lambda m: m.cameras.clear(), "image 'cam0/0.png' was taken by camera 1, which is not there"),
         (lambda m: change_image(m, 3, tvec=nan(m.images[3].tvec)), "the pose of image 'cam0/2.png' is not"),
         (lambda m: change_image(m, 3, qvec=0 * m.images[3].qvec), "the pose of image 'cam0/2.png' is not"),
         (lambda m: change_image(m, 3, xys=nan(m.images[3].xys)), "an observation in image 'cam0/2.png' is not"),
         (lambda m: m.points[7].image_ids.__setitem__(0, 99), "point 7 is seen in image 99, which is not there"),
-        (lambda m: m.points[7].point2D_idxs.__setitem__(0, 4), "by an observation that is not of it"),
-        (lambda m: m.points[7].point2D_idxs.__setitem__(0, 10**6), "by an observation that is not of it"),
+        (lambda m: m.points[7].point2D_idxs.__setitem__(0, 4), "by an observation of something else"),
+        (lambda m: m.points[7].point2D_idxs.__setitem__(0, 10**6), "by an observation of something else"),
         (lambda m: m.points[7].xyz.__setitem__(0, np.inf), "the position of point 7 is not finite"),
         (lambda m: m.cameras[1].params.__setitem__(0, np.nan), "a parameter of camera 1 is not a finite number"),
     ],

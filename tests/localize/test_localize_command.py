@@ -215,7 +215,7 @@ REFUSED = {
     "one colour": (one_colour, "has one colour only"),
     "unreadable": (unreadable, "cut.png cannot be read"),
     "sixteen bits": (sixteen_bits, "has the pixel format I;16"),
-    "another shape": (another_shape, "no shape of the run's images"),
+    "another shape": (another_shape, "unlike the run's images"),
     "masked out": (masked_out, "leaves no pixel"),
     "mask of another size": (mask_of_another_size, "and its image 48x48"),
     "no mask": (no_mask, "There is no mask of the photograph a.png"),

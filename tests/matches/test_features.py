@@ -210,7 +210,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(distorted, tmp_path, cou
     files, cameras = distorted
     for _ in range(2):
         assert len(find_matches(files, cameras, None, all_pairs(COUNT), FeatureConfig()).pairs) == 1
-    assert len(counted) == 2 and "Matches are not kept for the next time" in capsys.readouterr().out
+    assert len(counted) == 2 and "Matches could not be cached" in capsys.readouterr().out
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path):

@@ -124,7 +124,7 @@ def test_nothing_is_written_where_nothing_is_determined(tmp_path, hashpose_match
     for image in (folder / "images").iterdir():
         Image.new("RGB", Image.open(image).size, "white").save(image)
     outcome = hashpose_match("--data", folder, "--output-dir", tmp_path / "out")
-    assert outcome.code == 1 and "no poses that could be believed" in outcome.output, outcome.output
+    assert outcome.code == 1 and "no poses that can be trusted" in outcome.output, outcome.output
     assert not (tmp_path / "out").exists()
 
 

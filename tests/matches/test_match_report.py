@@ -55,7 +55,7 @@ def test_what_is_no_number_or_verdict_is_no_report(tmp_path, change):
     content = {**make_report().as_json(), **change}
     (tmp_path / MATCHES_FILE).write_text(json.dumps(content))
     assert read_matches(tmp_path) is None
-    with pytest.raises(HashPoseError, match="no report"):
+    with pytest.raises(HashPoseError, match="not a (complete|valid) report"):
         MatchesReport.of_json(content)
 
 

@@ -12,8 +12,10 @@ from scenes import CHAIR
 from hashpose_ns.cameras.alignment import pose_errors
 from hashpose_ns.cameras.centering import CenteringConfig, centred
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.methods import object_
-from hashpose_ns.photometry.centering import CentrePictures
+from hashpose_ns.methods import object_, object_fine, small
+from hashpose_ns.photometry import centering
+from hashpose_ns.photometry.centering import CentrePictures, silhouettes
+from hashpose_ns.photometry.pixels import ImagePixels
 
 RADIUS, COUNT = 0.05, 12
 
@@ -82,6 +84,33 @@ def test_far_pictures_are_centred_and_a_camera_that_is_frozen_is_not(pipeline_of
     assert after < 0.5 * before
     assert torch.equal(poses.base_camera_to_worlds[4], poses.initial_camera_to_worlds[4])
     assert not poses.is_trusted and poses.doubtful_cameras() == set(range(40))
+
+
+def test_an_object_that_the_frame_cuts_and_a_picture_without_background_are_no_silhouettes(pipeline_of, monkeypatch):
+    scene = pipeline_of(7).scene
+
+    def seen(image: torch.Tensor, mask: torch.Tensor | None = None) -> int:
+        """How many silhouettes there are, if all photographs are this one."""
+        monkeypatch.setattr(centering, "ImagePixels", lambda _, index: ImagePixels.of(index, image, mask))
+        return sum(found is not None for found in silhouettes(scene))
+
+    height, width = scene.train[0]["image"].shape[:2]
+    whole = torch.ones(height, width, 3)
+    whole[2:20, 3:15] = torch.tensor([0.2, 0.9, 0.4])
+    cut = whole.clone()
+    cut[:20] = whole[2:22].flip(1)
+    cut[0, 3:15] = 0.0
+    street = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.4
+    assert seen(whole) == len(scene.train) and seen(cut) == seen(street) == 0
+    assert seen(torch.cat([whole, whole[..., 1:2] < 1], dim=-1).float()) == len(scene.train)
+    inner = torch.zeros(height, width, dtype=torch.bool)
+    inner[1:-1, 1:-1] = True
+    assert seen(whole, inner) == 0, "a mask hides whether the object is whole"
+
+
+def test_methods_for_objects_look_at_their_pictures_and_others_do_not():
+    modes = [method.config.centering.mode for method in (object_, object_fine, small)]
+    assert modes == ["auto", "auto", "off"]
 
 
 def test_nobody_moves_where_pictures_agree_or_it_is_not_asked_for(pipeline_of):

@@ -15,17 +15,17 @@ from PIL import Image
 from hashpose_ns.data.source import cameras_of_file
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.export.frame import flip_axes
-from hashpose_ns.localize.photographs import Lens
-from hashpose_ns.sparse.cli import Commands
+from hashpose_ns.localize.photographs import Lens, cameras_of
 from hashpose_ns.sparse.crops import crops_of
 from hashpose_ns.sparse.geometry import angles, pair_rotations
 from hashpose_ns.sparse.network import Cameras, SparsePoseNet
 from hashpose_ns.sparse.objects import random_objects
-from hashpose_ns.sparse.poses import find_cameras
 from hashpose_ns.sparse.render import render
 from hashpose_ns.sparse.scenes import look_at
 from hashpose_ns.sparse.settings import NetworkConfig
+from hashpose_ns.sparse.start import find_cameras
 from hashpose_ns.sparse.weights import save_weights
+from hashpose_ns.sparse_command.cli import Commands
 
 SIZE, TANGENT = 96, 0.5
 """Of the photographs."""
@@ -59,7 +59,7 @@ def capture(tmp_path_factory):
     poses = torch.cat([rotations, translations], -1)
     index, background = torch.zeros(10, dtype=torch.long), torch.tensor([0.2, 0.5, 0.8]).expand(10, 3)
     lights = torch.tensor([0.0, 0, 1]).expand(10, 3)
-    pictures = render(objects, index, poses, torch.full((10,), TANGENT), lights, background, SIZE)
+    pictures, _ = render(objects, index, poses, torch.full((10,), TANGENT), lights, background, SIZE)
     files = []
     for i, picture in enumerate(pictures):
         files.append(folder / f"{i:02}.png")
@@ -89,7 +89,7 @@ class Knowing:
 def test_poses_of_crops_become_those_of_the_photographs(capture, count):
     """Also of more views than one group has."""
     files, poses, _ = capture
-    crops = crops_of(files[:count], [lens()] * count, None, 32)
+    crops = crops_of(files[:count], cameras_of([lens()] * count), None, 32)
     assert set(crops.found_by) == {"plain background"}
     found = find_cameras(Knowing(crops, poses), crops, 0)
     centers = -(poses[:count, :, :3].transpose(1, 2) @ poses[:count, :, 3:])[..., 0].double()
@@ -101,18 +101,18 @@ def test_poses_of_crops_become_those_of_the_photographs(capture, count):
 
 def test_a_crop_is_what_a_camera_turned_towards_the_object_sees(capture):
     files, poses, objects = capture
-    crops = crops_of(files[:3], [lens()] * 3, None, 32)
+    crops = crops_of(files[:3], cameras_of([lens()] * 3), None, 32)
     turned = crops.turns.float() @ poses[:3]
     index, background = torch.zeros(3, dtype=torch.long), torch.tensor([0.2, 0.5, 0.8]).expand(3, 3)
     lights = torch.tensor([0.0, 0, 1]).expand(3, 3)
-    drawn = render(objects, index, turned, crops.tangents, lights, background, 32)
+    drawn, _ = render(objects, index, turned, crops.tangents, lights, background, 32)
     error = (drawn - crops.images).abs().mean((1, 2, 3))
     shifted = (drawn.roll(2, -1) - crops.images).abs().mean((1, 2, 3))
     assert float(error.max()) < 0.03 and bool((error < 0.6 * shifted).all())
     assert float(crops.turns.sub(torch.eye(3)).abs().amax((1, 2)).min()) > 0.02  # objects off the middle
     # The same with the lens's principal point off the middle, and with a mask.
     wide = Lens(lens().fx, lens().fy, 10.0, 80.0, SIZE, SIZE)
-    assert bool((angles(crops_of(files[:1], [wide], None, 32).turns, crops.turns[:1]) > 10).all())
+    assert bool((angles(crops_of(files[:1], cameras_of([wide]), None, 32).turns, crops.turns[:1]) > 10).all())
 
 
 def test_the_command_writes_transforms_colmap_and_what_it_saw(capture, weights, tmp_path):
@@ -150,12 +150,12 @@ def test_masks_and_alpha_say_where_the_object_is(capture, weights, tmp_path):
     for file in files[:2]:
         Image.fromarray(mask).save(tmp_path / "masks" / file.name)
     masks = [tmp_path / "masks" / file.name for file in files[:2]]
-    crops = crops_of(files[:2], [lens()] * 2, masks, 32)
+    crops = crops_of(files[:2], cameras_of([lens()] * 2), masks, 32)
     assert crops.found_by == ["mask"] * 2 and crops.boxes[0] == (30, 20, 50, 60)
     picture = Image.open(files[0]).convert("RGBA")
     picture.putalpha(Image.fromarray(mask))
     picture.save(tmp_path / "alpha.png")
-    crops_alpha = crops_of([tmp_path / "alpha.png"], [lens()], None, 32)
+    crops_alpha = crops_of([tmp_path / "alpha.png"], cameras_of([lens()]), None, 32)
     assert crops_alpha.found_by == ["alpha"]
     torch.testing.assert_close(crops_alpha.images[0], crops.images[0])
     out = tmp_path / "out"
@@ -168,11 +168,11 @@ def test_noise_is_used_whole_and_lenses_without_an_object_are_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     narrow = Lens(60.0, 60.0, 30.0, 20.0, 60, 40)
-    crops = crops_of([tmp_path / "noise.png"], [narrow], None, 32)
+    crops = crops_of([tmp_path / "noise.png"], cameras_of([narrow]), None, 32)
     assert crops.found_by == ["whole picture"]
     assert float(crops.tangents[0]) == pytest.approx(1.15 * 0.5, rel=0.01)
     with pytest.raises(HashPoseError, match="degrees wide"):
-        crops_of([tmp_path / "noise.png"], [Lens(5.0, 5.0, 30.0, 20.0, 60, 40)], None, 32)
+        crops_of([tmp_path / "noise.png"], cameras_of([Lens(5.0, 5.0, 30.0, 20.0, 60, 40)]), None, 32)
 
 
 def test_bad_input_is_a_sentence(capture, weights, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,14 @@ import torch
 from hashpose_ns.sparse.evaluation import camera_centers, chance, fitted, score
 from hashpose_ns.sparse.geometry import (
     angles,
+    balls,
     exp_map_SO3,
     left_update,
     pair_rotations,
     project,
     rotation_from_6d,
 )
-from hashpose_ns.sparse.network import Cameras
+from hashpose_ns.sparse.network import Cameras, scaled_update, surface_step
 from hashpose_ns.sparse.objects import RADIUS, Objects, Parts, random_objects
 from hashpose_ns.sparse.render import pixel_grid, render
 from hashpose_ns.sparse.scenes import random_scenes, turn_towards
@@ -139,13 +142,52 @@ def test_a_point_is_drawn_where_it_projects_and_sampled_there():
     index = torch.zeros(6, dtype=torch.long)
     lights = torch.tensor([0.0, 0, 1]).expand(6, 3)
     tangents = torch.full((6,), 0.35)
-    pictures = render(Objects(ball, nothing), index, poses, tangents, lights, torch.zeros(6, 3), 48)
+    pictures, _ = render(Objects(ball, nothing), index, poses, tangents, lights, torch.zeros(6, 3), 48)
     where = project(place[0][None], scenes.rotations[:1], scenes.centers[:1], tangents[None])[1][0, :, 0]
     mask = (pictures.amax(1) > 0.2).float().flatten(1)
     middle = (mask[:, None] * pixel_grid(48)[:2]).sum(-1) / mask.sum(-1, keepdim=True)
     torch.testing.assert_close(middle, where, atol=0.02, rtol=0)  # half a pixel
     sampled = torch.nn.functional.grid_sample(pictures, where[:, None, None], align_corners=False)
     assert float(sampled.min()) > 0.3
+
+
+def test_the_surface_projects_to_the_pixels_that_show_it():
+    scenes = random_scenes("articulated", 2, 3, 48, CaptureConfig(), seeded(3))
+    grid = pixel_grid(24)[:2].T
+    for s, v in ((0, 0), (1, 2)):
+        points = scenes.surface[s, v].flatten(1).T
+        seen = ~points[:, 0].isnan()
+        assert 0.1 < float(seen.double().mean()) < 0.8 and float(points[seen].norm(dim=-1).max()) < RADIUS
+        camera = (value[s, v][None, None] for value in (scenes.rotations, scenes.centers, scenes.tangents))
+        where = project(points[None], *camera)[1]
+        off = (where[0, 0] - grid)[seen].norm(dim=-1)
+        assert float(off.median()) < 1e-3 and float(off.max()) < 0.05  # a mean of four pixels across an edge
+
+
+@pytest.mark.parametrize("degrees", [2.0, 8.0])
+def test_the_surface_step_solves_for_the_pose(degrees):
+    """In float64, from points and their true pixels: the first step removes most of the error, some steps all of it;
+    points of no weight say nothing."""
+    generator = seeded(5)
+    points = balls(2, 60, generator, "cpu").double() * 0.3
+    tangents = torch.full((2, 3), 0.35, dtype=torch.float64)
+    rotations = some_rotations(6).double().unflatten(0, (2, 3))
+    centers = torch.tensor([0.02, -0.03, 1.0], dtype=torch.float64).expand(2, 3, 3)
+    _, where = project(points, rotations, centers, tangents)
+    axis = torch.nn.functional.normalize(torch.randn(2, 3, 3, generator=generator, dtype=torch.float64), dim=-1)
+    moved = exp_map_SO3(axis * math.radians(degrees)) @ rotations
+    current = Cameras(moved, centers + torch.tensor([0.02, 0.01, 0.05], dtype=torch.float64))
+    weights = torch.ones(2, 3, 60, dtype=torch.float64)
+    where[:, :, :10], weights[:, :, :10] = 0.7, 0.0
+    errors = [float(angles(current.rotations, rotations).max())]
+    for _ in range(8):
+        turned = torch.einsum("svij,spj->svpi", current.rotations, points)
+        step = surface_step(turned, where, weights, current.centers, tangents)
+        update = scaled_update(step, current, tangents)
+        current = Cameras(*left_update(current.rotations, current.centers, update))
+        errors.append(float(angles(current.rotations, rotations).max()))
+    assert errors[1] < 0.5 * errors[0] and errors[-1] < 0.1
+    torch.testing.assert_close(current.centers, centers, atol=2e-3, rtol=0)
 
 
 def test_crops_show_the_whole_object():

@@ -14,7 +14,7 @@ from hashpose_ns.sparse.geometry import angles
 from hashpose_ns.sparse.network import Cameras, SparsePoseNet
 from hashpose_ns.sparse.scenes import Scenes, random_scenes
 from hashpose_ns.sparse.settings import CaptureConfig, NetworkConfig, TrainSettings
-from hashpose_ns.sparse.training import CHECKPOINT, LOG, Pool, Training, disturbed, pose_loss
+from hashpose_ns.sparse.training import CHECKPOINT, LOG, Pool, Training, disturbed, pose_loss, surface_loss
 from hashpose_ns.sparse.weights import load_weights, save_weights
 from hashpose_ns.stopping import StopSignals
 
@@ -149,6 +149,30 @@ def test_refinement_starts_at_no_update_and_gets_gradients(scenes):
         torch.testing.assert_close(stage.centers, stages[0].centers)
     pose_loss(stages[-1], scenes, 1.0).backward()
     assert float(network.refinement.head[-1].weight.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize("surface", [True, False])
+def test_half_precision_leaves_poses_single(scenes, surface):
+    """Rotations stay orthonormal under autocast, with the map's surface and without."""
+    config = tiny().network
+    config.surface, config.map_stride = surface, 2 if surface else 4
+    network = SparsePoseNet(config).eval()
+    torch.nn.init.normal_(network.refinement.head[-1].weight, std=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(scenes.images, scenes.tangents, generator=torch.Generator().manual_seed(1))[-1].rotations
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found @ found.transpose(-1, -2), torch.eye(3).expand_as(found), atol=1e-5, rtol=0)
+
+
+def test_the_surface_loss_is_zero_for_a_true_map_and_asks_nothing_of_blobs(scenes):
+    points = scenes.surface.flatten(0, 1)
+    there = torch.where(points[:, :1].isnan(), -30.0, 30.0)
+    true = torch.cat([points.nan_to_num() / 0.5, there], 1)
+    assert float(surface_loss(true, scenes)) < 1e-5
+    wrong = torch.cat([true[:, :3] + 0.1, there], 1)
+    assert float(surface_loss(wrong, scenes)) == pytest.approx(0.3, abs=1e-3)
+    blobs = Scenes(**{**vars(scenes), "canonical": torch.zeros(3, dtype=torch.bool)})
+    assert float(surface_loss(wrong, blobs)) < 1e-5
 
 
 def test_later_views_are_a_set(scenes):

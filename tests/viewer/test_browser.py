@@ -129,6 +129,6 @@ def test_pause_export_and_resume(panel):
     np.testing.assert_allclose(rotations * [1, -1, -1], expected[:, :, :3], atol=0.01)
 
     page.get_by_label("Pause poses").click()
-    page.get_by_text("Poses go on.").wait_for()
+    page.get_by_text("Poses move again.").wait_for()
     panel.until(lambda: panel.numbers()[1] != error)
     panel.until(lambda: (panel.history()[1][-1] != still[0]).any(axis=(1, 2)).all())

@@ -262,7 +262,7 @@ def test_texts_say_how_many_agree_now_and_before(points):
 
 def test_the_panel_shows_matches_of_the_selected_camera(live_run, client, points):
     live, panel = live_run.live, live_run.trainer.pipeline.pose_panel
-    hidden = ("Matches on photograph", "Matched points", "Start from matches")
+    hidden = ("Matches on photograph", "Matched points", "Start of training")
     assert not any(client.control(label)["visible"] for label in hidden) and "Matches now" not in client.texts()
     reference = live_run.poses.reference_camera_to_worlds.double().numpy()
     panel.show_matches(seen_from(reference, 0.2 * points), "training starts at the poses as they are: they agree")
@@ -270,7 +270,7 @@ def test_the_panel_shows_matches_of_the_selected_camera(live_run, client, points
     now = support(live._matches.images, live_run.now().double().numpy())
     eventually(lambda: f"Matches now: **{100 * now.share:.0f} % agree" in client.texts())
     assert client.control("Matches on photograph")["visible"] and client.control("Matched points")["visible"]
-    assert not client.control("Start from matches")["visible"]  # training did not start there
+    assert not client.control("Start of training")["visible"]  # training did not start there
     client.set("Matches on photograph", True), client.set("Matched points", True)
     eventually(lambda: "![matches on the photograph](data:image/jpeg;base64," in client.texts())
     eventually(lambda: "/hashpose/points" in client.nodes)

@@ -428,7 +428,7 @@ def test_a_port_that_is_taken_is_not_the_address_that_is_told(capfd):
     second = settings.websocket_host
     server = viser.ViserServer(host=second, port=settings.websocket_port)
     printed = capfd.readouterr().out
-    assert f"Port {first.number} is taken: the viewer's is {second.number}." in printed
+    assert f"Port {first.number} is taken; the viewer uses {second.number}." in printed
     assert f"http://127.0.0.1:{second.number} " in printed  # in viser's own box
     assert server.get_port() == second.number != first.number
     assert second.banner == [f"Viewer running locally at: http://127.0.0.1:{second.number}"]

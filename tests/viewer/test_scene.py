@@ -290,7 +290,7 @@ def test_the_panel_says_when_cameras_were_put_back():
     poses = make_poses(8)
     assert "where they started" not in status_text(state_of(poses), 100, math.nan, [])
     poses.fall_back(0.1)
-    assert "back where they started, and are refined on at 0.1" in status_text(state_of(poses), 100, math.nan, [])
+    assert "back where they started, and are refined again at 0.1" in status_text(state_of(poses), 100, math.nan, [])
     poses.fall_back(0.0)
     text = status_text(state_of(poses), 100, math.nan, [])
     assert "and stay there" in text and state_of(poses).movement.rotation_deg.max() < 1e-3

@@ -81,7 +81,7 @@ def is_known(metric: Metric, group: Group) -> bool:
 
 
 def shown_columns(group: Group) -> List[Metric]:
-    """The first table's: SSIM, LPIPS and images not placed only if somebody has them."""
+    """The first table's: SSIM, LPIPS and images not placed only if a run has them."""
     optional = ("ssim", "lpips", "not_placed")
     return [metric for metric in HEADLINE if metric.name not in optional or is_known(metric, group)]
 

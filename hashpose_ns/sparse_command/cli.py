@@ -49,7 +49,7 @@ class Train:
     allow_change: bool = False
     """Resume with other settings than before; when and which is noted in the weights."""
     minutes: Optional[float] = None
-    """Stop after as many minutes; run again to go on."""
+    """Stop after as many minutes; run again to continue."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda or cuda:1."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -171,9 +171,10 @@ class Poses:
         from hashpose_ns.sparse.weights import load_weights
 
         network, note = load_weights(self.weights)
-        from hashpose_ns.localize.photographs import masks_of, photograph_files
+        from hashpose_ns.localize.photographs import cameras_of, masks_of, photograph_files
         from hashpose_ns.sparse.crops import crops_of
-        from hashpose_ns.sparse.poses import FRAME, find_cameras, lenses_of, write_found
+        from hashpose_ns.sparse.start import FRAME, find_cameras
+        from hashpose_ns.sparse_command.poses import lenses_of, write_found
         from nerfstudio.utils.rich_utils import CONSOLE
 
         filenames, names = photograph_files(self.images, [self.masks] if self.masks is not None else [])
@@ -181,7 +182,7 @@ class Poses:
             raise HashPoseError("One photograph has no pose to find; give --images 3 to 9 photographs of one object.")
         masks = masks_of(self.masks, names)
         lenses = lenses_of(filenames, names, self.intrinsics, self.fov)
-        crops = crops_of(filenames, lenses, masks, network.config.size)
+        crops = crops_of(filenames, cameras_of(lenses), masks, network.config.size)
         found = find_cameras(network, crops, self.steps, self.seed)
         manifest = {"written_by": f"hashpose-sparse {__version__}", "frame": FRAME, "images": names}
         try:

@@ -1,10 +1,10 @@
-"""From photographs of an object to cameras, and to files of them."""
+"""Lenses of photographs, and files of the cameras that were found."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from jaxtyping import Float
@@ -18,19 +18,8 @@ from hashpose_ns.export.frame import flip_axes
 from hashpose_ns.export.transforms import write_transforms
 from hashpose_ns.localize.photographs import Lens, cameras_of, known_lens, lens_from_exif
 from hashpose_ns.localize.starts import row_of
-from hashpose_ns.sparse.crops import MARGIN, Crops
-from hashpose_ns.sparse.evaluation import camera_centers
-from hashpose_ns.sparse.network import Cameras
-
-GROUP = 8
-"""Views that the network sees at once. More are taken in groups that share the first."""
-OBJECT = 0.6
-"""Half the longer side of the object's largest box, which is the unit of what is written: it fits into the box of
-hashpose-object, of 0.8, whatever the lens."""
-FRAME = (
-    f"the object's centre at the origin, {OBJECT} half the object's width where it looks widest, z upwards as far as "
-    "the network could tell"
-)
+from hashpose_ns.sparse.crops import Crops
+from hashpose_ns.sparse.start import FRAME
 
 
 def lenses_of(filenames: list[Path], names: list[str], intrinsics: Optional[Path], fov: Optional[float]) -> list[Lens]:
@@ -66,40 +55,9 @@ def lenses_of(filenames: list[Path], names: list[str], intrinsics: Optional[Path
             lens = Lens(focal, focal, size[0] / 2, size[1] / 2, *size, origin="--fov")
         lens = lens if lens is not None else lens_from_exif(filename)
         if lens is None:
-            raise HashPoseError(f"Nothing tells the focal length of {name}; give --intrinsics or --fov.")
+            raise HashPoseError(f"The focal length of {name} is unknown; give --intrinsics or --fov.")
         lenses.append(lens)
     return lenses
-
-
-@torch.no_grad()
-def find_cameras(
-    network: Callable[..., list[Cameras]], crops: Crops, steps: int, seed: int = 0
-) -> Float[Tensor, "views 3 4"]:
-    """Cameras of the crops' photographs: camera-to-world poses, float64, OpenGL axes, see `FRAME`.
-
-    Args:
-        network: a `SparsePoseNet` in evaluation mode.
-        crops: of 2 views or more.
-        steps: of refinement.
-        seed: of the points.
-    """
-    count = len(crops.tangents)
-    rotations, centers = torch.zeros(count, 3, 3).double(), torch.zeros(count, 3).double()
-    for number, part in enumerate(torch.arange(1, count).split(GROUP - 1)):
-        group = torch.cat([torch.zeros(1, dtype=torch.long), part])
-        generator = torch.Generator().manual_seed(seed)
-        found = network(crops.images[group][None], crops.tangents[group][None], steps=steps, generator=generator)[-1]
-        turns, places = found.rotations[0].double(), found.centers[0].double()
-        if number:  # into the first group's frame and unit, by the view that they share
-            turns = turns @ turns[0].T @ rotations[0]
-            places = places / places[0].norm() * centers[0].norm()
-        rotations[group], centers[group] = turns, places
-    widths = crops.tangents.double() / MARGIN * centers[:, 2]
-    # The crops' cameras are turned ones of the photographs.
-    back = crops.turns.double().transpose(-1, -2)
-    rotations, centers = back @ rotations, (back @ centers[..., None])[..., 0] * (OBJECT / widths.max())
-    positions = camera_centers(rotations, centers)
-    return flip_axes(torch.cat([rotations.transpose(-1, -2), positions[..., None]], -1))
 
 
 def write_found(

@@ -1,0 +1,1 @@
+"""hashpose-sparse: the network of `sparse` as a command."""
