@@ -60,7 +60,7 @@ def give_masks(meta: dict, count: int = 10) -> None:
         (set_entry(HELD_OUT, 0, 0, NAN), f"The pose of camera images/{HELD_OUT} holds a value"),
         (set_entry(HELD_OUT, 0, 3, NAN), f"The pose of camera images/{HELD_OUT} holds a value"),
         (set_entry(HELD_OUT, 1, 1, 1e30), f"The pose of camera images/{HELD_OUT} is not rigid"),
-        (set_entry("frame_03", 2, 3, 1e19), "images/frame_03.png lies at a coordinate of 1e\\+19"),
+        (set_entry("frame_03", 2, 3, 1e19), "images/frame_03.png has a coordinate of 1e\\+19"),
         (set_entry("frame_03", 2, 3, -1e6), "images/frame_03.png is 1e\\+06 units away from the others"),
         (transpose, "The matrix of 'images/frame_0.*' is transposed"),
         (lambda meta: frame(meta, "frame_03").update(fl_x=31.0), "gives images/frame_03.png fl_x 31,"),

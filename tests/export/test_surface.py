@@ -127,7 +127,7 @@ def test_an_empty_field_is_told_and_gives_no_points(ball, monkeypatch, capfd):
     nothing = lambda samples: (torch.zeros(*samples.shape, 1), samples.frustums.get_positions())  # noqa: E731
     monkeypatch.setattr(ball.model.field, "get_density", nothing)
     assert with_points(ball.scene, exported_cameras(ball.scene), "field", 300).points is None
-    assert "No point of the field's surfaces" in capfd.readouterr().out
+    assert "Too few views agree on any point" in capfd.readouterr().out
 
 
 def test_thinning_keeps_the_preferred_point_of_each_place():
