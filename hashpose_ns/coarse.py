@@ -94,6 +94,12 @@ def pixels_of(config: Any) -> Optional[int]:
     return None if side is None else round(side * datamanager.camera_res_scale_factor)
 
 
+def side_to_reduce(config: Any) -> Optional[int]:
+    """Shorter side of the pictures; None where they are no larger than their copies would be, or cannot be found."""
+    side = pixels_of(config)
+    return side if side is not None and side > config.coarse_first.pixels else None
+
+
 def coarse_config(config: Any, side: int) -> Any:
     """The training on small copies.
 
@@ -136,10 +142,9 @@ class CoarseFirst(PoseStrategy):
             return
         if poses.config.mode == "off" or poses.is_trusted or config.machine.num_devices > 1:
             return
-        side = pixels_of(config)
+        side, pixels = side_to_reduce(config), config.coarse_first.pixels
         if side is None:
             return
-        pixels = config.coarse_first.pixels
         say(f"coarse first: training on pictures of {pixels} pixels (--coarse-first.mode off leaves that out)")
         found = _trained(coarse_config(config, side))
         if found is None or found.shape != poses.initial_camera_to_worlds.shape:
@@ -152,7 +157,7 @@ class CoarseFirst(PoseStrategy):
 def _trained(config: Any) -> Optional[torch.Tensor]:
     """Poses [N, 3, 4] at the end of a training in another process; None if it failed, which it has then said itself."""
     folder = config.get_base_dir()
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # a run can go into a folder that has one
     (folder / CONFIG).write_text(yaml.dump(config), encoding="utf-8")
     command = [sys.executable, "-W", "ignore", "-m", "hashpose_ns.coarse", str(folder)]
     # In a session of its own it gets one signal, from here; a second one from the terminal would kill it.

@@ -13,7 +13,15 @@ from PIL import Image
 from scenes import blender_scene
 
 from hashpose_ns.cameras.alignment import pose_errors
-from hashpose_ns.coarse import LARGE, CoarseFirstConfig, coarse_config, fit_to_pictures, get_setting, pixels_of
+from hashpose_ns.coarse import (
+    LARGE,
+    CoarseFirstConfig,
+    coarse_config,
+    fit_to_pictures,
+    get_setting,
+    pixels_of,
+    side_to_reduce,
+)
 from hashpose_ns.data.picture_size import shorter_side
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.methods import OBJECT_BY_SIZE, object_, object_fine, small
@@ -111,6 +119,13 @@ def test_copies_have_the_size_that_was_asked_for_and_their_share_of_steps():
 def test_copies_of_no_use_are_refused(pixels: int):
     with pytest.raises(HashPoseError, match="coarse-first.pixels"):
         CoarseFirstConfig(pixels=pixels).validate()
+
+
+def test_pictures_that_are_small_already_have_no_copies(tmp_path: Path):
+    config = copy.deepcopy(object_fine.config)
+    for side, reduced in ((64, None), (100, None), (101, 101)):
+        config.data = of_size(tmp_path, side, side)
+        assert side_to_reduce(config) == reduced
 
 
 def test_training_starts_at_what_small_copies_gave(tmp_path: Path, capfd):
