@@ -228,15 +228,16 @@ OBJECT_BY_SIZE: BySize = {
     "max_num_iterations": (2_500, 12_000),
     "steps_per_save": (1000, 2000),
     "pipeline.datamanager.train_num_rays_per_batch": (512, 1024),
-    "pipeline.model.num_samples": (24, 48),
+    "pipeline.model.num_samples": (24, 96),
+    "pipeline.model.num_importance_samples": (24, 32),
     "pipeline.model.eval_num_samples": (0, 64),
     "pipeline.model.eval_skips_empty_space": (False, True),
     "pipeline.model.field.encoding.num_levels": (8, 10),
     "pipeline.model.field.encoding.log2_hashmap_size": (16, 18),
     "pipeline.model.field.encoding.max_resolution": (256, 1024),
 }
-"""Settings of objects, for small and for large pictures: more steps, rays and places at which the field is asked, and a
-finer grid."""
+"""Settings of objects, for small and for large pictures: more steps and rays, a finer grid, and samples that are closer
+together. Samples lie behind the surface by about half their distance, which moves cameras (docs/benchmark.md)."""
 
 
 object_ = MethodSpecification(
@@ -287,5 +288,5 @@ def _fine(config: Any) -> HashPoseTrainerConfig:
 
 object_fine = MethodSpecification(
     config=_fine(object_.config),
-    description="As hashpose-object on pictures of 300 pixels and more, but longer: some 40 minutes on a CPU.",
+    description="As hashpose-object on pictures of 300 pixels and more, but longer: an hour on a CPU.",
 )

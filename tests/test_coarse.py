@@ -59,7 +59,7 @@ def test_pictures_count_as_training_sees_them(tmp_path: Path):
 def test_what_the_user_chose_stays(tmp_path: Path):
     config = config_for(of_size(tmp_path, 400, 400), max_num_iterations=60)
     fit_to_pictures(config)
-    assert config.max_num_iterations == 60 and config.pipeline.model.num_samples == 48
+    assert config.max_num_iterations == 60 and config.pipeline.model.num_samples == 96
     config = config_for(tmp_path, picture_size="small")
     fit_to_pictures(config)
     assert config.max_num_iterations == 2500
@@ -69,7 +69,7 @@ def test_a_setting_on_the_command_line_stays_though_it_is_the_methods_own(tmp_pa
     monkeypatch.setattr("sys.argv", ["ns-train", "hashpose-object", "--max-num-iterations=2500"])
     config = config_for(of_size(tmp_path, 400, 400))
     fit_to_pictures(config)
-    assert config.max_num_iterations == 2500 and config.pipeline.model.num_samples == 48
+    assert config.max_num_iterations == 2500 and config.pipeline.model.num_samples == 96
 
 
 def test_a_capture_that_cannot_be_read_is_left_to_its_reader(tmp_path: Path):
