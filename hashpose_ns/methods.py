@@ -237,7 +237,7 @@ OBJECT_BY_SIZE: BySize = {
     "pipeline.model.field.encoding.max_resolution": (256, 1024),
 }
 """Settings of objects, for small and for large pictures: more steps and rays, a finer grid, and samples that are closer
-together. Samples lie behind the surface by about half their distance, which moves cameras (docs/benchmark.md)."""
+together (docs/benchmark.md)."""
 
 
 object_ = MethodSpecification(
