@@ -8,8 +8,6 @@ a process of its own, as nerfstudio keeps loggers and timers in global variables
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import reduce
@@ -25,7 +23,7 @@ from hashpose_ns.photometry.scene import PosedScene
 from hashpose_ns.photometry.strategy import PoseStrategy, Say
 from hashpose_ns.runs.config import read_config
 from hashpose_ns.runs.files import CONFIG
-from hashpose_ns.stopping import Stopped
+from hashpose_ns.stopping import run_in_session
 from nerfstudio.utils.rich_utils import CONSOLE
 
 LARGE = 300
@@ -160,15 +158,7 @@ def _trained(config: Any) -> Optional[torch.Tensor]:
     folder.mkdir(parents=True, exist_ok=True)  # a run can go into a folder that has one
     (folder / CONFIG).write_text(yaml.dump(config), encoding="utf-8")
     command = [sys.executable, "-W", "ignore", "-m", "hashpose_ns.coarse", str(folder)]
-    # In a session of its own it gets one signal, from here; a second one from the terminal would kill it.
-    with subprocess.Popen(command, env=dict(os.environ), start_new_session=True) as process:
-        try:
-            code = process.wait()
-        except Stopped as stopped:
-            process.send_signal(stopped.signum)
-            process.wait()
-            raise
-    return torch.load(folder / POSES, weights_only=True) if code == 0 else None
+    return torch.load(folder / POSES, weights_only=True) if run_in_session(command) == 0 else None
 
 
 def get_setting(config: Any, path: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Dict, List
 
 from hashpose_ns.errors import exits_on_user_error
-from hashpose_ns.stopping import Stopped, stops_cleanly
+from hashpose_ns.stopping import run_in_session, stops_cleanly
 
 DEMO_SCENE = Path(__file__).parent / "data" / "demo_chair"
 
@@ -116,14 +115,7 @@ class Demo:
         # from more, and on a busy machine threads that wait for each other are many times slower.
         program = Path(sys.executable).parent / command[0]
         environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONWARNINGS": "ignore"}
-        # In a session of its own it gets one signal, from here; a second one from the terminal would kill it.
-        with subprocess.Popen([str(program), *command[1:]], env=environment, start_new_session=True) as process:
-            try:
-                code = process.wait()
-            except Stopped as stopped:
-                process.send_signal(stopped.signum)
-                process.wait()  # training saves what there is
-                raise
+        code = run_in_session([str(program), *command[1:]], environment)
         if code != 0:
             console.print(f"[bold red]{command[0]} stopped with exit code {code}; its output is above.")
             sys.exit(1)

@@ -6,10 +6,11 @@ import ctypes
 import functools
 import os
 import signal
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional, TypeVar
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, TypeVar
 
 FunctionT = TypeVar("FunctionT", bound=Callable)
 
@@ -92,6 +93,26 @@ def exit_on_interrupt() -> None:
 def _exit(signum: int, frame: Any) -> None:
     print("Stopped by SIGINT before training began.", file=sys.stderr)
     sys.exit(128 + signum)
+
+
+def run_in_session(command: Sequence[str], environment: Optional[Dict[str, str]] = None) -> int:
+    """Runs a command in a session of its own, and returns its exit code. There it gets one signal, from here; a second
+    one from the terminal would kill it.
+
+    Args:
+        command: program and arguments.
+        environment: its environment; this process' if None.
+
+    Raises:
+        Stopped: a signal came, which the command got as well. It has ended, and has saved what there was.
+    """
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except Stopped as stopped:
+            process.send_signal(stopped.signum)
+            process.wait()
+            raise
 
 
 @contextmanager

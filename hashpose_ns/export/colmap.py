@@ -68,6 +68,30 @@ def write_colmap_model(
     return write_model(directory, colmap_cameras, images, points3d, format)
 
 
+def colmap_model_or_note(
+    folder: Path, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], cameras: Cameras, names: Sequence[str]
+) -> List[str]:
+    """Writes sparse/0 of a folder, for commands that write other formats too.
+
+    Args:
+        folder: where there is no sparse/ yet.
+        camera_to_worlds: poses, OpenGL axes.
+        cameras, names: as in `write_colmap_model`.
+
+    Returns:
+        Notes for the user: why it is left out, where COLMAP has no place for a lens or a name.
+    """
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    try:
+        write_colmap_model(model, flip_axes(camera_to_worlds), cameras, names)
+    except HashPoseError as error:
+        for path in (*model.iterdir(), model, model.parent):
+            path.unlink() if path.is_file() else path.rmdir()
+        return [f"sparse/0 is left out: {error}"]
+    return []
+
+
 def colmap_cameras_of(cameras: Cameras) -> Tuple[Dict[int, colmap_utils.Camera], List[int]]:
     """COLMAP's cameras by id, and the id of each camera. Those with the same intrinsics are one.
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hashpose_ns.matches.features import nearest_both_ways
+from hashpose_ns.matches.sfm import FLIP
 from hashpose_ns.photometry.pixels import ImagePixels, Pixels, evenly_spaced, pixel_rays, posed_cameras
 from hashpose_ns.photometry.scene import PosedScene
 from nerfstudio.cameras.rays import RayBundle
@@ -36,8 +37,6 @@ OPAQUE = 0.5
 
 KEPT = 16
 """Photographs whose matches are kept."""
-
-OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0])
 
 
 class Keypoints(NamedTuple):
@@ -109,7 +108,7 @@ class MatchedPoses:
         matches = {image: nearest_both_ways(asked.descriptors, self._known(scene, image)) for image in self.images}
         best = sorted(self.images, key=lambda image: -len(matches[image]))[:IMAGES]
         rays = _rays(dataset, index, asked.places, torch.eye(4)[:3], scene.device)
-        directions = rays.directions.cpu().double().numpy() @ OPENCV_TO_OPENGL
+        directions = rays.directions.cpu().double().numpy() @ FLIP
         parts = []
         for image in best:
             rows = matches[image].astype(np.int64)
@@ -196,13 +195,13 @@ def resected(seen: Seen, error: float) -> Optional[Float[np.ndarray, "3 4"]]:
         return None
     turn, shift = library.solvePnPRefineLM(points[agree[:, 0]], places[agree[:, 0]], lens, None, turn, shift)
     rotation = library.Rodrigues(turn)[0].T
-    pose = np.concatenate([rotation @ OPENCV_TO_OPENGL, -rotation @ shift], axis=1)
+    pose = np.concatenate([rotation @ FLIP, -rotation @ shift], axis=1)
     return pose if np.isfinite(pose).all() else None
 
 
 def reprojected(seen: Seen, pose: Float[np.ndarray, "3 4"], error: float) -> Bool[np.ndarray, "count"]:
     """Which points a pose sees within a distance, where rays meet the plane at depth 1, of their keypoints."""
-    local = (seen.points - pose[:, 3]) @ pose[:, :3] @ OPENCV_TO_OPENGL
+    local = (seen.points - pose[:, 3]) @ pose[:, :3] @ FLIP
     depth = np.where(local[:, 2:] > 1e-9, local[:, 2:], np.nan)
     apart = local[:, :2] / depth - seen.directions[:, :2] / seen.directions[:, 2:]
     return np.linalg.norm(apart, axis=1) < error

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from hashpose_ns.data.names import check_names, printable
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.export.colmap import write_colmap_model
+from hashpose_ns.export.colmap import colmap_model_or_note
 from hashpose_ns.export.frame import flip_axes
 from hashpose_ns.export.trajectories import timestamps, write_trajectory
 from hashpose_ns.export.transforms import input_file_extras, write_transforms
@@ -81,14 +81,7 @@ def write_results(
         (folder / "images.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
     except HashPoseError as error:
         notes.append(f"images.txt is left out: {error}")
-    model = folder / "sparse" / "0"
-    model.mkdir(parents=True)
-    try:
-        write_colmap_model(model, flip_axes(poses), cameras, names)
-    except HashPoseError as error:  # a lens or a name that COLMAP has no place for
-        for path in (*model.iterdir(), model, model.parent):
-            path.unlink() if path.is_file() else path.rmdir()
-        notes.append(f"sparse/0 is left out: {error}")
+    notes += colmap_model_or_note(folder, poses, cameras, names)
     if overlay_size > 0:
         write_overlays(folder / "overlays", search, photographs, results, rows, overlay_size)
     return notes

@@ -13,8 +13,7 @@ from torch import Tensor
 from hashpose_ns import __version__
 from hashpose_ns.data.source import cameras_of_file
 from hashpose_ns.errors import HashPoseError
-from hashpose_ns.export.colmap import write_colmap_model
-from hashpose_ns.export.frame import flip_axes
+from hashpose_ns.export.colmap import colmap_model_or_note
 from hashpose_ns.export.transforms import write_transforms
 from hashpose_ns.localize.photographs import Lens, cameras_of, known_lens, lens_from_exif
 from hashpose_ns.localize.starts import row_of
@@ -103,15 +102,7 @@ def write_found(
         ],
     }
     (folder / "poses.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    notes = []
-    model = folder / "sparse" / "0"
-    model.mkdir(parents=True)
-    try:
-        write_colmap_model(model, flip_axes(camera_to_worlds), cameras, names)
-    except HashPoseError as error:  # a lens or a name that COLMAP has no place for
-        for path in (*model.iterdir(), model, model.parent):
-            path.unlink() if path.is_file() else path.rmdir()
-        notes.append(f"sparse/0 is left out: {error}")
+    notes = colmap_model_or_note(folder, camera_to_worlds, cameras, names)
     from torchvision.utils import save_image
 
     save_image(crops.images, folder / "crops.png", nrow=8)

@@ -112,7 +112,7 @@ def test_resection_bears_wrong_matches():
     generator = np.random.default_rng(0)
     pose = VIEWS[0].double().numpy()
     points = generator.uniform(-0.4, 0.4, (60, 3))
-    local = (points - pose[:, 3]) @ pose[:, :3] @ matching.OPENCV_TO_OPENGL
+    local = (points - pose[:, 3]) @ pose[:, :3] @ matching.FLIP
     seen = Seen(np.arange(60), local / np.linalg.norm(local, axis=1, keepdims=True), points)
     wrong = generator.permutation(60)[:30]
     directions = seen.directions.copy()

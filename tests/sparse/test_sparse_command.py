@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +17,11 @@ from hashpose_ns.export.frame import flip_axes
 from hashpose_ns.localize.photographs import Lens, cameras_of
 from hashpose_ns.sparse.crops import crops_of
 from hashpose_ns.sparse.geometry import angles, pair_rotations
-from hashpose_ns.sparse.network import Cameras, SparsePoseNet
+from hashpose_ns.sparse.network import Cameras
 from hashpose_ns.sparse.objects import random_objects
 from hashpose_ns.sparse.render import render
 from hashpose_ns.sparse.scenes import look_at
-from hashpose_ns.sparse.settings import NetworkConfig
 from hashpose_ns.sparse.start import find_cameras
-from hashpose_ns.sparse.weights import save_weights
 from hashpose_ns.sparse_command.cli import Commands
 
 SIZE, TANGENT = 96, 0.5
@@ -33,15 +30,6 @@ SIZE, TANGENT = 96, 0.5
 
 def sparse(*arguments) -> None:
     tyro.cli(Commands, args=[*map(str, arguments)]).main()
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    network = SparsePoseNet(NetworkConfig(size=32, width=32, layers=1, hidden=32, points=16, steps=2))
-    path = tmp_path_factory.mktemp("weights") / "weights.npz"
-    save_weights(path, network, {"step": 0})
-    return path
 
 
 @pytest.fixture(scope="module")

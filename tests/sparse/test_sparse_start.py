@@ -11,20 +11,9 @@ from scenes import blender_scene
 from hashpose_ns.datamanager import HashPoseDataManager, HashPoseDataManagerConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.sparse.crops import crops_of
-from hashpose_ns.sparse.network import SparsePoseNet
-from hashpose_ns.sparse.settings import NetworkConfig
 from hashpose_ns.sparse.start import SparseStartConfig, find_cameras, sparse_poses
-from hashpose_ns.sparse.weights import load_weights, save_weights
+from hashpose_ns.sparse.weights import load_weights
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    network = SparsePoseNet(NetworkConfig(size=32, width=32, layers=1, hidden=32, points=16, steps=2))
-    path = tmp_path_factory.mktemp("weights") / "weights.npz"
-    save_weights(path, network, {"step": 0})
-    return path
 
 
 @pytest.fixture(scope="module")
