@@ -288,5 +288,5 @@ def _fine(config: Any) -> HashPoseTrainerConfig:
 
 object_fine = MethodSpecification(
     config=_fine(object_.config),
-    description="As hashpose-object on pictures of 300 pixels and more, but longer: an hour on a CPU.",
+    description="As hashpose-object on pictures of 300 pixels and more, but longer: 30K steps.",
 )
