@@ -83,7 +83,9 @@ class HashPoseTrainerConfig(TrainerConfig):
     """Trains on small copies of large pictures first, where no better start is at hand."""
     picture_size: PictureSize = "auto"
     """Size of the pictures that settings are made for.
-    `auto` looks at them, and takes the settings for large ones where they are. Settings that you give stay."""
+    - auto: looks at them, and takes the settings for large ones where they are. Settings that you give stay.
+    - small: keeps the method's settings.
+    - large: keeps them as well, and lets `coarse-first` work. hashpose-object-fine has the settings for large ones."""
     cpu_method: tyro.conf.Suppress[Optional[str]] = None
     """The method that is made for CPUs in place of this one."""
     by_size: tyro.conf.Suppress[Optional[BySize]] = None
