@@ -21,8 +21,9 @@ from hashpose_ns.runs.files import read_pose_log
 COMMAND = "hashpose-bench run --suite benchmarks/suites/l2g-sweep.yaml --data path/to/scenes"
 BEFORE, AFTER = "pose_error_before_by_centers_", "pose_error_after_by_centers_"
 LOOKS = {
-    "centred": ("pictures centred", "#0072B2", "o"),
+    "centred": ("pictures centred, 100x100", "#0072B2", "o"),
     "centred-guarded": ("pictures centred, guarded", "#0072B2", "s"),
+    "larger": ("pictures centred, 400x400", "#009E73", "D"),
     "se3": ("twists", "#D55E00", "^"),
     "local-to-global": ("local-to-global", "#E69F00", "v"),
 }

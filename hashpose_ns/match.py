@@ -33,6 +33,7 @@ from hashpose_ns.export.replace import check_target, clear_abandoned
 from hashpose_ns.export.transforms import input_file_extras
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages, NoMatches
+from hashpose_ns.matches.focal import lenses, refine_focal_lengths
 from hashpose_ns.matches.report import MatchesReport
 from hashpose_ns.matches.sfm import MAX_REPROJECTION
 from hashpose_ns.matches.start import MatchedStart, matches_report, start_from_matches
@@ -77,6 +78,10 @@ class Match:
     from_none: bool = False
     """Look for poses without the given ones, which only say where the scene lies.
     The same as `matches.from-none True`."""
+    focal_length: Literal["given", "refined"] = "given"
+    """What becomes of the focal lengths.
+    - given: they are right.
+    - refined: one for all images with the same intrinsics is adjusted with the poses, and exported."""
     matches: MatchConfig = field(default_factory=lambda: MatchConfig(start="auto"))
     """How matches are found and used. `start always` writes what is found, believed or not."""
     dataparser: AnnotatedDataParserUnion = field(default_factory=NerfstudioDataParserConfig)
@@ -93,12 +98,14 @@ class Match:
         capture, writer = self.capture(), self.writer()
         writer.check(exported_cameras(capture, align="none"))  # what stands in the way should do so at once
         begin = time.perf_counter()
+        given = capture.poses.initial_camera_to_worlds.double()
+        known = are_known(given)
         try:
+            if self.focal_length == "refined":
+                refine(capture, config, given.numpy(), known)
             images = matched_images(capture, config)
         except NoMatches as reason:
             raise HashPoseError(f"No poses can be found by matches, because {reason}.") from reason
-        given = capture.poses.initial_camera_to_worlds.double()
-        known = are_known(given)
         with CONSOLE.status("Structure from motion"):
             start = start_from_matches(images, given.numpy(), config, known)
         names = capture.poses.image_names
@@ -147,6 +154,28 @@ class Match:
             raise HashPoseError(f"--images goes with --format colmap, not with {self.format}.")
         formats = {"nerfstudio": NerfstudioFormat, "tum": TumFormat, "kitti": KittiFormat, "json": JsonFormat}
         return formats[self.format](self.output_dir, self.overwrite)
+
+
+def refine(capture: PosedImages, config: MatchConfig, given: np.ndarray, known: bool) -> None:
+    """Refines the focal lengths of a capture and says what became of them.
+
+    Raises:
+        HashPoseError: matches determine none.
+    """
+    cameras = capture.train_outputs.cameras
+    before = cameras.fx.flatten().clone()
+    groups = lenses(cameras)
+    with CONSOLE.status("Focal lengths"):
+        scales = refine_focal_lengths(cameras, lambda: matched_images(capture, config), given, config, known)
+    if scales is None:
+        raise HashPoseError("Matches determine no focal length; leave out --focal-length refined. Nothing is written.")
+    for group in np.unique(groups):
+        index = int(np.flatnonzero(groups == group)[0])
+        CONSOLE.print(
+            f"Focal length of {int((groups == group).sum())} images: {float(before[index]):.2f} -> "
+            f"{float(cameras.fx[index]):.2f} pixels ({100 * (scales[index] - 1):+.2f} %)",
+            highlight=False,
+        )
 
 
 def say(report: MatchesReport) -> None:

@@ -214,13 +214,24 @@ def _reconstruction(library: Any, images: MatchedImages, poses: Float[np.ndarray
     reconstruction = library.Reconstruction()
     for index in range(images.num_images):
         reconstruction.add_camera_with_trivial_rig(_camera(library, float(images.focals[index]), index))
-        rotation = FLIP @ poses[index, :, :3].T
-        pose = library.Rigid3d(library.Rotation3d(rotation), -rotation @ poses[index, :, 3])
-        image = library.Image(
-            name=str(index), keypoints=_keypoints(images, index), camera_id=index + 1, image_id=index + 1
-        )
-        reconstruction.add_image_with_trivial_frame(image, pose)
+        _add_image(library, reconstruction, images, poses, index, camera=index)
     return reconstruction
+
+
+def _add_image(
+    library: Any,
+    reconstruction: Any,
+    images: MatchedImages,
+    poses: Float[np.ndarray, "num_images 3 4"],
+    index: int,
+    camera: int,
+) -> None:
+    rotation = FLIP @ poses[index, :, :3].T
+    pose = library.Rigid3d(library.Rotation3d(rotation), -rotation @ poses[index, :, 3])
+    image = library.Image(
+        name=str(index), keypoints=_keypoints(images, index), camera_id=camera + 1, image_id=index + 1
+    )
+    reconstruction.add_image_with_trivial_frame(image, pose)
 
 
 def _pass(
@@ -266,10 +277,11 @@ def _fixed_lenses(adjustment: Any) -> None:
     adjustment.refine_focal_length = adjustment.refine_extra_params = adjustment.refine_principal_point = False
 
 
-def _adjust(library: Any, reconstruction: Any, robust: bool, scale: float) -> None:
+def _adjust(library: Any, reconstruction: Any, robust: bool, scale: float, focal_lengths: bool = False) -> None:
     """Bundle adjustment of all poses and points, without pycolmap's report on the console."""
     options = library.BundleAdjustmentOptions()
     _fixed_lenses(options)
+    options.refine_focal_length = focal_lengths
     options.print_summary = False
     loss = library.LossFunctionType
     options.ceres.loss_function_type = loss.CAUCHY if robust else loss.SOFT_L1
@@ -326,6 +338,40 @@ def _structure(reconstruction: Any, poses: Float[np.ndarray, "num_images 3 4"]) 
             structure.camera_to_worlds[index] = _camera_to_world(matrix)
             structure.placed[index] = True
     return structure
+
+
+def focal_scales(
+    images: MatchedImages, structure: Structure, groups: Int[np.ndarray, "num_images"]
+) -> Optional[Float[np.ndarray, "num_images"]]:
+    """What the images' focal lengths are to be multiplied by, from an adjustment of poses, points and one focal length
+    for each group of images. Groups without a placed camera keep theirs.
+
+    Args:
+        images: keypoints and focal lengths as they are.
+        structure: poses and points that the adjustment starts from.
+        groups: number of the lens of each image. A group's focal lengths are equal.
+
+    Returns:
+        One number for each image; None where the structure is too small.
+    """
+    library = pycolmap()
+    if len(structure.points) < FEWEST_POINTS or not structure.placed.any():
+        return None
+    reconstruction = library.Reconstruction()
+    for group in np.unique(groups):
+        reconstruction.add_camera_with_trivial_rig(_camera(library, float(images.focals[groups == group][0]), group))
+    placed = np.flatnonzero(structure.placed)
+    for index in placed.tolist():
+        _add_image(library, reconstruction, images, structure.camera_to_worlds, index, camera=int(groups[index]))
+    for point, track in zip(structure.points, structure.tracks):
+        elements = [library.TrackElement(int(i) + 1, int(k)) for i, k in track if structure.placed[i]]
+        if len(elements) >= 2:
+            reconstruction.add_point3D(point, library.Track(elements))
+    _adjust(library, reconstruction, True, _scale(reconstruction), focal_lengths=True)
+    scales = np.ones(images.num_images)
+    for group in np.unique(groups[placed]):
+        scales[groups == group] = reconstruction.camera(int(group) + 1).focal_length / images.focals[groups == group][0]
+    return scales if np.isfinite(scales).all() and (scales > 0).all() else None
 
 
 def structure_from_none(images: MatchedImages) -> Optional[Structure]:

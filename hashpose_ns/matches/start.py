@@ -69,17 +69,10 @@ def start_from_matches(
         known: whether the given poses say anything.
     """
     before = support(images, camera_to_worlds)
-    tries: List[Tuple[Structure, Evidence]] = []
-    for attempt in _attempts(config, known):
-        found = _from_none(images) if attempt == "none" else _from_given(images, camera_to_worlds, before)
-        if found is None:
-            continue
-        tries.append((found, Evidence.of(images, found)))
-        if believed(tries[-1][1]) and tries[-1][1].support.share > CLEAR:
-            break
-    if not tries:
+    best = best_structure(images, camera_to_worlds, config, known)
+    if best is None:
         return _refused(camera_to_worlds, before, None, None, "matches between the images determine no cameras")
-    structure, evidence = max(tries, key=lambda each: (believed(each[1]), each[1].support.share))
+    structure, evidence = best
     after = evidence.support
     structure = dataclasses.replace(structure, placed=structure.placed & evidence.determined)
     enough = int(structure.placed.sum()) >= 3
@@ -100,6 +93,29 @@ def start_from_matches(
         f"{after.median:.2f} pixels"
     )
     return MatchedStart(tried, "matches", sentence, placed, tried, numbers, evidence.deviations, structure)
+
+
+def best_structure(
+    images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"], config: MatchConfig, known: bool
+) -> Optional[Tuple[Structure, Evidence]]:
+    """The structure that most matches agree with, of those that start where the settings say; None if there is none.
+
+    Args:
+        images: keypoints and verified matches.
+        camera_to_worlds: given poses, OpenGL axes.
+        config: settings.
+        known: whether the given poses say anything.
+    """
+    before = support(images, camera_to_worlds)
+    tries: List[Tuple[Structure, Evidence]] = []
+    for attempt in _attempts(config, known):
+        found = _from_none(images) if attempt == "none" else _from_given(images, camera_to_worlds, before)
+        if found is None:
+            continue
+        tries.append((found, Evidence.of(images, found)))
+        if believed(tries[-1][1]) and tries[-1][1].support.share > CLEAR:
+            break
+    return max(tries, key=lambda each: (believed(each[1]), each[1].support.share)) if tries else None
 
 
 def _attempts(config: MatchConfig, known: bool) -> List[str]:

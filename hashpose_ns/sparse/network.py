@@ -19,6 +19,8 @@ from hashpose_ns.sparse.settings import NetworkConfig
 
 SURFACE = 4
 """Channels of the map that say which point of the object is seen, and whether there is one."""
+_SPREAD = 16
+"""Channels that a token gives each of its cells."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ def _down(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Pictures to a feature map of a quarter or half of their size and tokens of a sixteenth."""
+    """Pictures to features of a half, a quarter, an eighth and a sixteenth of their size; the last are the tokens."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -68,28 +70,37 @@ class Encoder(nn.Module):
         self.late = nn.Sequential(
             _down(48, 80), _Residual(80), _Residual(80), _down(80, config.width), _Residual(config.width)
         )
-        self.to_map = _ToMap(config)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         finest = self.early[0]((images - 0.45) * 3)
         early = self.early[1:](finest)
         middle = self.late[:3](early)
-        return self.to_map(finest, early, middle), self.late[3:](middle)
+        return finest, early, middle, self.late[3:](middle)
 
 
 class _ToMap(nn.Module):
-    """The feature map from the encoder's layers of a half, a quarter and an eighth of the pictures' size."""
+    """The feature map from the encoder's features of a half, a quarter and an eighth of the pictures' size.
+
+    With `surface` it also gets the tokens that know of all pictures, each spread over the cells that it stands for:
+    which point of the object is seen is known no better than how the object lies.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         channels = config.map_channels + (SURFACE if config.surface else 0)
-        self.middle = nn.Sequential(*_normed(48 + 80, 64), *_normed(64, 64))
+        self.spread = nn.Linear(config.width, 16 * _SPREAD) if config.surface else None
+        self.middle = nn.Sequential(*_normed(48 + 80 + (_SPREAD if config.surface else 0), 64), *_normed(64, 64))
         self.narrow = nn.Conv2d(64, 32, 1) if config.map_stride == 2 else None
         self.fine = _normed(32 + 32, 40) if config.map_stride == 2 else None
         self.last = nn.Conv2d(64 if self.fine is None else 40, channels, 1)
 
-    def forward(self, finest: Tensor, early: Tensor, middle: Tensor) -> Tensor:
-        x = self.middle(torch.cat([early, _doubled(middle)], 1))
+    def forward(self, finest: Tensor, early: Tensor, middle: Tensor, tokens: Tensor) -> Tensor:
+        parts = [early, _doubled(middle)]
+        if self.spread is not None:
+            side = early.shape[-1] // 4
+            spread = self.spread(tokens).transpose(1, 2).unflatten(2, (side, side))
+            parts.append(nn.functional.pixel_shuffle(spread, 4))
+        x = self.middle(torch.cat(parts, 1))
         if self.narrow is not None and self.fine is not None:
             x = self.fine(torch.cat([finest, _doubled(self.narrow(x))], 1))
         return self.last(x)
@@ -127,6 +138,7 @@ class SparsePoseNet(nn.Module):
         last = nn.Linear(width, 9)
         nn.init.zeros_(last.bias)
         self.coarse = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), last)
+        self.to_map = _ToMap(config)
         self.refinement = Refinement(config)
 
     def as_config(self) -> dict[str, Any]:
@@ -137,7 +149,7 @@ class SparsePoseNet(nn.Module):
     ) -> tuple[Float[Tensor, "images channels map map"], Float[Tensor, "scenes views width2"]]:
         """Feature maps of all pictures and one vector for each that knows of the others."""
         scenes, views = images.shape[:2]
-        maps, tokens = self.encoder(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        *features, tokens = self.encoder(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         tokens = tokens.flatten(2).transpose(1, 2) + self.position
         logs = tangents.log()
         lens = self.lens(torch.stack([logs - logs[:, :1], logs + 1.7], -1))
@@ -145,6 +157,7 @@ class SparsePoseNet(nn.Module):
         first[0] = 1
         tokens = tokens.unflatten(0, (scenes, views)) + (lens + self.is_first[first])[:, :, None]
         tokens = self.joint(tokens.flatten(1, 2)).unflatten(1, (views, -1))
+        maps = self.to_map(*features, tokens.flatten(0, 1))
         return maps, torch.cat([tokens.mean(2), self.summary(self.narrow(tokens).flatten(2))], -1)
 
     def guess(self, vectors: Tensor, tangents: Tensor) -> Cameras:

@@ -26,7 +26,7 @@ from hashpose_ns.sparse.settings import POOL_VIEWS, TrainSettings
 from hashpose_ns.sparse.weights import read_weights, save_weights
 from hashpose_ns.stopping import StopSignals
 
-REFINING = ("refinement.", "encoder.to_map.")
+REFINING = ("refinement.", "to_map.")
 """Parts of the network that the coarse estimate does without."""
 CHECKPOINT, LOG, WEIGHTS, SETTINGS = "checkpoint.pt", "log.jsonl", "weights.npz", "settings.json"
 

@@ -113,7 +113,7 @@ def test_the_command_writes_transforms_colmap_and_what_it_saw(capture, weights, 
     assert source.filenames[0].resolve() == files[0]
     first, second = source.camera_to_worlds, model.camera_to_worlds
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.linalg.det(first[:, :, :3]), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(torch.linalg.det(first[:, :, :3]), torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0)
     assert source.intrinsics[0]["fl_x"] == pytest.approx(lens().fx, rel=1e-3)
     # Cameras look at the object: it is in front of them and not far from their axes.
     forwards = (first[:, :, :3].transpose(1, 2) @ -first[:, :, 3:])[..., 0]

@@ -110,7 +110,7 @@ def test_after_freezing_only_refinement_learns(tmp_path, scenes):
     training.train_step(scenes)
     for name, value in training.network.state_dict().items():
         if value.is_floating_point():
-            learns = name.startswith(("refinement.", "encoder.to_map."))
+            learns = name.startswith(("refinement.", "to_map."))
             assert learns != torch.equal(value, before[name]), name
     rates = [training.learning_rate(step) for step in range(8)]
     assert rates[4] == rates[0] > rates[3]
