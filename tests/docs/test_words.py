@@ -190,6 +190,20 @@ def test_booleans_are_given_alike_in_all_commands(commands, in_process):
         assert not re.search(r"--no-\w", shown), module.__name__
 
 
+def test_help_begins_with_the_command_and_what_it_does(in_process):
+    from hashpose_ns import demo
+    from hashpose_ns.bench import cli as bench
+    from hashpose_ns.export import cli as export
+    from hashpose_ns.guard import cli as guard
+    from hashpose_ns.localize import cli as localize
+    from hashpose_ns.sparse_command import cli as sparse
+
+    for module in (demo, bench, export, guard, localize, sparse):
+        usage, _, rest = in_process(module.entrypoint, "--help").output.partition("\n\n")
+        assert usage.startswith("usage: command "), module.__name__  # without its folder
+        assert re.match(r"[A-Z][^│╭]+\.\n\n", rest), module.__name__
+
+
 # -- what contributors' files say twice --------------------------------------------------------------------------------
 
 
