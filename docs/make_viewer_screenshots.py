@@ -135,7 +135,7 @@ class Screenshots:
                 raise TimeoutError(page.inner_text("body"))
             page.wait_for_timeout(200)
 
-    def _take(self, page, name: str, beside: Optional[str] = None) -> None:
+    def _take(self, page, name: str, last: Optional[str] = None) -> None:
         pause = page.get_by_role("button", name="Pause Training")
         resumes = pause.is_visible()  # training may be over
         if resumes:
@@ -150,8 +150,8 @@ class Screenshots:
         self._wait(page, lambda: f"Resolution: {self.render_resolution}" in page.inner_text("body"))
         self._wait(page, lambda: 0.9 < self.sharpness < 1.1)
         page.evaluate("document.querySelectorAll('*').forEach((element) => { element.scrollTop = 0; })")
-        if beside is not None:
-            page.get_by_text(beside, exact=True).scroll_into_view_if_needed()
+        if last is not None:
+            page.get_by_text(last, exact=True).evaluate("element => element.scrollIntoView({ block: 'end' })")
         page.wait_for_timeout(3000)
         shot = page.screenshot(clip={"x": 0, "y": 51, "width": self.size[0], "height": self.size[1] - 51})
         path = self.output_dir / f"viewer_{name}.png"
