@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-METHODS = ("hashpose", "hashpose-small", "hashpose-object", "hashpose-blender", "hashpose-llff")
+METHODS = {
+    "hashpose": "hashpose",
+    "hashpose-small": "small",
+    "hashpose-object": "object_",
+    "hashpose-object-fine": "object_fine",
+    "hashpose-blender": "blender",
+    "hashpose-llff": "llff",
+}
+"""Methods and their names in methods.py."""
 
 
 @dataclass
@@ -60,9 +68,7 @@ def methods() -> Dict[str, Any]:
     """Method -> its whole configuration."""
     from hashpose_ns import methods as registered
 
-    names = {"hashpose-blender": "blender", "hashpose-llff": "llff"}
-    names.update({"hashpose": "hashpose", "hashpose-small": "small", "hashpose-object": "object_"})
-    return {name: getattr(registered, names[name]).config for name in METHODS}
+    return {method: getattr(registered, name).config for method, name in METHODS.items()}
 
 
 @functools.lru_cache(None)
@@ -86,12 +92,18 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
     cls = config if isinstance(config, type) else type(config)
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
-        if field.name.startswith("_"):
+        if field.name.startswith("_") or "Suppress" in repr(hints[field.name]):
             continue
         value = _value(field) if isinstance(config, type) else getattr(config, field.name)
         nested = value if dataclasses.is_dataclass(value) else None
         if value is dataclasses.MISSING and dataclasses.is_dataclass(_bare(hints[field.name])):
             nested = _bare(hints[field.name])
+        if isinstance(value, dict):  # optimizers: a name -> optimizer and scheduler
+            for name, parts in value.items():
+                for part, nested_config in parts.items() if isinstance(parts, dict) else ():
+                    if dataclasses.is_dataclass(nested_config):
+                        yield from settings(nested_config, f"{prefix}{field.name}.{name}.{part}.")
+            continue
         if nested is not None:
             flat = "OmitArgPrefixes" in repr(hints[field.name])
             yield from settings(nested, prefix if flat else f"{prefix}{field.name}.")

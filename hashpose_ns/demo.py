@@ -19,11 +19,11 @@ DEMO_SCENE = Path(__file__).parent / "data" / "demo_chair"
 
 @dataclass
 class Demo:
-    """Trains hashpose on a small chair from perturbed poses with the live viewer on, evaluates it, draws cameras
-    before, after and true, and exports a COLMAP model."""
+    """Train hashpose on a small chair from perturbed poses, with the live viewer on. Then evaluate it, draw the cameras
+    before, after and true, and export a COLMAP model."""
 
     output_dir: Path = Path("demo_output")
-    """Where everything goes."""
+    """Output folder."""
     steps: int = 2500
     """Training steps."""
     noise: float = 0.15
@@ -162,7 +162,7 @@ def entrypoint() -> None:
     """Entry point of `hashpose-demo`."""
     import tyro
 
-    tyro.cli(Demo).main()
+    tyro.cli(Demo, prog=Path(sys.argv[0]).name).main()
 
 
 if __name__ == "__main__":

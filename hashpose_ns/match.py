@@ -53,8 +53,8 @@ LEFT = "nothing: matches do not determine it"
 @dataclass
 class Match:
     """Find camera poses by matches between the images alone: structure from motion, and a gate that says whether to
-    believe it. No field is trained. Nothing is written, and the exit code is 1, where matches determine no poses that
-    could be believed. The dataparser comes last, as with ns-train."""
+    believe it. No field is trained. If the poses cannot be believed, nothing is written and the exit code is 1. The
+    dataparser comes last, as with ns-train."""
 
     output_dir: Path
     """Output folder, written atomically."""

@@ -109,7 +109,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) ->
     def command(entrypoint: Callable[[], None], *arguments) -> Outcome:
         forget()
         capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["/folder/command", *map(str, arguments)])
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as for the commands in processes of their own
         code = 0
         try:

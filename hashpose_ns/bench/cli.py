@@ -1,10 +1,12 @@
-"""hashpose-bench: compare methods on scenes, as the literature does, with commands that repeat every number.
+"""hashpose-bench: compares methods on scenes, as the literature does, with commands that repeat every number.
 
 Only light modules are imported up here, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Union
 
 import tyro
@@ -26,7 +28,9 @@ Commands = Union[
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
     tyro.extras.set_accent_color("bright_yellow")
-    tyro.cli(Commands, description=__doc__.splitlines()[0], config=(tyro.conf.FlagConversionOff,)).main()
+    description = "Compare methods on scenes, as the literature does, with commands that repeat every number."
+    name, config = Path(sys.argv[0]).name, (tyro.conf.FlagConversionOff,)
+    tyro.cli(Commands, prog=name, description=description, config=config).main()
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ Commands = tyro.conf.FlagConversionOff[
 
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
-    run_command(Commands)
+    run_command(Commands, "Export the refined cameras of a trained run, in the frame, scale and names of its input.")
 
 
 if __name__ == "__main__":

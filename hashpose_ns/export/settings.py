@@ -110,6 +110,8 @@ class Written:
                 f"  moved    {float(rotation.mean()):.3g} deg and {float(center.mean()):.3g} units on average; "
                 f"furthest {exported.names[furthest]}, {float(rotation[furthest]):.3g} deg and "
                 f"{float(center[furthest]):.3g} units"
+                if rotation.any() or center.any()
+                else "  moved    no camera"
             )
         for how, words in ((FROZEN, "frozen"), (KEPT, "put back to their initial poses")):
             if how in exported.refined_by:

@@ -20,8 +20,8 @@ class Guard:
     load_config: Path
     """Path to the config.yml of the trained run."""
     steps: int = GuardConfig.steps
-    """Steps the judging field is trained on both sets of poses; 0 takes 5 % of training's.
-    It then takes half as many on each. 0 takes at least 200 and at most 2000."""
+    """Steps of the judging field on both sets of poses together; 0 takes 5 % of training's.
+    Half as many follow on each set alone. 0 takes at least 200 and at most 2000."""
     rays: int = GuardConfig.rays
     """Rays a step."""
     seed: int = GuardConfig.seed

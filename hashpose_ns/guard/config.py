@@ -33,8 +33,8 @@ class GuardConfig:
     fallback_rate: float = 0.1
     """Factor on the poses' learning rate each time that cameras have gone back, but for the last."""
     steps: int = 0
-    """Steps the judging field is trained on both sets of poses; 0 takes 5 % of training's.
-    It then takes half as many on each. 0 takes at least 200 and at most 2000."""
+    """Steps of the judging field on both sets of poses together; 0 takes 5 % of training's.
+    Half as many follow on each set alone. 0 takes at least 200 and at most 2000."""
     rays: int = 512
     """Rays a step."""
     held_out: float = 0.15

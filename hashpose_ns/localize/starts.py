@@ -48,8 +48,9 @@ class KnownStarts:
         rows = [row_of(source, filename, name) for filename, name in zip(filenames, names)]
         named = [row for row in rows if row is not None]
         if not named:
+            wanted = names[0] if len(names) == 1 else f"any of the {len(names)} photographs, such as {names[0]}"
             raise HashPoseError(
-                f"{path} has none of the {len(names)} images, such as {names[0]} (its first is "
+                f"{path} does not name {wanted} (its first is "
                 f"{source.names[0] if source.names else 'missing'}); give a file that names them, or no --start."
             )
         poses = source.camera_to_worlds

@@ -81,8 +81,8 @@ class ScheduleConfig(SchedulerConfig):
     decay_until: float = 1.0
     """Fraction of training at which the decay has reached `lr_final`, where the rate then stays."""
     cooldown: float = 0.0
-    """Last fraction of training, in which the rate falls linearly to 0 on top of the decay: rates may stay high for
-    longer, and what their noise has moved still comes to rest."""
+    """Last fraction of training, in which the rate also falls linearly to 0.
+    With it rates may stay high for longer, and parameters still come to rest in the end."""
     total_steps: tyro.conf.Suppress[Optional[int]] = None
     """Length of training; the trainer fills it in with max_num_iterations."""
     factors: tyro.conf.Suppress[Optional[Callable[[int], List[float]]]] = None

@@ -216,7 +216,7 @@ Commands = tyro.conf.FlagConversionOff[
 
 def entrypoint() -> None:
     """Entrypoint for use with pyproject scripts."""
-    run_command(Commands)
+    run_command(Commands, "Cameras of a handful of photographs of one object, by a small network. Experimental.")
 
 
 if __name__ == "__main__":

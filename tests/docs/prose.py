@@ -42,11 +42,12 @@ def sentences(text: str) -> list[list[str]]:
 
 
 def commands(text: str) -> list[str]:
-    """The ns-, hashpose- and python commands of a page's code blocks, continued lines joined, comments removed."""
+    """The ns-, hashpose- and python commands of a page's code blocks, continued lines joined; without comments and
+    what is put into the environment."""
     text = re.sub(r"\\\n\s*", " ", text)
     blocks = re.findall(r"^```(?:bash)?\n(.*?)^```$", text, flags=re.S | re.M)
     blocks += re.findall(r"^ {4}(\S.*)$", text, flags=re.M)
-    lines = "\n".join(blocks).splitlines()
+    lines = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", "\n".join(blocks), flags=re.M).splitlines()
     return [re.sub(r"\s+#.*$", "", line).strip() for line in lines if COMMAND.match(line.strip())]
 
 

@@ -149,13 +149,17 @@ def check_lengths(pages: list[Path]) -> dict[str, float]:
     return found
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_sentences_of_every_page_are_short(page: Path):
+    check_lengths([page])
+
+
 def test_sentences_of_the_guide_are_short_and_hold_few_numbers():
     assert check_lengths(GUIDE)["numbers per 100"] <= 3
 
 
 def test_the_readme_is_short():
     readme = prose.ROOT / "README.md"
-    check_lengths([readme])
     text = re.sub(r"\]\([^)]*\)", "]", prose.without_code(readme.read_text(encoding="utf-8")))
     assert 600 <= len(re.findall(r"[\w'`.-]*\w[\w'`.-]*", text)) <= 800
     assert max(len(paragraph.split()) for paragraph in prose.paragraphs(text)) <= 60
@@ -188,6 +192,20 @@ def test_booleans_are_given_alike_in_all_commands(commands, in_process):
     for module, words in ((bench, ["run"]), (export, ["colmap"]), (guard, [])):
         shown = in_process(module.entrypoint, *words, "--help").output
         assert not re.search(r"--no-\w", shown), module.__name__
+
+
+def test_help_begins_with_the_command_and_what_it_does(in_process):
+    from hashpose_ns import demo
+    from hashpose_ns.bench import cli as bench
+    from hashpose_ns.export import cli as export
+    from hashpose_ns.guard import cli as guard
+    from hashpose_ns.localize import cli as localize
+    from hashpose_ns.sparse_command import cli as sparse
+
+    for module in (demo, bench, export, guard, localize, sparse):
+        usage, _, rest = in_process(module.entrypoint, "--help").output.partition("\n\n")
+        assert usage.startswith("usage: command "), module.__name__  # without its folder
+        assert re.match(r"[A-Z][^│╭]+\.\n\n", rest), module.__name__
 
 
 # -- what contributors' files say twice --------------------------------------------------------------------------------

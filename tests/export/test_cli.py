@@ -394,6 +394,7 @@ def test_cameras_that_were_hurt_are_put_back(tmp_path, scene, call, dataset, hel
     assert f"moved far without fitting better: {names[2][-6:]}; put back" in capsys.readouterr().out
     verdict("hurt", [])
     assert call(scene, "nerfstudio", *options, "--on-hurt", "keep-initial", output="all") == 0
+    assert "  moved    no camera\n" in capsys.readouterr().out
 
     true = dataset[1][train, :3]
     wrong = {name: np.abs(positions(tmp_path / name) - true.numpy()).max(axis=(1, 2)) > 0.05 for name in

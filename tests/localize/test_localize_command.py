@@ -219,7 +219,7 @@ REFUSED = {
     "masked out": (masked_out, "leaves no pixel"),
     "mask of another size": (mask_of_another_size, "and its image 48x48"),
     "no mask": (no_mask, "There is no mask of the photograph a.png"),
-    "other names": (lambda folder: start_of(frame("q.png", np.eye(4).tolist()), folder), "has none of the 1 images"),
+    "other names": (lambda folder: start_of(frame("q.png", np.eye(4).tolist()), folder), "does not name"),
     "broken start": (lambda folder: start_of(frame("a.png", [[math.nan] * 4] * 4), folder), "a.png"),
     "no start": (lambda folder: ["--images", folder, "--start", folder / "no.json"], "There is no"),
     "start of nothing": (lambda folder: ["--images", folder, "--start", folder], "neither a transforms.json nor"),
