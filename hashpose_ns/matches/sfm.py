@@ -358,7 +358,7 @@ def focal_scales(
     if len(structure.points) < FEWEST_POINTS or not structure.placed.any():
         return None
     reconstruction = library.Reconstruction()
-    for group in np.unique(groups):
+    for group in np.unique(groups).tolist():
         reconstruction.add_camera_with_trivial_rig(_camera(library, float(images.focals[groups == group][0]), group))
     placed = np.flatnonzero(structure.placed)
     for index in placed.tolist():

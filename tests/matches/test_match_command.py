@@ -198,3 +198,21 @@ def test_an_existing_folder_is_refused_before_any_work(tmp_path, corner, hashpos
     (tmp_path / "out").mkdir()
     outcome = hashpose_match("--data", corner[0], "--output-dir", tmp_path / "out")
     assert outcome.code == 1 and "exists" in outcome.output and not own_cache.exists()
+
+
+def test_a_wrong_focal_length_is_found_and_exported(tmp_path, hashpose_match):
+    cameras = corner_cameras(COUNT)
+    true = float(cameras.fx[0])
+    folder = write_corner(tmp_path / "capture", cameras, true_poses())
+    content = json.loads((folder / "transforms.json").read_text())
+    content.update({name: 1.04 * content[name] for name in ("fl_x", "fl_y")})
+    (folder / "transforms.json").write_text(json.dumps(content))
+    focals = {}
+    for choice in ("given", "refined"):
+        outcome = hashpose_match("--data", folder, "--output-dir", tmp_path / choice, "--focal-length", choice)
+        assert outcome.code == 0, outcome.output
+        model = pycolmap.Reconstruction(str(tmp_path / choice / "sparse/0"))
+        focals[choice] = [camera.focal_length_x for camera in model.cameras.values()]
+        assert ("Focal length of 6 images" in outcome.output) == (choice == "refined")
+    assert focals["given"] == pytest.approx([1.04 * true] * len(focals["given"]), rel=1e-6)
+    assert focals["refined"] == pytest.approx([true] * len(focals["refined"]), rel=0.005)
