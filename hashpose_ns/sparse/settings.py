@@ -76,7 +76,7 @@ class TrainSettings:
     warmup: float = 0.01
     """Share of training over which the learning rate rises."""
     weight_decay: float = 0.02
-    """Of weight matrices; biases and norms have none."""
+    """Weight decay of matrices; biases and norms have none."""
     refine_from: float = 0.45
     """Share of training after which refinement is trained as well."""
     freeze_from: float = 0.45
@@ -102,7 +102,7 @@ class TrainSettings:
     average: float = 0.998
     """Decay of the running average of weights, which is what is evaluated and written."""
     seed: int = 0
-    """Of everything."""
+    """Seed of all random numbers."""
 
     def validate(self) -> None:
         """Raises HashPoseError where settings contradict each other."""

@@ -39,7 +39,7 @@ class SparseStartConfig:
     steps: int = 5
     """Refinement steps."""
     seed: int = 0
-    """Of the points that refinement draws."""
+    """Seed of the points that refinement draws."""
 
 
 def sparse_poses(

@@ -53,7 +53,7 @@ class Train:
     device: str = "auto"
     """Where to train: auto, cpu, cuda or cuda:1."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Of the network's products. auto: bf16 where the device has it in hardware."""
+    """Precision of the network's products. auto: bf16 where the device has it in hardware."""
     report_every: int = 200
     """Steps between lines of the log."""
     save_every: float = 60.0
@@ -101,7 +101,7 @@ class Eval:
     steps: int = 5
     """Refinement steps."""
     seed: int = 1
-    """Of objects, cameras and points."""
+    """Seed of objects, cameras and points."""
     device: str = "auto"
     """Where to run: auto, cpu, cuda or cuda:1."""
     output_path: Optional[Path] = None
@@ -153,7 +153,7 @@ class Poses:
     steps: int = 5
     """Refinement steps."""
     seed: int = 0
-    """Of the points that refinement draws."""
+    """Seed of the points that refinement draws."""
     overwrite: bool = False
     """Replace an earlier result in the output folder. A folder with anything else in it is never replaced."""
 
