@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from hashpose_ns.matches.config import MatchConfig
 from hashpose_ns.matches.features import MatchedImages
+from hashpose_ns.matches.gate import support
 from hashpose_ns.matches.sfm import focal_scales, structure_from_given
 from hashpose_ns.matches.start import best_structure
 from nerfstudio.cameras.cameras import Cameras
@@ -80,12 +81,13 @@ def _settled(
     groups: Int[np.ndarray, "num_images"],
 ) -> Optional[Float[np.ndarray, "num_images"]]:
     """What focal lengths are to be multiplied by, from the same matches over and over."""
-    best = best_structure(images, camera_to_worlds, config, known)
-    structure = best[0] if best is not None else None
-    total = np.ones(len(groups))
+    best = best_structure(images, camera_to_worlds, support(images, camera_to_worlds), config, known)
+    if best is None:
+        return None
+    structure, total = best[0], np.ones(len(groups))
     for _ in range(ADJUSTMENTS):
-        scales = focal_scales(images, structure, groups) if structure is not None else None
-        if structure is None or scales is None:
+        scales = focal_scales(images, structure, groups)
+        if scales is None:
             return None
         total *= scales
         if np.abs(scales - 1).max() < SETTLED:

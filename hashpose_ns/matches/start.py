@@ -69,7 +69,7 @@ def start_from_matches(
         known: whether the given poses say anything.
     """
     before = support(images, camera_to_worlds)
-    best = best_structure(images, camera_to_worlds, config, known)
+    best = best_structure(images, camera_to_worlds, before, config, known)
     if best is None:
         return _refused(camera_to_worlds, before, None, None, "matches between the images determine no cameras")
     structure, evidence = best
@@ -96,17 +96,18 @@ def start_from_matches(
 
 
 def best_structure(
-    images: MatchedImages, camera_to_worlds: Float[np.ndarray, "num_images 3 4"], config: MatchConfig, known: bool
+    images: MatchedImages,
+    camera_to_worlds: Float[np.ndarray, "num_images 3 4"],
+    before: Support,
+    config: MatchConfig,
+    known: bool,
 ) -> Optional[Tuple[Structure, Evidence]]:
     """The structure that most matches agree with, of those that start where the settings say; None if there is none.
 
     Args:
-        images: keypoints and verified matches.
-        camera_to_worlds: given poses, OpenGL axes.
-        config: settings.
-        known: whether the given poses say anything.
+        images, camera_to_worlds, config, known: as in `start_from_matches`.
+        before: what the matches say of the given poses.
     """
-    before = support(images, camera_to_worlds)
     tries: List[Tuple[Structure, Evidence]] = []
     for attempt in _attempts(config, known):
         found = _from_none(images) if attempt == "none" else _from_given(images, camera_to_worlds, before)
