@@ -42,6 +42,7 @@ from hashpose_ns.matches.sfm import structure_incremental
 from hashpose_ns.photometry.localize import Localizer, SearchConfig, Start
 from hashpose_ns.photometry.pixels import evenly_spaced
 from hashpose_ns.photometry.scores import image_error
+from hashpose_ns.runs.config import read_config
 from nerfstudio.utils import poses as pose_utils
 
 FORWARD_FACING = ("fern", "flower")
@@ -187,7 +188,7 @@ def train(scene: str, data: Path, work: Path, steps: int | None = None) -> Path:
     """
     method = "hashpose-small" if steps or scene in (*FORWARD_FACING, "fox") else "hashpose-object"
     config = work / "runs" / scene / method / "run" / "config.yml"
-    if list(config.parent.glob("nerfstudio_models/step-*.ckpt")):
+    if is_trained(config):
         return config
     never = "--steps-per-eval-batch 0 --steps-per-eval-image 0 --steps-per-eval-all-images 0 --guard.mode off"
     poses = "--recovery.at --guard.fallback-at --matches.start off --pipeline.model.camera-optimizer.mode off"
@@ -210,6 +211,12 @@ def train(scene: str, data: Path, work: Path, steps: int | None = None) -> Path:
         command += ["nerfstudio-data", "--data", str(folder), "--downscale-factor", "1"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return config
+
+
+def is_trained(config: Path) -> bool:
+    """Whether a run is there, and came to its end: one that was stopped has a checkpoint as well."""
+    saved = [int(file.stem.removeprefix("step-")) for file in config.parent.glob("nerfstudio_models/step-*.ckpt")]
+    return bool(saved) and max(saved) + 1 == read_config(config).max_num_iterations
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
