@@ -133,5 +133,6 @@ def near_hypotheses(optimizer: PoseOptimizer, index: int, config: RecoveryConfig
             turned(pose, pivot, config.near - half, config.near_angle, generator),
         ]
     )
-    near[:, :, 3] += NEAR_SHIFT * (pose[:, 3] - pivot).norm() * torch.randn(config.near, 3, generator=generator).to(near)
+    deviation = NEAR_SHIFT * (pose[:, 3] - pivot).norm()
+    near[:, :, 3] += deviation * torch.randn(config.near, 3, generator=generator).to(near)
     return near
