@@ -27,7 +27,8 @@ class CenteringConfig:
     `auto` shifts them where pictures are far from each other, for an object on a plain background."""
     threshold: float = 0.5
     """How far pictures lie beside each other for cameras to be shifted.
-    In radii of the object. At the true poses silhouettes' centres are 0.15 apart, and 0.45 at most."""
+    In radii of the object. At true poses silhouettes' centres are 0.15 apart.
+    Where frames cut objects they are 0.42 apart at most."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""

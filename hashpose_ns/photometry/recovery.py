@@ -16,8 +16,8 @@ GAIN = 0.6
 """A camera is moved if its loss falls below this fraction of what it was; a lost one's right pose takes more away."""
 
 NEAR_GAIN = 0.8
-"""The same for a pose close by: less is wrong where it is not the right one, and the field has been trained to fit the
-photograph from where the camera was."""
+"""The same for a pose close by. A wrong one does less harm there, and the field has been trained to fit the photograph
+from where the camera was."""
 
 FIRST_DIVISOR, LATER_DIVISOR = 6, 2
 """Divisors of `RecoveryConfig.rays`: rays a step of optimisation, from every hypothesis and in later rounds."""
@@ -51,7 +51,7 @@ def recover_cameras(scene: PosedScene, config: RecoveryConfig, late: bool = Fals
     losses = {i: float(judge.losses(poses[i : i + 1])) for i, judge in judges.items() if len(judge.pixels)}
     median = sorted(losses.values())[len(losses) // 2] if losses else 0.0
     limit = median * (config.late_suspicion if late else config.suspicion)
-    doubtful = optimizer.doubtful_cameras(near=late)
+    doubtful, far = optimizer.doubtful_cameras(near=late), optimizer.doubtful_cameras()
     suspects = sorted((i for i in losses if losses[i] > limit and i in doubtful), key=lambda i: -losses[i])
     suspects = suspects[: max(round(config.cameras * len(poses)), 1)]
     if not suspects:
@@ -63,7 +63,7 @@ def recover_cameras(scene: PosedScene, config: RecoveryConfig, late: bool = Fals
             if late:
                 tried = near_hypotheses(optimizer, index, config)
                 better = _better(judges[index], tried, config, NEAR_GAIN * losses[index], near=True)
-            if better is None and (not late or losses[index] > config.beyond_doubt * median):
+            if better is None and index in far and (not late or losses[index] > config.beyond_doubt * median):
                 tried = hypotheses(optimizer, index, config, seed=int(late))
                 better = _better(judges[index], tried, config, GAIN * losses[index])
             if better is not None:
