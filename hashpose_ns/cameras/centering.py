@@ -16,6 +16,9 @@ from hashpose_ns.errors import HashPoseError
 TRUE_SPREAD = 0.15
 """Root mean square distance, in radii of the object, of silhouettes' central rays from their common point at the true
 poses: from other sides an object has another centre."""
+MOST_ALONG = 0.5
+"""Largest share of the way along the rays: some silhouettes' sizes are far from the others', which Wiener's filter does
+not expect."""
 
 
 @dataclass
@@ -69,7 +72,7 @@ def centred(
     spread = float(across.square().sum(-1).mean())
     error = max(spread - (TRUE_SPREAD * radius) ** 2, 0.0)  # of two axes
     share_across = error / max(spread, 1e-12)
-    share_along = min(error / 2 / max(float((forward - forward.median()).square().mean()), 1e-12), 1.0)
+    share_along = min(error / 2 / max(float((forward - forward.median()).square().mean()), 1e-12), MOST_ALONG)
     moved = poses.clone()
     moved[:, :, 3] += share_across * across + (share_along * forward)[:, None] * rays
     return moved.to(camera_to_worlds), spread**0.5 / radius
