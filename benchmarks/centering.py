@@ -143,7 +143,8 @@ def pictured(objects: Any, aim: float, generator: torch.Generator) -> tuple[Any,
     poses = torch.cat([rotations, -rotations @ centers[..., None]], dim=-1)
     light = roma.random_rotmat(1, generator=generator)[:, 0].expand(VIEWS, 3)
     which, tangents = torch.zeros(VIEWS, dtype=torch.long), torch.full((VIEWS,), TANGENT)
-    pictures = render(objects, which, poses, tangents, light, torch.ones(VIEWS, 3), PIXELS).movedim(1, -1)
+    images, _ = render(objects, which, poses, tangents, light, torch.ones(VIEWS, 3), PIXELS)
+    pictures = images.movedim(1, -1)
     flip = torch.tensor([1.0, -1.0, -1.0])
     camera_to_worlds = torch.cat([rotations.transpose(1, 2) * flip, centers[..., None]], dim=-1)
     focal = 0.5 * PIXELS / TANGENT

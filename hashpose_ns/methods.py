@@ -252,7 +252,7 @@ object_ = MethodSpecification(
             "camera_opt": _cooled(8e-3, 1.2e-3),
             "camera_warp": _cooled(1e-3, 1e-5),
         },
-        RecoveryConfig(at=(0.3, 0.45, 0.6), late_at=(0.75,)),
+        RecoveryConfig(at=(0.3, 0.45, 0.6), late_at=(0.5, 0.65, 0.8)),
         _guard(keep_rebased=True),
         CenteringConfig("auto"),
         by_size=OBJECT_BY_SIZE,

@@ -13,8 +13,12 @@ from torch import Tensor
 from hashpose_ns.cameras.recovery import focus
 from hashpose_ns.errors import HashPoseError
 
-SHARE = 0.5
-"""Share of the way to the distance that a silhouette's size asks for: from other sides an object has another size."""
+TRUE_SPREAD = 0.15
+"""Root mean square distance, in radii of the object, of silhouettes' central rays from their common point at the true
+poses: from other sides an object has another centre."""
+MOST_ALONG = 0.5
+"""Largest share of the way along the rays: some silhouettes' sizes are far from the others', which Wiener's filter does
+not expect."""
 
 
 @dataclass
@@ -24,10 +28,10 @@ class CenteringConfig:
     mode: Literal["off", "auto"] = "off"
     """Whether cameras are shifted before training.
     `auto` shifts them where pictures are far from each other, for an object on a plain background."""
-    threshold: float = 0.88
+    threshold: float = 0.5
     """How far pictures lie beside each other for cameras to be shifted.
-    In radii of the object. At the true poses silhouettes' centres are 0.15 apart.
-    Up to here cameras find home by themselves."""
+    In radii of the object. At true poses silhouettes' centres are 0.15 apart.
+    Where frames cut objects they are 0.42 apart at most."""
 
     def validate(self) -> None:
         """Raises HashPoseError where a setting is out of range."""
@@ -40,8 +44,12 @@ def centred(
     centres: Float[Tensor, "num_cameras 2"],
     areas: Float[Tensor, "num_cameras"],
 ) -> Tuple[Float[Tensor, "num_cameras 3 4"], float]:
-    """Cameras shifted so that the rays through their silhouettes' centres meet in the point nearest to all of them, and
-    moved along these rays half of the way to the distance that the silhouettes' areas ask for. Orientations stay.
+    """Cameras shifted towards where the rays through their silhouettes' centres meet in the point nearest to all of
+    them, and along these rays towards the distance that the silhouettes' areas ask for. Orientations stay.
+
+    Neither a silhouette's centre nor its area is the same from all sides, so cameras go a part of the way: the share
+    of the variance that is the cameras' own (Wiener's, for errors that are alike along all axes). Their variance is
+    that of the rays beyond what they have at true poses.
 
     Args:
         camera_to_worlds: poses, OpenGL axes.
@@ -59,9 +67,12 @@ def centred(
     along = (to_point * rays).sum(-1)
     across = to_point - along[:, None] * rays
     sizes = (areas.double() / math.pi).sqrt() / directions.norm(dim=-1)
-    radius = (along * sizes).median()
-    forward = SHARE * (along - radius / sizes)
+    radius = float((along * sizes).median().abs())
+    forward = along - radius / sizes
+    spread = float(across.square().sum(-1).mean())
+    error = max(spread - (TRUE_SPREAD * radius) ** 2, 0.0)  # of two axes
+    share_across = error / max(spread, 1e-12)
+    share_along = min(error / 2 / max(float((forward - forward.median()).square().mean()), 1e-12), MOST_ALONG)
     moved = poses.clone()
-    moved[:, :, 3] += across + forward[:, None] * rays
-    apart = float(across.square().sum(-1).mean().sqrt() / radius.abs())
-    return moved.to(camera_to_worlds), apart
+    moved[:, :, 3] += share_across * across + (share_along * forward)[:, None] * rays
+    return moved.to(camera_to_worlds), spread**0.5 / radius

@@ -208,13 +208,20 @@ class PoseOptimizer(CameraOptimizer):
         """Whether any camera is elsewhere than where refinement started."""
         return self.config.mode != "off" and bool(self.pose_adjustment.any())
 
-    def doubtful_cameras(self) -> Set[int]:
+    def doubtful_cameras(self, near: bool = False) -> Set[int]:
         """Cameras that may be far from where they belong: all of them, but from a trusted start only those that it left
-        at their initial poses while it moved others."""
+        at their initial poses while it moved others.
+
+        Args:
+            near: those that may be a few degrees off. These are all of them also where the start moved any: matches
+                that are wrong in the same way can hold a camera there.
+        """
         if not self.is_trusted:
             return set(range(self.num_cameras))
         if not self.rebased:
             return set()
+        if near:
+            return set(range(self.num_cameras))
         moved = (self.base_camera_to_worlds != self.initial_camera_to_worlds).flatten(1).any(dim=1).tolist()
         return {index for index in range(self.num_cameras) if not moved[index]}
 

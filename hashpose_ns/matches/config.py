@@ -35,12 +35,17 @@ class FeatureConfig:
 class MatchTermConfig:
     """The term of matches in the training loss."""
 
+    kind: Literal["epipolar", "tracks"] = "epipolar"
+    """What the distance is that pulls poses.
+    - epipolar: of each point of a match from the epipolar line of the other.
+    - tracks: of each keypoint from the projection of its track's point, triangulated anew in every step."""
     weight: float = 0.1
     """Weight of the term at the start of training, beside the photometric loss; 0 leaves it out."""
     fade: float = 0.5
     """Fraction of training at which the term has faded out. It falls linearly from the start."""
     per_step: int = 2048
-    """Matches that are drawn for a step; all of them where there are no more."""
+    """Matches that are drawn for a step; all of them where there are no more.
+    Of tracks an eighth as many are drawn, with up to eight keypoints each."""
     least: int = 50
     """Matches of an image, in the mean, from which the term is used.
     Of fewer, as small pictures have, many are wrong."""

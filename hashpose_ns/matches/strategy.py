@@ -15,6 +15,7 @@ from hashpose_ns.matches.epipolar import MatchTerm
 from hashpose_ns.matches.features import MatchedImages, NoMatches, find_matches, pairs_to_match
 from hashpose_ns.matches.report import MatchesReport
 from hashpose_ns.matches.start import MatchedStart, matches_report, start_from_matches
+from hashpose_ns.matches.tracks import TrackTerm, chained
 from hashpose_ns.photometry.scene import PosedImages, PosedScene
 from hashpose_ns.photometry.strategy import PoseStrategy, Say
 
@@ -60,7 +61,10 @@ class StartFromMatches(PoseStrategy):
         self.images = matched_images(scene, self.config)
         matches = self.images.flat()
         if len(matches) and 2 * len(matches) >= self.config.term.least * matches.num_images:
-            scene.poses.terms["match_loss"] = MatchTerm(matches, self.config.term)
+            by_tracks = self.config.term.kind == "tracks"
+            scene.poses.terms["match_loss"] = (
+                TrackTerm(chained(self.images), self.config.term) if by_tracks else MatchTerm(matches, self.config.term)
+            )
         if resumed:
             return
         initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()

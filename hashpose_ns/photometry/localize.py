@@ -143,7 +143,7 @@ class Acceptance:
         no other hypothesis explains it as well from elsewhere, or it is explained better still. Where many matches say
         the same, it may be explained less well."""
         if localization.matches >= CONFIRMING:
-            return localization.residual <= min(CONFIRMED * self.limit, LARGEST)
+            return localization.residual <= min(CONFIRMED * self.limit, LARGEST_CONFIRMED)
         limit = self.limit if localization.agreement >= AGREEMENT else self.limit * ALONE
         return localization.residual <= limit
 
@@ -151,15 +151,16 @@ class Acceptance:
 SPREADS = 3.0
 """Deviations of the logarithm of the training images' residuals, above their median, up to which one is accepted."""
 
-LEAST_RATIO, LEAST, LARGEST = 4.0, 0.02, 0.5
-"""The limit is this many medians at least, and between these shares of the variance."""
+LEAST_RATIO, LEAST, LARGEST = 4.0, 0.02, 0.4
+"""The limit is this many medians at least, and between these shares of the variance: a field of a few images fits these
+much worse in one place than in another."""
 
 AGREEMENT, ALONE = 0.5, 0.6
 """Agreement from which on the limit holds; below, it is this fraction of it."""
 
-CONFIRMING, CONFIRMED = 12, 2.5
+CONFIRMING, CONFIRMED, LARGEST_CONFIRMED = 12, 2.5, 0.5
 """Matches from which on a pose is confirmed, which pictures of other scenes do not have by far; the limit is so many
-times larger then, as for views that training images show little of."""
+times larger then, up to that share of the variance, as for views that training images show little of."""
 
 TRAINING_IMAGES = 24
 """Training images that the limit comes from."""

@@ -153,10 +153,13 @@ class PoseJudge:
         return unexplained(self.renderer, self.dataset, self.pixels, poses)
 
     def optimized(
-        self, poses: Float[Tensor, "count 3 4"], steps: int, rays: int, lr: float
+        self, poses: Float[Tensor, "count 3 4"], steps: int, rays: int, lr: float, last_rate: float = 1.0
     ) -> Tuple[Float[Tensor, "count 3 4"], Float[Tensor, "count"]]:
-        """Poses after photometric optimisation, and their losses, the least first."""
+        """Poses after photometric optimisation, and their losses, the least first. Arguments as in
+        `optimize_cameras`."""
         images = [self.image] * len(poses)
-        poses = optimize_cameras(self.renderer, self.cameras_at(poses), images, self.side, steps, rays, lr)
+        poses = optimize_cameras(
+            self.renderer, self.cameras_at(poses), images, self.side, steps, rays, lr, last_rate=last_rate
+        )
         losses, order = self.losses(poses).sort()
         return poses[order], losses

@@ -68,7 +68,7 @@ class Recovery(PoseStrategy):
         late = step in steps_at(self.config.late_at, scene.total_steps)
         if not late and step not in steps_at(self.config.at, scene.total_steps):
             return
-        if scene.poses.rate_scale == 0 or not scene.poses.doubtful_cameras():
+        if scene.poses.rate_scale == 0 or not scene.poses.doubtful_cameras(near=late):
             return
         moved = recover_cameras(scene, self.config, late)
         for moment in moments(adam, scene.poses.pose_adjustment):

@@ -412,3 +412,5 @@ def test_a_trusted_start_leaves_in_doubt_whom_it_could_not_place():
     some.rebase(placed, trusted=True)
     assert far.doubtful_cameras() == set(range(N)) and given.doubtful_cameras() == set()
     assert some.doubtful_cameras() == {1, 2, 4}
+    near = [optimizer.doubtful_cameras(near=True) for optimizer in (far, given, some)]
+    assert near == [set(range(N)), set(), set(range(N))]

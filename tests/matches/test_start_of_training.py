@@ -10,9 +10,11 @@ from synthetic import arc, matched, turned
 from hashpose_ns.cameras.pose_optimizer import PoseOptimizerConfig
 from hashpose_ns.errors import HashPoseError
 from hashpose_ns.matches import strategy
-from hashpose_ns.matches.config import MatchConfig
+from hashpose_ns.matches.config import MatchConfig, MatchTermConfig
+from hashpose_ns.matches.epipolar import MatchTerm
 from hashpose_ns.matches.features import NoMatches
 from hashpose_ns.matches.strategy import StartFromMatches
+from hashpose_ns.matches.tracks import TrackTerm
 from hashpose_ns.photometry.scene import PosedScene
 
 
@@ -36,7 +38,9 @@ def scene_of(initial: np.ndarray, mode: str) -> PosedScene:
     return scene
 
 
-def prepared(monkeypatch, initial: np.ndarray, images, mode: str = "SE3", resumed: bool = False, start: str = "auto"):
+def prepared(
+    monkeypatch, initial: np.ndarray, images, mode: str = "SE3", resumed: bool = False, start: str = "auto", **term
+):
     """A scene after `prepare`, the strategy, and what was said. `images` may be an error to raise."""
 
     def found(*_):
@@ -45,7 +49,11 @@ def prepared(monkeypatch, initial: np.ndarray, images, mode: str = "SE3", resume
         return images
 
     monkeypatch.setattr(strategy, "matched_images", found)
-    scene, said, one = scene_of(initial, mode), [], StartFromMatches(MatchConfig(start=start))
+    scene, said, one = (
+        scene_of(initial, mode),
+        [],
+        StartFromMatches(MatchConfig(start=start, term=MatchTermConfig(**term))),
+    )
     one.prepare(scene, resumed, said.append)
     return scene.poses, one, said
 
@@ -62,6 +70,13 @@ def test_resuming_takes_matches_and_leaves_the_start_to_the_checkpoint(true, noi
     poses, one, said = prepared(monkeypatch, turned(true, 4.0), noisy, resumed=True)
     assert one.images is noisy and one.start is None and not poses.rebased and not said
     assert "match_loss" in poses.terms
+
+
+def test_tracks_pull_poses_where_they_are_asked_for(true, noisy, monkeypatch):
+    poses, _, _ = prepared(monkeypatch, turned(true, 4.0), noisy, resumed=True, kind="tracks")
+    assert isinstance(poses.terms["match_loss"], TrackTerm)
+    poses, _, _ = prepared(monkeypatch, turned(true, 4.0), noisy, resumed=True)
+    assert isinstance(poses.terms["match_loss"], MatchTerm)
 
 
 def test_poses_that_are_not_refined_stay(true, noisy, monkeypatch):

@@ -55,6 +55,33 @@ def test_cameras_come_to_where_they_see_a_small_ball_in_one_place():
     assert (seen - seen.mean(0)).norm(dim=-1).max() < 0.1 * across.norm(dim=-1).max(), "one place, wherever it is"
 
 
+def test_cameras_go_as_far_as_silhouettes_can_be_believed():
+    """Objects look different from all sides, so silhouettes have errors of their own: cameras do not follow these where
+    they are right, and end nearer than they began where they are not."""
+    radius, generator = 0.8, torch.Generator().manual_seed(3)
+
+    def noise(count: int, scale: float) -> torch.Tensor:
+        return scale * torch.randn(len(truth), count, dtype=torch.float64, generator=generator)
+
+    truth = torch.cat([looking_at(torch.zeros(3).double(), 4.0, seed=seed) for seed in range(20)])
+    middles = noise(3, 0.15 * radius / math.sqrt(2))  # of the silhouettes, for each camera
+    local = ((middles - truth[:, :, 3])[:, None] @ truth[:, :, :3])[:, 0]
+    centres = local[:, :2] / -local[:, 2:]
+    seen = radius * torch.exp(noise(1, 0.15))[:, 0]
+    areas = math.pi * (seen / local.norm(dim=-1)) ** 2 * (1 + centres.square().sum(-1))
+
+    def away(poses: torch.Tensor) -> float:
+        moved = poses[:, :, 3] - truth[:, :, 3]
+        return float((moved - moved.mean(0)).norm(dim=-1).mean())
+
+    still, apart = centred(truth, centres, areas)
+    assert apart == pytest.approx(0.15, abs=0.02) and away(still) < 0.01
+    for error, left in ((0.3, 0.7), (1.0, 0.45)):
+        start = truth.clone()
+        start[:, :, 3] += noise(3, error)
+        assert away(centred(start, centres, areas)[0]) < left * away(start), error
+
+
 @pytest.fixture
 def pipeline_of():
     """The chair's pipeline from the truth or under L2G-NeRF's noise."""

@@ -13,7 +13,7 @@ from scenes import CHAIR
 
 from hashpose_ns.cameras.alignment import Similarity, align_centers, pose_errors
 from hashpose_ns.cameras.perturbation import PerturbationConfig
-from hashpose_ns.cameras.recovery import RecoveryConfig, focus
+from hashpose_ns.cameras.recovery import RecoveryConfig, focus, near_hypotheses
 from hashpose_ns.data.pixel_sampler import EdgePixelSamplerConfig
 from hashpose_ns.datamanager import HashPoseDataManagerConfig
 from hashpose_ns.encoding import HashEncodingConfig
@@ -212,20 +212,45 @@ def test_lost_cameras_are_found_and_put_back(trained_on_true_poses, side):
         assert torch.equal(value, state[key]), key
 
 
-def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses):
+def test_a_late_search_puts_a_camera_back_that_is_a_few_degrees_off(trained_on_true_poses):
+    pipeline = trained_on_true_poses
+    optimizer, index = pipeline.model.camera_optimizer, 4
+    reference = optimizer.reference_camera_to_worlds
+    turn = exp_map_SE3(torch.tensor([[0.0, 0.0, 0.0, 0.08, -0.05, 0.09]]))[0]  # about the chair, by 7.5 degrees
+    try:
+        optimizer.set_refined(index, pose_utils.multiply(turn, reference[index]))
+        moved = recover_cameras(pipeline.scene, RecoveryConfig(cameras=0.03), late=True)  # one suspect
+        end = optimizer.refined_camera_to_worlds().detach()
+    finally:
+        optimizer.pose_adjustment.data.zero_()
+    angles = torch.rad2deg(roma.rotmat_geodesic_distance(end[:, :, :3], reference[:, :, :3]))
+    assert moved == [index] and angles[index] < 1.5, (moved, angles[index])
+
+
+def test_the_poses_of_a_late_search_are_close_to_where_the_camera_is(trained_on_true_poses):
+    optimizer = trained_on_true_poses.model.camera_optimizer
+    pose = optimizer.refined_camera_to_worlds().detach()[4]
+    near = near_hypotheses(optimizer, 4, RecoveryConfig(near=40, near_angle=0.2))
+    angles = roma.rotmat_geodesic_distance(near[:, :, :3], pose[None, :, :3].expand(40, 3, 3))
+    assert near.shape == (40, 3, 4) and angles.max() <= 0.2 + 1e-4
+    assert angles[:20].max() <= 0.1 + 1e-4 < angles[20:].max()
+    assert torch.equal(near, near_hypotheses(optimizer, 4, RecoveryConfig(near=40, near_angle=0.2)))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_nobody_is_moved_where_all_cameras_are_right(trained_on_true_poses, late):
     optimizer = trained_on_true_poses.model.camera_optimizer
     try:
         # Suspects all the same: two cameras with more loss than the median.
-        moved = recover_cameras(
-            trained_on_true_poses.scene, RecoveryConfig(cameras=0.05, suspicion=1.0, hypotheses=32, steps=10)
-        )
+        config = RecoveryConfig(cameras=0.05, suspicion=1.0, late_suspicion=1.0, hypotheses=32, steps=10)
+        moved = recover_cameras(trained_on_true_poses.scene, config, late)
         twists = optimizer.pose_adjustment.detach().clone()
     finally:
         optimizer.pose_adjustment.data.zero_()
     assert moved == [] and not twists.any()
 
 
-@pytest.mark.parametrize("settings", [{"at": (0.3, 1.0)}, {"hypotheses": 2}, {"steps": 2}, {"rays": 5}])
+@pytest.mark.parametrize("settings", [{"at": (0.3, 1.0)}, {"hypotheses": 2}, {"near": 2}, {"steps": 2}, {"rays": 5}])
 def test_a_search_that_cannot_be_made_is_refused(settings):
     RecoveryConfig(at=(0.3, 0.5)).validate()
     with pytest.raises(HashPoseError, match="recovery"):

@@ -21,6 +21,7 @@ from hashpose_ns.photometry.align import optimize_cameras
 from hashpose_ns.photometry.interest import interest_points, interest_region, pixels_of_interest
 from hashpose_ns.photometry.localize import (
     CONFIRMING,
+    LARGEST,
     LEAST,
     Acceptance,
     Localization,
@@ -267,6 +268,8 @@ def test_residuals_that_nobody_agrees_with_have_to_be_smaller():
 
     assert found(0.09, 1.0) and not found(0.09, 0.0) and found(0.05, 0.0) and not found(0.11, 1.0)
     assert found(0.2, 0.0, CONFIRMING) and not found(0.2, 1.0, CONFIRMING - 1) and not found(0.3, 1.0, 100)
+    limits = Acceptance(typical=0.2, limit=LARGEST)
+    assert not found(0.45, 1.0) and found(0.45, 0.0, CONFIRMING) and not found(0.6, 1.0, CONFIRMING)
 
 
 @pytest.mark.parametrize("settings", [{"hypotheses": 0}, {"rays": 100}, {"lr": 0.0}, {"angle": 200.0}, {"images": 0}])
