@@ -43,6 +43,7 @@ from hashpose_ns.photometry.localize import Localizer, SearchConfig, Start
 from hashpose_ns.photometry.pixels import evenly_spaced
 from hashpose_ns.photometry.scores import image_error
 from hashpose_ns.runs.config import read_config
+from hashpose_ns.runs.files import last_step
 from nerfstudio.utils import poses as pose_utils
 
 FORWARD_FACING = ("fern", "flower")
@@ -215,8 +216,8 @@ def train(scene: str, data: Path, work: Path, steps: int | None = None) -> Path:
 
 def is_trained(config: Path) -> bool:
     """Whether a run is there, and came to its end: one that was stopped has a checkpoint as well."""
-    saved = [int(file.stem.removeprefix("step-")) for file in config.parent.glob("nerfstudio_models/step-*.ckpt")]
-    return bool(saved) and max(saved) + 1 == read_config(config).max_num_iterations
+    step = last_step(config.parent)
+    return step is not None and step + 1 == read_config(config).max_num_iterations
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

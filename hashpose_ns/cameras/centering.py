@@ -48,8 +48,8 @@ def centred(
     them, and along these rays towards the distance that the silhouettes' areas ask for. Orientations stay.
 
     Neither a silhouette's centre nor its area is the same from all sides, so cameras go a part of the way: the share
-    of the variance that is the cameras' own (Wiener's, for errors that are alike along all axes). Their variance is
-    that of the rays beyond what they have at true poses.
+    of the variance that is the cameras' own (Wiener's, for errors that are alike along all axes), and at most half of
+    the way along the rays. Their variance is that of the rays beyond what they have at true poses.
 
     Args:
         camera_to_worlds: poses, OpenGL axes.

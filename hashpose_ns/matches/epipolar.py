@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -87,7 +89,10 @@ class MatchTerm:
         config: settings.
     """
 
-    def __init__(self, matches: Matches, config: MatchTermConfig) -> None:
+    loss: Callable[[Any, Tensor, MatchTermConfig], Tensor] = staticmethod(match_loss)
+    """Of what it is given, the poses and the settings."""
+
+    def __init__(self, matches: Any, config: MatchTermConfig) -> None:
         self.matches = matches
         self.config = config
 
@@ -105,4 +110,4 @@ class MatchTerm:
         """
         if self.matches.images.device != camera_to_worlds.device:
             self.matches = self.matches.to(camera_to_worlds.device)
-        return self.config.weight_at(progress) * match_loss(self.matches, camera_to_worlds, self.config)
+        return self.config.weight_at(progress) * self.loss(self.matches, camera_to_worlds, self.config)

@@ -61,10 +61,10 @@ class StartFromMatches(PoseStrategy):
         self.images = matched_images(scene, self.config)
         matches = self.images.flat()
         if len(matches) and 2 * len(matches) >= self.config.term.least * matches.num_images:
-            by_tracks = self.config.term.kind == "tracks"
-            scene.poses.terms["match_loss"] = (
-                TrackTerm(chained(self.images), self.config.term) if by_tracks else MatchTerm(matches, self.config.term)
-            )
+            if self.config.term.kind == "tracks":
+                scene.poses.terms["match_loss"] = TrackTerm(chained(self.images), self.config.term)
+            else:
+                scene.poses.terms["match_loss"] = MatchTerm(matches, self.config.term)
         if resumed:
             return
         initial = scene.poses.initial_camera_to_worlds.detach().double().cpu()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hashpose_ns.matches.config import MatchTermConfig
+from hashpose_ns.matches.epipolar import MatchTerm
 from hashpose_ns.matches.features import MatchedImages
 
 VIEWS = 8
@@ -193,30 +194,13 @@ def track_loss(
     return torch.where(valid, losses, torch.zeros_like(losses)).sum() / valid.sum().clamp(min=1)
 
 
-class TrackTerm:
-    """The term of tracks, as a `PoseTerm`. It remembers nothing, so a resumed run needs nothing of it.
+class TrackTerm(MatchTerm):
+    """The term of tracks in place of matches. It remembers no points, so a resumed run needs nothing of it.
 
     Args:
-        tracks: at least one.
+        matches: the tracks, at least one.
         config: settings.
     """
 
-    def __init__(self, tracks: Tracks, config: MatchTermConfig) -> None:
-        self.tracks = tracks
-        self.config = config
-
-    @property
-    def until(self) -> float:
-        """Fraction of training at which it has faded out."""
-        return self.config.fade if self.config.weight > 0 else 0.0
-
-    def __call__(self, camera_to_worlds: Float[Tensor, "num_cameras 3 4"], progress: float) -> Float[Tensor, ""]:
-        """The weighted loss, of some tracks drawn after all that the step's rays and samples are drawn from.
-
-        Args:
-            camera_to_worlds: all refined poses, OpenGL axes.
-            progress: fraction of training.
-        """
-        if self.tracks.images.device != camera_to_worlds.device:
-            self.tracks = self.tracks.to(camera_to_worlds.device)
-        return self.config.weight_at(progress) * track_loss(self.tracks, camera_to_worlds, self.config)
+    matches: Tracks
+    loss = staticmethod(track_loss)

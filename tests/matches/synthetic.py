@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import numpy as np
 import roma
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from hashpose_ns.cameras.pose_optimizer import PoseOptimizer, PoseOptimizerConfig
 from hashpose_ns.matches.features import MatchedImages
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
@@ -106,6 +107,23 @@ def matched(
 
 
 # -- photographs -------------------------------------------------------------------------------------------------------
+
+
+def pulled(start: torch.Tensor, true: torch.Tensor, term: Any, steps: int) -> torch.Tensor:
+    """Poses after some steps of Adam by a term alone."""
+    optimizer = PoseOptimizer(PoseOptimizerConfig(), len(start), "cpu", start, true)
+    optimizer.terms["match_loss"] = term
+    optimizer.set_progress(0.0)
+    adam = torch.optim.Adam(optimizer.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.01 ** (1 / steps))
+    for _ in range(steps):
+        adam.zero_grad()
+        losses: dict = {}
+        optimizer.get_loss_dict(losses)
+        losses["match_loss"].backward()
+        adam.step()
+        decay.step()
+    return optimizer.refined_camera_to_worlds().detach()
 
 
 def corner_cameras(
