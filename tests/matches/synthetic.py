@@ -106,9 +106,6 @@ def matched(
     )
 
 
-# -- photographs -------------------------------------------------------------------------------------------------------
-
-
 def pulled(start: torch.Tensor, true: torch.Tensor, term: Any, steps: int) -> torch.Tensor:
     """Poses after some steps of Adam by a term alone."""
     optimizer = PoseOptimizer(PoseOptimizerConfig(), len(start), "cpu", start, true)
@@ -124,6 +121,9 @@ def pulled(start: torch.Tensor, true: torch.Tensor, term: Any, steps: int) -> to
         adam.step()
         decay.step()
     return optimizer.refined_camera_to_worlds().detach()
+
+
+# -- photographs -------------------------------------------------------------------------------------------------------
 
 
 def corner_cameras(
